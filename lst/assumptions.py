@@ -1,0 +1,34 @@
+"""Every assumption the paper leaves open, with a name, a value and a source, in one table (DESIGN rule 9).
+
+The report prints this table; a study names the ones it touches. What the paper says is in no need of an entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Assumption:
+    """One decision: its name, what was chosen, why, and the place in the paper that is silent or contradicts itself."""
+
+    name: str
+    value: str
+    source: str
+
+
+ASSUMPTIONS: tuple[Assumption, ...] = (
+    Assumption("compute", "true training FLOPs, local modules and head counted", "the paper counts units; its gap 3"),
+    Assumption("local modules on text", "encoder and decoder run on all tokens, text included", "not said (gap 8)"),
+    Assumption("patch query pooling", "max over a patch's hidden states", "pooling is not said (gap 8); max as in BLT"),
+    Assumption("decoder input", "the encoder's token states", "not said (gap 8)"),
+    Assumption("decoder cross-attention", "all closed units of the document", "'the earlier units' (gap 8)"),
+    Assumption("cut patches", "a patch cut short closes at the next token", "when a ragged patch may be seen is not said"),
+    Assumption("baseline shape", "the global transformer's shape with its own embedding and head", "not said (gap 7)"),
+    Assumption("ending scores", "log-likelihood per token of the ending", "normalisation is not said (gap 8)"),
+    Assumption("curriculum", "drawn per sequence; aligned to 1/3 of the steps, falling to 0 at 2/3", "3.1 and 4.2 differ (gap 9)"),
+    Assumption("silence", "frames outside words form patches of their own; a span ends before the next word", "gap 9"),
+    Assumption("mixture", "kept in tokens: the share of interleaved sequences is solved for each patching", "DESIGN rule 10"),
+    Assumption("context", "equal units in a sequence; a patched arm sees more tokens", "context_match = units"),
+    Assumption("epochs", "sequences start at evenly drawn places; a pass is complete in expectation", "not said (gap 5)"),
+)

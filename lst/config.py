@@ -1,0 +1,416 @@
+"""What decides one run: frozen, keyword-only dataclasses, read strictly from plain dicts, with a content hash.
+
+A `RunConfig` is everything `lst.train` needs. Its `run_id` is the hash of what decides the result (model, patching, data,
+optimiser, training, evaluation) and leaves out `execution` (paths, threads, micro-batches, checkpoint interval), so that
+the same run keeps its id when it is priced, placed or scheduled otherwise. This module is not a command line: Hydra and
+OmegaConf stay at the edges and hand plain dicts to `from_dict`.
+
+    config = arm_config("lst_static", size="tiny", patching={"patch_size": 3})
+    config.run_id        # 12 hex digits
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from lst.errors import ConfigError, did_you_mean
+
+RUN_ID_DIGITS = 12
+
+
+class Arm(StrEnum):
+    """One side of a comparison (PAPER: Table 3)."""
+
+    BASELINE = "baseline"
+    LST_STATIC = "lst_static"
+    LST_ALIGNED = "lst_aligned"
+    LST_MIXED = "lst_mixed"
+    LST_CURRICULUM = "lst_curriculum"
+
+
+class Patching(StrEnum):
+    """How speech tokens become units. TOKEN: each token is a unit (the baseline)."""
+
+    TOKEN = "token"
+    STATIC = "static"
+    ALIGNED = "aligned"
+    MIXED = "mixed"
+    CURRICULUM = "curriculum"
+
+
+ARM_PATCHING = {
+    Arm.BASELINE: Patching.TOKEN,
+    Arm.LST_STATIC: Patching.STATIC,
+    Arm.LST_ALIGNED: Patching.ALIGNED,
+    Arm.LST_MIXED: Patching.MIXED,
+    Arm.LST_CURRICULUM: Patching.CURRICULUM,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackConfig:
+    """The shape of one stack of transformer layers."""
+
+    layers: int  # number of layers
+    dim: int  # width of the residual stream
+    heads: int  # attention heads; dim / heads must be even (rotary embedding)
+    ffn_dim: int  # hidden width of the gated feed-forward module
+    window: int = 0  # causal attention window in tokens, the token itself included; 0 = unlimited
+
+    def validate(self, name: str) -> None:
+        for key in ("layers", "dim", "heads", "ffn_dim"):
+            _require_positive(f"{name}.{key}", getattr(self, key))
+        if self.dim % self.heads or (self.dim // self.heads) % 2:
+            raise ConfigError(
+                f"{name}.dim={self.dim} does not split into {self.heads} heads of even width; "
+                f"choose {name}.heads so that dim / heads is even."
+            )
+        if self.window < 0:
+            raise ConfigError(f"{name}.window={self.window} is negative; give a number of tokens, or 0 for no window.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network. The baseline has `global_stack` alone; LST arms have all three stacks."""
+
+    arm: Arm  # which arm this network belongs to
+    global_stack: StackConfig  # the transformer over units
+    encoder: StackConfig | None = None  # patch encoder (local, token rate); None for the baseline
+    decoder: StackConfig | None = None  # patch decoder (local, token rate); None for the baseline
+    text_vocab: int = 32_000  # pieces of the text tokenizer
+    speech_vocab: int = 501  # speech tokens (k-means centres)
+    queries_per_patch: int = 2  # k queries by which a patch reads its tokens (PAPER: BLT's dim_global / dim_local)
+    pooling: str = "max"  # max | mean | last: how a patch's hidden states become its query
+    decoder_input: str = "encoder"  # encoder | embedding | both: the decoder's token stream
+    tied_head: bool = False  # share the input embedding with the output head (only where widths agree)
+    rope_theta: float = 500_000.0  # base of the rotary embedding (PAPER: 5e5)
+
+    def validate(self) -> None:
+        self.global_stack.validate("model.global_stack")
+        local = (self.encoder, self.decoder)
+        if self.arm is Arm.BASELINE:
+            if any(local):
+                raise ConfigError("model.encoder and model.decoder must be null for arm 'baseline'; it has no local modules.")
+        elif self.encoder is None or self.decoder is None:
+            raise ConfigError(f"arm '{self.arm}' needs model.encoder and model.decoder; give both a shape.")
+        else:
+            self.encoder.validate("model.encoder")
+            self.decoder.validate("model.decoder")
+            if self.encoder.dim != self.decoder.dim:
+                raise ConfigError(
+                    f"model.encoder.dim={self.encoder.dim} differs from model.decoder.dim={self.decoder.dim}; "
+                    "the decoder continues the encoder's token states, so make them equal."
+                )
+        if self.global_stack.window:
+            raise ConfigError("model.global_stack.window must be 0; units attend to every earlier unit of their document.")
+        _require_choice("model.pooling", self.pooling, ("max", "mean", "last"))
+        _require_choice("model.decoder_input", self.decoder_input, ("encoder", "embedding", "both"))
+        for key in ("text_vocab", "speech_vocab", "queries_per_patch"):
+            _require_positive(f"model.{key}", getattr(self, key))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchingConfig:
+    """How a speech span is cut into patches, and how that changes over training."""
+
+    kind: Patching  # token | static | aligned | mixed | curriculum
+    patch_size: int = 4  # tokens of a static patch (PAPER: 4 in the main results)
+    mixed_aligned_share: float = 0.5  # mixed: probability that a sequence is aligned
+    curriculum_aligned_until: float = 1 / 3  # curriculum: share of the steps that is all aligned (tau 1)
+    curriculum_static_from: float = 2 / 3  # curriculum: share of the steps after which all is static (tau 2)
+
+    def validate(self) -> None:
+        _require_positive("patching.patch_size", self.patch_size)
+        _require_share("patching.mixed_aligned_share", self.mixed_aligned_share)
+        _require_share("patching.curriculum_aligned_until", self.curriculum_aligned_until)
+        _require_share("patching.curriculum_static_from", self.curriculum_static_from)
+        if self.curriculum_aligned_until > self.curriculum_static_from:
+            raise ConfigError(
+                f"patching.curriculum_aligned_until={self.curriculum_aligned_until} lies after "
+                f"curriculum_static_from={self.curriculum_static_from}; the aligned share falls, so put it before."
+            )
+
+    def aligned_probability(self, progress: float) -> float:
+        """P(aligned) at `progress` in [0, 1) of the run (PAPER: 1 until tau 1, linear to 0 at tau 2, 0 after)."""
+        if self.kind is Patching.ALIGNED:
+            return 1.0
+        if self.kind is Patching.MIXED:
+            return self.mixed_aligned_share
+        if self.kind is not Patching.CURRICULUM:
+            return 0.0
+        start, end = self.curriculum_aligned_until, self.curriculum_static_from
+        if progress < start:
+            return 1.0
+        return 0.0 if progress >= end else (end - progress) / (end - start)
+
+    @property
+    def evaluation_kind(self) -> Patching:
+        """The patching of held-out evaluation: static for mixed and curriculum, else the arm's own (PAPER: 3.1)."""
+        return Patching.STATIC if self.kind in (Patching.MIXED, Patching.CURRICULUM) else self.kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which data, mixed and interleaved how. The path of the data is execution; its content is `data_id`."""
+
+    data_id: str = ""  # content hash of the prepared data set
+    seq_len_units: int = 4096  # units of one packed sequence
+    interleaved_token_share: float = 1 / 3  # tokens that come from interleaved documents; the rest is text only
+    interleaved_sequence_share_static: float = 1 / 3  # share of sequences that keeps it, under the static (or token) patching
+    interleaved_sequence_share_aligned: float = 1 / 3  # the same under the aligned patching
+    text_span_words: tuple[int, int] = (4, 16)  # words of a text span: smallest and largest, uniform
+    speech_per_text_words: float = 0.5  # words of the following speech span, as a share of the text span's
+
+    def validate(self) -> None:
+        _require_positive("data.seq_len_units", self.seq_len_units)
+        for key in ("interleaved_token_share", "interleaved_sequence_share_static", "interleaved_sequence_share_aligned"):
+            _require_share(f"data.{key}", getattr(self, key))
+        low, high = self.text_span_words
+        if not 1 <= low <= high:
+            raise ConfigError(f"data.text_span_words={[low, high]} is no range of words; give [smallest, largest] with 1 <= smallest.")
+        if not self.speech_per_text_words > 0:
+            raise ConfigError(f"data.speech_per_text_words={self.speech_per_text_words} must be positive (the paper's is 0.5).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its schedule (PAPER: A.3)."""
+
+    lr: float = 4e-4  # peak learning rate
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # on matrices only, not on gains and embeddings' norms
+    warmup_steps: int = 2_000  # linear warm-up
+    final_lr_ratio: float = 0.01  # the cosine ends at this share of the peak
+    clip: float = 1.0  # largest global gradient norm
+
+    def validate(self) -> None:
+        for key in ("lr", "eps", "clip"):
+            _require_positive(f"optim.{key}", getattr(self, key))
+        for key in ("beta1", "beta2", "final_lr_ratio"):
+            _require_share(f"optim.{key}", getattr(self, key))
+        if self.warmup_steps < 0 or self.weight_decay < 0:
+            raise ConfigError("optim.warmup_steps and optim.weight_decay must not be negative.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length, batch and precision of the run."""
+
+    steps: int = 200_000  # optimiser steps, the last included
+    batch_sequences: int = 128  # sequences of a global batch
+    final_batch_sequences: int = 0  # sequences of the LAST batch, to land on the budget; 0 = as the others
+    seed: int = 0  # initial weights and data order
+    dtype: str = "float32"  # float32 | bfloat16 (autocast; weights stay float32)
+
+    def validate(self) -> None:
+        _require_positive("train.steps", self.steps)
+        _require_positive("train.batch_sequences", self.batch_sequences)
+        if not 0 <= self.final_batch_sequences <= self.batch_sequences:
+            raise ConfigError(
+                f"train.final_batch_sequences={self.final_batch_sequences} must lie in 0..{self.batch_sequences} (batch_sequences)."
+            )
+        if self.seed < 0:
+            raise ConfigError(f"train.seed={self.seed} is negative; give 0 or more.")
+        _require_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
+
+    def sequences_at(self, step: int) -> int:
+        """Sequences of the global batch of `step` (0-based)."""
+        last = step == self.steps - 1 and self.final_batch_sequences > 0
+        return self.final_batch_sequences if last else self.batch_sequences
+
+    @property
+    def total_sequences(self) -> int:
+        return self.batch_sequences * (self.steps - 1) + self.sequences_at(self.steps - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Held-out evaluation. The documents and their interleaving are fixed, so that arms are compared on the same tokens."""
+
+    heldout_documents: int = 256  # documents of each held-out set (speech, text, interleaved)
+    context_tokens: int = 512  # tokens of a held-out document, cut there for every arm alike
+    points: int = 1  # evaluations over the run, evenly spaced in steps, the last at the end
+    story_items: int = 0  # story-completion items scored on the final checkpoint; 0 = none
+    story_choices: int = 2  # endings of an item: 2 or 4
+    seed: int = 1234  # fixes held-out documents' choice and interleaving
+
+    def validate(self) -> None:
+        for key in ("heldout_documents", "context_tokens", "points"):
+            _require_positive(f"evaluation.{key}", getattr(self, key))
+        if self.story_items < 0:
+            raise ConfigError(f"evaluation.story_items={self.story_items} is negative; give 0 for none.")
+        if self.story_choices not in (2, 4):
+            raise ConfigError(f"evaluation.story_choices={self.story_choices} is not offered; choose 2 or 4.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutionConfig:
+    """Where and how fast: nothing here may change the result beyond rounding, so it is no part of the identity."""
+
+    data_path: str = "embedded"  # folder of the prepared data set, or 'embedded'
+    micro_batch_tokens: int = 16_384  # padded tokens of one forward pass; larger batches are accumulated
+    threads: int = 1  # CPU threads of the process
+    checkpoint_every_seconds: float = 60.0  # wall-clock seconds between checkpoints
+    log_every: int = 1  # steps between training records
+    device: str = "auto"  # auto | cpu | cuda
+
+    def validate(self) -> None:
+        for key in ("micro_batch_tokens", "threads", "checkpoint_every_seconds", "log_every"):
+            _require_positive(f"execution.{key}", getattr(self, key))
+        _require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run, whole."""
+
+    model: ModelConfig
+    patching: PatchingConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def validate(self) -> None:
+        """Raises ConfigError on the first value that cannot be."""
+        for section in dataclasses.fields(self):
+            getattr(self, section.name).validate()
+        expected = ARM_PATCHING[self.model.arm]
+        if self.patching.kind is not expected:
+            raise ConfigError(f"patching.kind='{self.patching.kind}' does not fit arm '{self.model.arm}'; it must be '{expected}'.")
+
+    @property
+    def run_id(self) -> str:
+        """Hash of what decides the result (DESIGN rule 6)."""
+        content = to_dict(self)
+        del content["execution"]
+        return content_hash(content)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
+        """Read strictly: an unknown key, a missing one or a wrong type is a ConfigError that names it."""
+        config = from_dict(cls, values)
+        config.validate()
+        return config
+
+
+def arm_config(arm: str, *, size: str = "tiny", **overrides: Any) -> RunConfig:
+    """The configuration of `arm` at the ladder's `size`, with sections overridden by nested dicts.
+
+    `overrides` are section names with dicts, as in `arm_config("lst_static", train={"steps": 10})`.
+    Raises ConfigError on an unknown arm, size, section or key.
+    """
+    from lst.ladder import model_shape
+
+    if arm not in list(Arm):
+        raise ConfigError(f"arm='{arm}' is unknown; {did_you_mean(arm, list(Arm))}")
+    values: dict[str, Any] = {
+        "model": to_dict(model_shape(size, Arm(arm))),
+        "patching": {"kind": ARM_PATCHING[Arm(arm)].value},
+    }
+    return RunConfig.from_dict(merge(values, overrides))
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A new dict: `base` with the nested values of `over` put over it."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def content_hash(content: Any, digits: int = RUN_ID_DIGITS) -> str:
+    """First hex digits of the SHA-256 of `content` as canonical JSON (sorted keys, shortest round-trip floats)."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON-able values (enums as strings, tuples as lists)."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
+    """Build dataclass `cls` from plain values; `path` is the prefix that errors name. Raises ConfigError."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path or cls.__name__}={values!r} is no mapping; give its fields by name.")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown key '{_join(path, key)}'; {did_you_mean(str(key), known)}")
+    for name, spec in known.items():
+        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ConfigError(f"missing key '{_join(path, name)}'; give it a value.")
+    return cls(**{key: _convert(hints[key], value, _join(path, key)) for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the annotated type, widening int to float only."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, path)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return value if isinstance(value, hint) else from_dict(hint, value, path)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        if value not in list(hint):
+            raise ConfigError(f"{path}={value!r} is unknown; {did_you_mean(str(value), list(hint))}")
+        return hint(value)
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(arguments):
+            raise ConfigError(f"{path}={value!r} must be a list of {len(arguments)} values.")
+        return tuple(_convert(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{path}={value!r} must be of type {hint.__name__}, not {type(value).__name__}.")
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{path}={value!r} must be finite.")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"{name}={value} must be positive.")
+
+
+def _require_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(f"{name}={value} is no share; give a number from 0 to 1.")
+
+
+def _require_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{name}='{value}' is unknown; {did_you_mean(value, known)}")

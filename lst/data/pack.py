@@ -1,0 +1,190 @@
+"""Documents to rows, rows to batches: ids, units, what each token may see, and what it must predict. Numpy only.
+
+A row packs documents to at most `seq_len_units` units; documents are kept apart (no attention, no target across them).
+The last document is cut at a whole unit. A document is BOS, its segments each led by a marker, and EOS at its true end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lst.config import Patching
+from lst.data.interleave import Document
+from lst.data.vocab import BOS, EOS, SPEECH, TEXT, Vocabulary
+from lst.flops import SequenceCounts
+from lst.patching import closing_positions, patch_span, visible_units
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EncodedDocument:
+    """One document as ids and units."""
+
+    ids: IntArray  # (T,)
+    unit_lengths: IntArray  # (U,) tokens of each unit
+    complete: NDArray[np.bool_]  # (U,) False: closes only at the next token
+
+    @property
+    def units(self) -> int:
+        return len(self.unit_lengths)
+
+    def first_units(self, units: int) -> EncodedDocument:
+        """The document cut after `units` units."""
+        if units >= self.units:
+            return self
+        tokens = int(self.unit_lengths[:units].sum())
+        return EncodedDocument(self.ids[:tokens], self.unit_lengths[:units], self.complete[:units])
+
+
+def encode_document(
+    document: Document, vocabulary: Vocabulary, kind: Patching, patch_size: int, *, ends: bool
+) -> EncodedDocument:
+    """Ids and units of a document; `ends` adds EOS (False where the document goes on elsewhere).
+
+    `kind` is TOKEN, STATIC or ALIGNED. Raises DataError on speech without word spans under ALIGNED.
+    """
+    one, done = np.ones(1, np.int64), np.ones(1, bool)
+    ids, lengths, complete = [np.array([BOS])], [one], [done]
+    for segment in document:
+        speech = segment.modality == "speech"
+        marker = vocabulary.speech_marker if speech else vocabulary.text_marker
+        ids += [np.array([marker]), vocabulary.speech_ids(segment.tokens) if speech else segment.tokens.astype(np.int64)]
+        count = len(segment.tokens)
+        patches = patch_span(kind if speech else Patching.TOKEN, count, patch_size=patch_size, words=segment.words)
+        lengths += [one, patches.lengths]
+        complete += [done, patches.complete]
+    if ends:
+        ids, lengths, complete = [*ids, np.array([EOS])], [*lengths, one], [*complete, done]
+    return EncodedDocument(np.concatenate(ids), np.concatenate(lengths), np.concatenate(complete))
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One sequence of a batch. T tokens, U units."""
+
+    ids: IntArray  # (T,)
+    doc: IntArray  # (T,) document of each token, from 0
+    position: IntArray  # (T,) position in the document
+    unit: IntArray  # (T,) unit of each token
+    visible: IntArray  # (T,) units of the row that are closed at each token
+    target: IntArray  # (T,) id to predict, -1 where there is none
+    modality: NDArray[np.int8]  # (T,) of each id
+    unit_doc: IntArray  # (U,) document of each unit
+    unit_position: IntArray  # (U,) position of the unit in its document
+    interleaved: bool  # False: text only
+
+    @classmethod
+    def pack(cls, documents: Sequence[EncodedDocument], vocabulary: Vocabulary, *, interleaved: bool) -> PackedRow:
+        ids = np.concatenate([d.ids for d in documents])
+        lengths = np.concatenate([d.unit_lengths for d in documents])
+        complete = np.concatenate([d.complete for d in documents])
+        tokens_per_doc = np.array([len(d.ids) for d in documents])
+        units_per_doc = np.array([d.units for d in documents])
+        doc = np.repeat(np.arange(len(documents)), tokens_per_doc)
+        target = np.append(ids[1:], -1)
+        target[np.cumsum(tokens_per_doc) - 1] = -1
+        return cls(
+            ids=ids,
+            doc=doc,
+            position=_count_within(tokens_per_doc),
+            unit=np.repeat(np.arange(len(lengths)), lengths),
+            visible=visible_units(closing_positions(lengths, complete), len(ids)),
+            target=target,
+            modality=vocabulary.modality(ids),
+            unit_doc=np.repeat(np.arange(len(documents)), units_per_doc),
+            unit_position=_count_within(units_per_doc),
+            interleaved=interleaved,
+        )
+
+    @property
+    def tokens(self) -> int:
+        return len(self.ids)
+
+    @property
+    def units(self) -> int:
+        return len(self.unit_doc)
+
+    def counts(self, encoder_window: int, decoder_window: int) -> SequenceCounts:
+        """What the row costs and holds (lst/flops.py)."""
+        first_unit = np.searchsorted(self.unit_doc, np.arange(self.doc[-1] + 1))
+        text = int((self.modality == TEXT).sum())
+        speech = self.modality == SPEECH
+        return SequenceCounts(
+            sequences=1,
+            units=self.units,
+            tokens=self.tokens,
+            text_tokens=text,
+            text_only_tokens=0 if self.interleaved else text,
+            speech_tokens=int(speech.sum()),
+            patches=len(np.unique(self.unit[speech])),
+            predicted=int((self.target >= 0).sum()),
+            global_pairs=int((self.unit_position + 1).sum()),
+            encoder_pairs=_windowed(self.position, encoder_window),
+            decoder_pairs=_windowed(self.position, decoder_window),
+            cross_pairs=int((self.visible - first_unit[self.doc]).sum()),
+        )
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Rows that are trained on together."""
+
+    rows: list[PackedRow]
+    encoder_window: int = 0
+    decoder_window: int = 0
+
+    @cached_property
+    def counts(self) -> SequenceCounts:
+        total = SequenceCounts()
+        for row in self.rows:
+            total += row.counts(self.encoder_window, self.decoder_window)
+        return total
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of the batch's ids and units, in order: equal batches on any machine have equal hashes."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(row.ids.astype("<i8").tobytes() + row.visible.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+    def split(self, max_tokens: int) -> list[PackedBatch]:
+        """Micro-batches of rows of similar length, each of at most `max_tokens` padded tokens (one row at least)."""
+        parts: list[list[PackedRow]] = []
+        for row in sorted(self.rows, key=lambda r: -r.tokens):
+            widest = parts[-1][0].tokens if parts else 0
+            fits = parts and widest * (len(parts[-1]) + 1) <= max_tokens
+            if fits and row.tokens >= 0.75 * widest:
+                parts[-1].append(row)
+            else:
+                parts.append([row])
+        return [PackedBatch(rows, self.encoder_window, self.decoder_window) for rows in parts]
+
+
+def pack_units(documents: Iterable[EncodedDocument], units: int) -> list[EncodedDocument]:
+    """Documents from the front, until `units` units are reached; the last is cut at a whole unit."""
+    packed, room = [], units
+    for document in documents:
+        packed.append(document.first_units(room))
+        room -= packed[-1].units
+        if room == 0:
+            break
+    return packed
+
+
+def _count_within(lengths: IntArray) -> IntArray:
+    """0, 1, .. within each stretch of the given lengths."""
+    starts = np.cumsum(lengths) - lengths
+    return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+
+
+def _windowed(position: IntArray, window: int) -> int:
+    seen = position + 1
+    return int((np.minimum(seen, window) if window else seen).sum())

@@ -1,0 +1,320 @@
+"""A prepared data set: one folder of columnar tables, a text tokenizer and a manifest with checksums.
+
+    DIR/manifest.json      format version, data_id, counts, cards, and for each file its SHA-256
+    DIR/tokenizer.model    SentencePiece model of the text side
+    DIR/speech.arrow       a row a spoken document (schema SPEECH)
+    DIR/text.arrow         a row a text document (schema TEXT)
+    DIR/stories.arrow      story-completion items (schema STORIES), if there are any
+
+`.arrow` files are memory-mapped; `.parquet` files of the same schema are compressed and read into memory (that is how
+the embedded corpus ships). `data_id` is the hash of the tables' content, so both forms of one data set share it. A
+folder is written aside and renamed: it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lst.data.text import TextTokenizer
+from lst.errors import DataError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.model"
+SPLITS = ("train", "heldout")
+
+_ids = pa.list_(pa.uint16())
+_frames = pa.list_(pa.uint32())
+_texts = pa.list_(pa.string())
+
+SPEECH = pa.schema(
+    {
+        "id": pa.string(),
+        "speaker": pa.string(),
+        "book": pa.string(),
+        "split": pa.string(),
+        "text": pa.string(),  # the transcript
+        "speech_tokens": _ids,  # 25 Hz, not deduplicated
+        "words": _texts,
+        "word_start": _frames,  # first frame of each word
+        "word_end": _frames,  # last frame of each word, itself inside
+        "word_text_tokens": _ids,  # pieces of all words, one after another
+        "word_text_lengths": _frames,  # how many of them each word has
+    }
+)
+TEXT = pa.schema(
+    {
+        "id": pa.string(),
+        "book": pa.string(),
+        "split": pa.string(),
+        "text": pa.string(),
+        "text_tokens": _ids,
+    }
+)
+STORIES = pa.schema(
+    {
+        "id": pa.string(),
+        "book": pa.string(),
+        "speaker": pa.string(),
+        "prompt": pa.string(),
+        "right": pa.string(),
+        "elsewhere": _texts,  # wrong endings from other stories
+        "later": _texts,  # wrong endings from later in the same story (harder)
+        "prompt_speech": _ids,
+        "right_speech": _ids,
+        "elsewhere_speech": pa.list_(_ids),
+        "later_speech": pa.list_(_ids),
+    }
+)
+SCHEMAS = {"speech": SPEECH, "text": TEXT, "stories": STORIES}
+
+
+def with_text_tokens(name: str, table: pa.Table, tokenizer: TextTokenizer) -> pa.Table:
+    """`table` with the columns of pieces that its schema wants, in the schema's order."""
+    if name == "speech":
+        pieces = [tokenizer.encode_words(words) for words in table["words"].to_pylist()]
+        flat = [[p for word in words for p in word] for words in pieces]
+        table = table.append_column("word_text_tokens", pa.array(flat, _ids))
+        lengths = [[len(word) for word in words] for words in pieces]
+        table = table.append_column("word_text_lengths", pa.array(lengths, _frames))
+    elif name == "text":
+        table = table.append_column("text_tokens", pa.array([tokenizer.encode(t) for t in table["text"].to_pylist()], _ids))
+    schema = SCHEMAS[name]
+    return table.select(schema.names).cast(schema)
+
+
+def write_dataset(
+    out: Path,
+    tables: Mapping[str, pa.Table],
+    *,
+    tokenizer: Path,
+    speech_vocab: int,
+    extra_files: Mapping[str, bytes] | None = None,
+    about: Mapping[str, Any] | None = None,
+    compress: bool = False,
+) -> str:
+    """Write a prepared data set into the new folder `out` and return its data_id.
+
+    `tables` have the raw columns (no pieces yet) by the names of SCHEMAS; `about` goes into the manifest under "about".
+    Raises DataError if `out` exists, or a table breaks its contract.
+    """
+    if out.exists():
+        raise DataError(f"out={out} exists already; choose another folder, or delete it to prepare anew.")
+    text_tokenizer = TextTokenizer(tokenizer)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        full = {name: with_text_tokens(name, table, text_tokenizer) for name, table in tables.items()}
+        for name, table in full.items():
+            _check(name, table, speech_vocab)
+            _write_table(aside / f"{name}.{'parquet' if compress else 'arrow'}", table, compress)
+        shutil.copyfile(tokenizer, aside / TOKENIZER)
+        for name, content in (extra_files or {}).items():
+            (aside / name).write_bytes(content)
+        manifest = _manifest(aside, full, text_tokenizer.size, speech_vocab, dict(about or {}))
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        aside.chmod(0o755)
+        aside.rename(out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return str(manifest["data_id"])
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def table_hash(table: pa.Table) -> str:
+    """SHA-256 of a table's content, the same whatever file holds it."""
+    digest = hashlib.sha256()
+    for name in table.schema.names:
+        column = table[name].combine_chunks()
+        column = column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
+        digest.update(name.encode())
+        while pa.types.is_list(column.type):
+            digest.update(np.diff(column.offsets.to_numpy()).astype("<i8").tobytes())
+            column = column.flatten()
+        if pa.types.is_string(column.type):
+            texts = [t.encode() for t in column.to_pylist()]
+            digest.update(np.array([len(t) for t in texts], "<i8").tobytes() + b"".join(texts))
+        else:
+            digest.update(column.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _write_table(path: Path, table: pa.Table, compress: bool) -> None:
+    if compress:
+        pq.write_table(table, path, compression="zstd", compression_level=22, store_schema=True)
+        return
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+
+
+def _check(name: str, table: pa.Table, speech_vocab: int) -> None:
+    """The contract of a row that readers rely on; DataError names the row's id."""
+    if name == "stories":
+        return
+    for split in set(table["split"].to_pylist()) - set(SPLITS):
+        raise DataError(f"{name} table: split='{split}' is unknown; use one of {', '.join(SPLITS)}.")
+    if name != "speech":
+        return
+    for row in table.select(["id", "speech_tokens", "words", "word_start", "word_end"]).to_pylist():
+        reason = speech_row_error(row, speech_vocab)
+        if reason:
+            raise DataError(f"speech document '{row['id']}': {reason}.")
+
+
+def speech_row_error(row: Mapping[str, Any], speech_vocab: int) -> str | None:
+    """Why a spoken document breaks the contract, or None: tokens in range, words in order, inside, not overlapping."""
+    tokens, words, starts, ends = row["speech_tokens"], row["words"], row["word_start"], row["word_end"]
+    if not tokens:
+        return "it has no speech tokens"
+    if min(tokens) < 0 or max(tokens) >= speech_vocab:
+        return f"speech token {max(tokens) if max(tokens) >= speech_vocab else min(tokens)} lies outside 0..{speech_vocab - 1}"
+    if not len(words) == len(starts) == len(ends):
+        return f"{len(words)} words have {len(starts)} starts and {len(ends)} ends"
+    last = -1
+    for word, start, end in zip(words, starts, ends, strict=True):
+        if start <= last:
+            return f"word '{word}' starts at frame {start}, inside the word before it (which ends at {last})"
+        if end < start:
+            return f"word '{word}' ends at frame {end}, before it starts at {start}"
+        if end >= len(tokens):
+            return f"word '{word}' ends at frame {end}, past the last frame {len(tokens) - 1}"
+        last = end
+    return None
+
+
+def _manifest(
+    folder: Path, tables: Mapping[str, pa.Table], text_vocab: int, speech_vocab: int, about: dict[str, Any]
+) -> dict[str, Any]:
+    contents = {name: table_hash(table) for name, table in sorted(tables.items())}
+    contents["tokenizer"] = file_sha256(folder / TOKENIZER)
+    return {
+        "format_version": FORMAT_VERSION,
+        "data_id": hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12],
+        "content_sha256": contents,
+        "text_vocab": text_vocab,
+        "speech_vocab": speech_vocab,
+        "rows": {name: table.num_rows for name, table in tables.items()},
+        "files": {p.name: file_sha256(p) for p in sorted(folder.iterdir())},
+        "about": about,
+    }
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths in one flat array: row i is `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: NDArray[Any]
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> NDArray[Any]:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+
+def ragged(table: pa.Table, column: str) -> Ragged:
+    """A list column as a flat array with offsets; zero-copy where the file is memory-mapped."""
+    chunks = table[column].combine_chunks()
+    array = chunks if isinstance(chunks, pa.Array) else pa.concat_arrays(chunks.chunks)
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    return Ragged(array.values.to_numpy(zero_copy_only=False), offsets)
+
+
+class Dataset:
+    """An opened data set. Columns are loaded when first asked for."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DataError if `path` is no prepared data set, or one of another format version."""
+        self.path = path
+        file = path / MANIFEST
+        if not file.is_file():
+            raise DataError(f"data '{path}' has no {MANIFEST}; prepare it with: prepare-data input=FILE out={path}")
+        try:
+            self.manifest: dict[str, Any] = json.loads(file.read_text())
+        except ValueError as error:
+            raise DataError(f"'{file}' is not JSON ({error}); prepare the data set again.") from error
+        if self.manifest.get("format_version") != FORMAT_VERSION:
+            raise DataError(
+                f"'{file}' has format_version={self.manifest.get('format_version')}, this program reads {FORMAT_VERSION}; "
+                "prepare the data set again."
+            )
+
+    @property
+    def data_id(self) -> str:
+        return str(self.manifest["data_id"])
+
+    @property
+    def text_vocab(self) -> int:
+        return int(self.manifest["text_vocab"])
+
+    @property
+    def speech_vocab(self) -> int:
+        return int(self.manifest["speech_vocab"])
+
+    @property
+    def has_stories(self) -> bool:
+        return "stories" in self.manifest["rows"]
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        return TextTokenizer(self.path / TOKENIZER)
+
+    @cached_property
+    def speech(self) -> pa.Table:
+        return self._table("speech")
+
+    @cached_property
+    def text(self) -> pa.Table:
+        return self._table("text")
+
+    @cached_property
+    def stories(self) -> pa.Table:
+        return self._table("stories")
+
+    def rows(self, name: str, split: str) -> NDArray[np.int64]:
+        """Row numbers of table `name` that belong to `split`, in file order."""
+        table: pa.Table = getattr(self, name)
+        return np.flatnonzero(np.array(table["split"].to_pylist(), dtype=object) == split)
+
+    def verify(self) -> None:
+        """Raises DataError naming the first file whose checksum is not the manifest's."""
+        for name, expected in self.manifest["files"].items():
+            if not (self.path / name).is_file() or file_sha256(self.path / name) != expected:
+                raise DataError(f"'{self.path / name}' is missing or damaged (its checksum differs); prepare the data set again.")
+
+    def _table(self, name: str) -> pa.Table:
+        arrow, parquet = self.path / f"{name}.arrow", self.path / f"{name}.parquet"
+        try:
+            if arrow.is_file():
+                return pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
+            return pq.read_table(parquet)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"table '{name}' of '{self.path}' cannot be read ({error}); prepare the data set again.") from error
+
+
+def open_dataset(path: str | Path) -> Dataset:
+    """The data set in folder `path`, or the embedded corpus for 'embedded'."""
+    return Dataset(Path(__file__).parent / "embedded" if str(path) == "embedded" else Path(path))

@@ -1,0 +1,1 @@
+"""Evaluation of a model: held-out losses and story completion."""

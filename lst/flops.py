@@ -1,0 +1,179 @@
+"""THE definition of training FLOPs and of parameter counts. No torch; docs/flops.md explains and works an example.
+
+Counted: the multiply-adds (2 FLOPs each) of every matrix product and of attention's two products, over the positions and
+pairs that the mathematics needs: causal, windowed, inside the document, and only the positions that have a target for
+the head. Not counted: padding, embedding look-up, norms, softmax, rotary embedding, pooling, the optimiser, recomputation
+of activations. Training = forward x 3 (`TRAINING_FACTOR`): the backward pass multiplies each product twice more.
+
+Counts come from `SequenceCounts`, measured by the data side on actual or sampled sequences, so that one function serves
+the planner (expected) and the trainer (spent). The dense convention (`dense_counts`) exists for one purpose: it equals
+`torch.utils.flop_counter` on the real model with dense attention. 6ND is a comparison only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from lst.config import Arm, ModelConfig, RunConfig, StackConfig
+from lst.data.vocab import Vocabulary
+
+TRAINING_FACTOR = 3  # forward once, and two products in the backward pass for each one of the forward pass
+GROUPS = ("embedding", "encoder", "global", "decoder", "head")
+KINDS = ("matmul", "attention")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceCounts:
+    """What a batch (or the mean sequence, or a whole run) holds. Additive. A pair is one (query, visible key)."""
+
+    sequences: float = 0  # packed sequences
+    units: float = 0  # positions of the global transformer
+    tokens: float = 0  # text, speech, marker, BOS and EOS tokens
+    text_tokens: float = 0
+    text_only_tokens: float = 0  # text tokens of text-only sequences
+    speech_tokens: float = 0
+    patches: float = 0  # units made of speech
+    predicted: float = 0  # positions with a target
+    global_pairs: float = 0  # (unit, same or earlier unit of its document)
+    encoder_pairs: float = 0  # (token, token of its document inside the encoder's window)
+    decoder_pairs: float = 0  # the same for the decoder's window
+    cross_pairs: float = 0  # (token, unit of its document that is closed at the token)
+
+    def __add__(self, other: SequenceCounts) -> SequenceCounts:
+        return SequenceCounts(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in dataclasses.fields(self)})
+
+    def scaled(self, factor: float) -> SequenceCounts:
+        return SequenceCounts(**{f.name: getattr(self, f.name) * factor for f in dataclasses.fields(self)})
+
+    @property
+    def mean_patch_length(self) -> float:
+        return self.speech_tokens / self.patches if self.patches else 0.0
+
+
+@dataclass(frozen=True)
+class FlopsBreakdown:
+    """FLOPs by group and kind; `cells[group, kind]`."""
+
+    cells: dict[tuple[str, str], float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.cells.values())
+
+    @property
+    def by_group(self) -> dict[str, float]:
+        return {g: sum(v for (group, _), v in self.cells.items() if group == g) for g in GROUPS}
+
+    @property
+    def by_kind(self) -> dict[str, float]:
+        return {k: sum(v for (_, kind), v in self.cells.items() if kind == k) for k in KINDS}
+
+    def scaled(self, factor: float) -> FlopsBreakdown:
+        return FlopsBreakdown({cell: value * factor for cell, value in self.cells.items()})
+
+
+def training_flops(config: RunConfig | ModelConfig, counts: SequenceCounts) -> FlopsBreakdown:
+    """FLOPs of training on `counts` (forward and backward)."""
+    model = config.model if isinstance(config, RunConfig) else config
+    return forward_flops(model, counts).scaled(TRAINING_FACTOR)
+
+
+def forward_flops(model: ModelConfig, counts: SequenceCounts) -> FlopsBreakdown:
+    """FLOPs of one forward pass over `counts`.
+
+    A layer of width d and hidden width f costs 2 (4 d^2 + 3 d f) a position and 4 d a pair (d for the score, d for the
+    value, 2 FLOPs each).
+    """
+    c, stack = counts, model.global_stack
+    cells = {
+        ("global", "matmul"): c.units * stack.layers * _layer_matmul(stack),
+        ("global", "attention"): c.global_pairs * stack.layers * 4 * stack.dim,
+        ("head", "matmul"): c.predicted * 2 * _head_width(model) * _vocabulary(model).size,
+    }
+    if model.encoder is not None and model.decoder is not None:
+        e, d, k = model.encoder, model.decoder, model.queries_per_patch
+        cells |= {
+            ("encoder", "matmul"): c.tokens * (e.layers * _layer_matmul(e) + 2 * 2 * e.dim * e.dim)
+            + c.units * (2 * e.dim * k * e.dim + 2 * k * 2 * e.dim * e.dim + 2 * k * e.dim * stack.dim),
+            ("encoder", "attention"): (c.encoder_pairs * e.layers + c.tokens * k) * 4 * e.dim,
+            ("decoder", "matmul"): c.tokens * d.layers * (_layer_matmul(d) + 2 * 2 * d.dim * d.dim)
+            + c.units * d.layers * 2 * 2 * stack.dim * d.dim,
+            ("decoder", "attention"): (c.decoder_pairs + c.cross_pairs) * d.layers * 4 * d.dim,
+        }
+    return FlopsBreakdown(cells)
+
+
+def dense_forward_flops(model: ModelConfig, *, sequences: int, tokens: int, units: int) -> FlopsBreakdown:
+    """What `torch.utils.flop_counter` counts for dense attention on padded (sequences, tokens) and (sequences, units).
+
+    No discount for causality, windows, documents or ragged patches: each query meets each key of its row, a patch's
+    queries meet all of the row's tokens, and the head runs on every position.
+    """
+    counts = SequenceCounts(
+        sequences=sequences,
+        units=sequences * units,
+        tokens=sequences * tokens,
+        predicted=sequences * tokens,
+        global_pairs=sequences * units * units,
+        encoder_pairs=sequences * tokens * tokens,
+        decoder_pairs=sequences * tokens * tokens,
+        cross_pairs=sequences * tokens * units,
+    )
+    dense = forward_flops(model, counts)
+    if model.encoder is None:
+        return dense
+    extra = sequences * tokens * (units - 1) * model.queries_per_patch * 4 * model.encoder.dim
+    cell = ("encoder", "attention")
+    return FlopsBreakdown(dense.cells | {cell: dense.cells[cell] + extra})
+
+
+def parameter_counts(model: ModelConfig) -> dict[str, int]:
+    """Parameters by group, in closed form (tests compare them with the built network)."""
+    stack, vocabulary, width = model.global_stack, _vocabulary(model).size, _head_width(model)
+    counts = dict.fromkeys(GROUPS, 0)
+    counts["embedding"] = vocabulary * width
+    counts["global"] = stack.layers * _layer_parameters(stack) + stack.dim
+    counts["head"] = 0 if model.tied_head else vocabulary * width
+    if model.encoder is not None and model.decoder is not None:
+        e, d, k = model.encoder, model.decoder, model.queries_per_patch
+        counts["encoder"] = e.layers * _layer_parameters(e) + e.dim * k * e.dim + 4 * e.dim**2 + 2 * e.dim + k * e.dim * stack.dim
+        cross = 2 * d.dim**2 + 2 * stack.dim * d.dim + d.dim
+        counts["decoder"] = d.layers * (_layer_parameters(d) + cross) + d.dim
+        if model.decoder_input != "encoder":
+            counts["embedding"] += vocabulary * d.dim
+    return counts
+
+
+def num_params(model: ModelConfig) -> int:
+    return sum(parameter_counts(model).values())
+
+
+def num_non_embedding_params(model: ModelConfig) -> int:
+    """Parameters without the embedding and the head."""
+    counts = parameter_counts(model)
+    return counts["encoder"] + counts["global"] + counts["decoder"]
+
+
+def six_nd(model: ModelConfig, tokens: float) -> float:
+    """6 x parameters x tokens, the usual approximation; a comparison column, never a budget."""
+    return 6.0 * num_params(model) * tokens
+
+
+def _layer_matmul(stack: StackConfig) -> int:
+    """Forward FLOPs of one layer at one position: query, key, value, output, and the gated feed-forward module."""
+    return 2 * (4 * stack.dim**2 + 3 * stack.dim * stack.ffn_dim)
+
+
+def _layer_parameters(stack: StackConfig) -> int:
+    return 4 * stack.dim**2 + 3 * stack.dim * stack.ffn_dim + 2 * stack.dim
+
+
+def _head_width(model: ModelConfig) -> int:
+    if model.arm is Arm.BASELINE or model.decoder is None:
+        return model.global_stack.dim
+    return model.decoder.dim
+
+
+def _vocabulary(model: ModelConfig) -> Vocabulary:
+    return Vocabulary(text=model.text_vocab, speech=model.speech_vocab)

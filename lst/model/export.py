@@ -1,0 +1,172 @@
+"""A folder of weights: model.safetensors + config.json + manifest.json, written whole, verified when it is read.
+
+    model, config = load_checkpoint("study/runs/0123456789ab/checkpoints/final")
+
+Checkpoints of the trainer hold the same three files beside the optimiser's, so a run in progress can be read too. Nothing
+in such a folder is executable: tensors are safetensors, the rest is JSON. Not here: when to save and which checkpoint to
+resume from (lst.train.checkpoint).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lst.config import RunConfig, to_dict
+from lst.errors import CheckpointError, LstError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+MODEL = "model.safetensors"
+CONFIG = "config.json"
+MANIFEST = "manifest.json"
+
+_DTYPE_NAMES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+
+
+def load_checkpoint(path: str | Path, *, device: str = "cpu") -> tuple[nn.Module, RunConfig]:
+    """The model (in evaluation mode, on `device`) and the configuration of the checkpoint in folder `path`.
+
+    `path` is a checkpoint's folder or the folder of a finished run. Raises CheckpointError if a file is missing, was
+    changed since it was written, or does not hold this model's tensors.
+    """
+    from lst.model import build_model
+
+    folder = Path(path)
+    final = folder / "checkpoints" / "final"
+    folder = final if final.is_dir() else folder
+    verify_folder(folder)
+    config = read_config(folder)
+    model = build_model(config)
+    load_weights(model, folder / MODEL)
+    return model.to(device).eval(), config
+
+
+def read_config(folder: Path) -> RunConfig:
+    """The configuration stored in a checkpoint. Raises CheckpointError if it cannot be read by this version."""
+    try:
+        return RunConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+    except (OSError, ValueError, LstError) as error:
+        raise CheckpointError(f"'{folder / CONFIG}' holds no configuration of this program: {error}") from error
+
+
+def write_model(folder: Path, model: nn.Module, config: RunConfig) -> dict[str, str]:
+    """Write weights and configuration into `folder`; {file: SHA-256} for the manifest. Raises OSError on a full disk."""
+    return {
+        MODEL: write_tensors(folder / MODEL, model_tensors(model)),
+        CONFIG: write_file(folder / CONFIG, (json.dumps(to_dict(config), indent=1, sort_keys=True) + "\n").encode()),
+    }
+
+
+def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by name; a tensor that two names share stands once, under the first."""
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach()
+    return tensors
+
+
+def load_weights(model: nn.Module, file: Path) -> None:
+    """Copy the tensors of `file` into `model`. Raises CheckpointError on a missing, unknown or misshapen one."""
+    import torch
+
+    stored, wanted = read_tensors(file), model_tensors(model)
+    for name in [*(stored.keys() - wanted.keys()), *(wanted.keys() - stored.keys())]:
+        place = "is not in the model" if name in stored else "is missing"
+        raise CheckpointError(f"tensor '{name}' of '{file}' {place}; the checkpoint belongs to another configuration.")
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            if stored[name].shape != tensor.shape or stored[name].dtype != tensor.dtype:
+                raise CheckpointError(
+                    f"tensor '{name}' of '{file}' is {stored[name].dtype} {tuple(stored[name].shape)}, the model's is "
+                    f"{tensor.dtype} {tuple(tensor.shape)}; the checkpoint belongs to another configuration."
+                )
+            tensor.copy_(stored[name])
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, on the CPU. Raises CheckpointError if it is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(file))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"'{file}' cannot be read as safetensors: {error}") from error
+
+
+def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Stream `tensors` into a safetensors file (one tensor at a time is copied to the CPU); its SHA-256.
+
+    The library's own writer hides a full disk in an error of its own and needs a second pass for the checksum. The format:
+    8 bytes of header length, a JSON header, then the tensors' bytes, little-endian, in the header's order.
+    """
+    import torch
+
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        dtype = _DTYPE_NAMES[str(tensor.dtype).removeprefix("torch.")]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts aligned, as the format asks
+    digest = hashlib.sha256()
+    with file.open("wb") as out:
+        for data in (len(text).to_bytes(8, "little"), text):
+            digest.update(data)
+            out.write(data)
+        for tensor in tensors.values():
+            view = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(view)
+            out.write(view)
+        out.flush()
+        os.fsync(out.fileno())
+    return digest.hexdigest()
+
+
+def write_file(file: Path, data: bytes) -> str:
+    """Write `data` and flush it to the disk; its SHA-256."""
+    with file.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+def seal_folder(folder: Path, files: Mapping[str, str]) -> None:
+    """Write the manifest {file: SHA-256} of `folder`, last of its files: a folder without one was never finished."""
+    write_file(folder / MANIFEST, (json.dumps({"sha256": dict(files)}, indent=1, sort_keys=True) + "\n").encode())
+
+
+def verify_folder(folder: Path) -> None:
+    """Raises CheckpointError naming the first file of `folder` that is missing or was changed since it was sealed."""
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint '{folder}' does not exist; give the folder of a checkpoint or of a finished run.")
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"checkpoint '{folder}' has no readable {MANIFEST}; it was never finished, or is damaged.") from error
+    for name in {MODEL, CONFIG} - files.keys():
+        raise CheckpointError(f"checkpoint '{folder}' lists no {name} in its {MANIFEST}; it is damaged.")
+    for name, expected in files.items():
+        try:
+            with (folder / name).open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise CheckpointError(f"checkpoint file '{folder / name}' cannot be read: {error.strerror}.") from error
+        if found != expected:
+            raise CheckpointError(f"checkpoint file '{folder / name}' is damaged: its checksum is not the one it was written with.")

@@ -1,0 +1,83 @@
+"""The networks of all arms. Legend: B rows, T tokens, U units, E local width, G global width, V vocabulary.
+
+    ids_BT -> x_BTE -> PatchEncoder z_BUG -> GlobalTransformer z_BUG -> PatchDecoder h_BTE -> head logits_BTV
+
+The only side input is which unit each token belongs to and which units it may see; the model decides no boundary.
+`hidden` stops before the head, so that a loss can walk over positions without keeping all logits.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lst.config import Arm, ModelConfig
+from lst.data.vocab import Vocabulary
+from lst.model.batch import Batch
+from lst.model.global_transformer import GlobalTransformer
+from lst.model.patch_decoder import PatchDecoder
+from lst.model.patch_encoder import PatchEncoder
+
+
+class Baseline(nn.Module):
+    """The plain speech-text decoder: the global transformer over tokens, with its own embedding and head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        size, width = _vocabulary_size(config), config.global_stack.dim
+        self.embedding = nn.Embedding(size, width)
+        self.global_transformer = GlobalTransformer(config)
+        self.head = nn.Linear(width, size, bias=False)
+        if config.tied_head:
+            self.head.weight = self.embedding.weight
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """h_BTG; logits at t are `head(h_BTG[:, t])`."""
+        return self.global_transformer(self.embedding(batch.ids_BT), batch)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """logits_BTV; logits[b, t] predicts ids_BT[b, t + 1]."""
+        return self.head(self.hidden(batch))
+
+
+class LatentSpeechText(nn.Module):
+    """The Latent Speech-Text Transformer (PAPER: Model)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.decoder is not None
+        size, width = _vocabulary_size(config), config.decoder.dim
+        self.decoder_input = config.decoder_input
+        self.embedding = nn.Embedding(size, width)
+        self.decoder_embedding = nn.Embedding(size, width) if config.decoder_input != "encoder" else None
+        self.encoder = PatchEncoder(config)
+        self.global_transformer = GlobalTransformer(config)
+        self.decoder = PatchDecoder(config)
+        self.head = nn.Linear(width, size, bias=False)
+        if config.tied_head:
+            self.head.weight = self.embedding.weight
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """h_BTE; logits at t are `head(h_BTE[:, t])`."""
+        x_BTE = self.embedding(batch.ids_BT)
+        h_BTE, z_BUG = self.encoder(x_BTE, batch)
+        z_BUG = self.global_transformer(z_BUG, batch)
+        return self.decoder(self._decoder_stream(h_BTE, batch), z_BUG, batch)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """logits_BTV; logits[b, t] predicts ids_BT[b, t + 1]."""
+        return self.head(self.hidden(batch))
+
+    def _decoder_stream(self, h_BTE: Tensor, batch: Batch) -> Tensor:
+        if self.decoder_embedding is None:
+            return h_BTE
+        own_BTE: Tensor = self.decoder_embedding(batch.ids_BT)
+        return own_BTE if self.decoder_input == "embedding" else h_BTE + own_BTE
+
+
+def network(config: ModelConfig) -> Baseline | LatentSpeechText:
+    """The uninitialised network of `config`."""
+    return Baseline(config) if config.arm is Arm.BASELINE else LatentSpeechText(config)
+
+
+def _vocabulary_size(config: ModelConfig) -> int:
+    return Vocabulary(text=config.text_vocab, speech=config.speech_vocab).size

@@ -1,0 +1,123 @@
+"""Cross-entropy without a full copy of the logits: only positions with a target, a chunk of them at a time.
+
+With 4 x 4,096 positions and a vocabulary of 32k, logits in fp32 are 2 GiB and their gradient as much again. Here a chunk's
+logits live only until its loss and gradient are taken, so the peak is one chunk's. A model offers `hidden(batch)` (h_BTE)
+and `head(h)` (logits). Losses are in nats. B sequences, T tokens, N positions with a target, E width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from lst.data.vocab import SPEECH, TEXT
+
+if TYPE_CHECKING:
+    from lst.model import Batch
+
+CHUNK_LOGITS = 4 * 2**20  # logits of one chunk: 16 MiB in fp32
+
+
+@dataclass
+class LossSums:
+    """Summed losses (nats) and counts of predicted tokens. Additive; `of` splits by what was predicted."""
+
+    nats: float = 0.0
+    tokens: int = 0
+    text_nats: float = 0.0
+    text_tokens: int = 0
+    speech_nats: float = 0.0
+    speech_tokens: int = 0
+
+    @classmethod
+    def of(cls, losses_N: torch.Tensor, modality_N: torch.Tensor) -> LossSums:
+        """Sums in fp64, so that they do not depend on the order of positions beyond 1e-12."""
+        losses_N = losses_N.double()
+        text_N, speech_N = modality_N == TEXT, modality_N == SPEECH
+        nats = torch.stack([losses_N.sum(), losses_N[text_N].sum(), losses_N[speech_N].sum()]).tolist()
+        counts = torch.stack([text_N.sum(), speech_N.sum()]).tolist()
+        return cls(nats[0], losses_N.numel(), nats[1], counts[0], nats[2], counts[1])
+
+    def __add__(self, other: LossSums) -> LossSums:
+        return LossSums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def means(self) -> dict[str, float]:
+        """`loss` of all tokens, `loss_text` and `loss_speech` where there are any."""
+        record = {"loss": self.nats / self.tokens}
+        if self.text_tokens:
+            record["loss_text"] = self.text_nats / self.text_tokens
+        if self.speech_tokens:
+            record["loss_speech"] = self.speech_nats / self.speech_tokens
+        return record
+
+
+def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[Any]:
+    """bf16 autocast where the run asks for it, else nothing."""
+    if dtype == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, dtype))
+
+
+def accumulate_gradients(model: nn.Module, batch: Batch, *, predicted: int, dtype: str = "float32") -> LossSums:
+    """Add the gradient of (sum of the batch's losses) / `predicted` to the parameters; the batch's loss sums.
+
+    `predicted` counts the targets of the whole global batch, of which `batch` is a part. The head's gradient is taken
+    chunk by chunk as soon as its logits are there (nothing is recomputed), the network's once at the end.
+    """
+    where_N, target_N, modality_N = _targets(batch)
+    with autocast(batch.ids_BT.device, dtype):
+        h_NE = model.hidden(batch).flatten(0, 1)[where_N]
+    leaf_NE = h_NE.detach().requires_grad_()
+    losses = []
+    for h_CE, target_C in _chunks(model, leaf_NE, target_N):
+        with autocast(batch.ids_BT.device, dtype):
+            logits_CV = model.head(h_CE)
+        loss_C, grad_CV = _loss_and_gradient(logits_CV.detach(), target_C, 1 / predicted)
+        losses.append(loss_C)
+        torch.autograd.backward(logits_CV, grad_CV)
+    h_NE.backward(leaf_NE.grad)
+    return LossSums.of(torch.cat(losses), modality_N)
+
+
+@torch.no_grad()
+def token_losses(model: nn.Module, batch: Batch, *, dtype: str = "float32") -> torch.Tensor:
+    """loss_BT in fp32: -log p(target) at each position with a target, 0 elsewhere. No gradients."""
+    where_N, target_N, _ = _targets(batch)
+    loss_BT = torch.zeros(batch.target_BT.shape, device=batch.target_BT.device)
+    with autocast(batch.ids_BT.device, dtype):
+        h_NE = model.hidden(batch).flatten(0, 1)[where_N]
+        losses = [_losses(model.head(h_CE).float(), target_C) for h_CE, target_C in _chunks(model, h_NE, target_N)]
+    loss_BT.view(-1)[where_N] = torch.cat(losses)
+    return loss_BT
+
+
+def _targets(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Flat places, ids and modalities of the positions that predict something."""
+    target_BT = batch.target_BT.flatten()
+    where_N = torch.nonzero(target_BT >= 0).squeeze(1)
+    return where_N, target_BT[where_N].long(), batch.target_modality_BT.flatten()[where_N]
+
+
+def _chunks(model: nn.Module, h_NE: torch.Tensor, target_N: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    size = max(1, CHUNK_LOGITS // model.vocab_size)
+    return list(zip(h_NE.split(size), target_N.split(size), strict=True))
+
+
+def _losses(logits_CV: torch.Tensor, target_C: torch.Tensor) -> torch.Tensor:
+    return logits_CV.logsumexp(1) - logits_CV.gather(1, target_C[:, None]).squeeze(1)
+
+
+def _loss_and_gradient(
+    logits_CV: torch.Tensor, target_C: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """-log softmax at the targets, and its gradient (softmax - onehot) x scale in the logits' dtype."""
+    log_p_CV = torch.log_softmax(logits_CV, 1, dtype=torch.float32)
+    index_C1 = target_C[:, None]
+    loss_C = -log_p_CV.gather(1, index_C1).squeeze(1)
+    grad_CV = log_p_CV.exp_()
+    grad_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, -1, dtype=grad_CV.dtype))
+    return loss_C, grad_CV.mul_(scale).to(logits_CV.dtype)
