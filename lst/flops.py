@@ -32,6 +32,7 @@ class SequenceCounts:
     tokens: float = 0  # text, speech, marker, BOS and EOS tokens
     text_tokens: float = 0
     text_only_tokens: float = 0  # text tokens of text-only sequences
+    interleaved_tokens: float = 0  # all tokens of interleaved sequences, markers included
     speech_tokens: float = 0
     patches: float = 0  # units made of speech
     predicted: float = 0  # positions with a target

@@ -122,6 +122,7 @@ class PackedRow:
             tokens=self.tokens,
             text_tokens=text,
             text_only_tokens=0 if self.interleaved else text,
+            interleaved_tokens=self.tokens if self.interleaved else 0,
             speech_tokens=int(speech.sum()),
             patches=len(np.unique(self.unit[speech])),
             predicted=int((self.target >= 0).sum()),

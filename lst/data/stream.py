@@ -43,16 +43,18 @@ class Stream:
         self.config = config
         self.vocabulary = Vocabulary(text=dataset.text_vocab, speech=dataset.speech_vocab)
         self._spoken = SpokenDocuments(dataset)
-        self._speech_rows = _Rows(self._spoken.tokens, dataset.rows("speech", "train"), "spoken")
+        spoken = dataset.rows("speech", "train")
+        with_words = spoken[self._spoken.word_start.lengths[spoken] > 0]  # without words there is nothing to interleave
+        self._speech_rows = _Rows(self._spoken.tokens, with_words, "spoken")
         self._pieces = ragged(dataset.text, "text_tokens")
         self._text_rows = _Rows(self._pieces, dataset.rows("text", "train"), "text")
         model = config.model
-        self._windows = (model.encoder.window if model.encoder else 0, model.decoder.window if model.decoder else 0)
+        self.windows = (model.encoder.window if model.encoder else 0, model.decoder.window if model.decoder else 0)
 
     def batch(self, step: int) -> PackedBatch:
         """The global batch of 0-based `step`."""
         first, count = step * self.config.train.batch_sequences, self.config.train.sequences_at(step)
-        return PackedBatch([self.row(i) for i in range(first, first + count)], *self._windows)
+        return PackedBatch([self.row(i) for i in range(first, first + count)], *self.windows)
 
     def row(self, index: int) -> PackedRow:
         """Sequence `index` of the run."""

@@ -1,0 +1,115 @@
+"""Readers of existing speech-token formats. Today: JSON lines, one spoken document a line.
+
+    {"id": "b1-0001", "speech_tokens": [17, 17, 402], "text": "The cat", "words": [{"word": "The", "start": 0, "end": 1}, ...]}
+
+`start` and `end` are frames at 25 Hz, both inside the word. A frame that two neighbours share goes to the later word; a
+larger overlap is malformed. Optional: "speaker", "book", "split" ("train" or "heldout"). Every refusal names file, line and
+reason; nothing of a refused line is kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lst.data.shards import SPLITS, speech_row_error
+from lst.errors import DataError
+
+REQUIRED = ("id", "speech_tokens", "text", "words")
+
+
+@dataclass
+class Refusals:
+    """What was refused so far. `stop` raises at the first one; else they are counted and described."""
+
+    stop: bool
+    reasons: list[str] = field(default_factory=list)
+
+    def refuse(self, path: Path, line: int, reason: str) -> None:
+        sentence = f"{path}:{line}: {reason}"
+        if self.stop:
+            raise DataError(f"{sentence}; mend the line, or go on without such lines by refuse=skip.")
+        self.reasons.append(sentence)
+
+
+def read_speech_jsonl(path: Path, *, speech_vocab: int, refusals: Refusals) -> Iterator[dict[str, Any]]:
+    """The well-formed documents of `path`, as rows of the speech table (without pieces).
+
+    Raises DataError if the file cannot be read, or at the first malformed line where refusals stop.
+    """
+    seen: set[str] = set()
+    for number, line in _lines(path):
+        try:
+            row = speech_row(json.loads(line), speech_vocab)
+            if row["id"] in seen:
+                raise ValueError(f"id '{row['id']}' stands on an earlier line too")
+        except ValueError as error:
+            reason = f"not JSON ({error.msg} at column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
+            refusals.refuse(path, number, reason)
+            continue
+        except RecursionError:
+            refusals.refuse(path, number, "not JSON (nested too deeply)")
+            continue
+        seen.add(row["id"])
+        yield row
+
+
+def speech_row(record: Any, speech_vocab: int) -> dict[str, Any]:
+    """A checked row from one decoded record. Raises ValueError with the reason."""
+    if not isinstance(record, dict):
+        raise ValueError("the line is no JSON object")
+    for key in REQUIRED:
+        if key not in record:
+            raise ValueError(f"key '{key}' is missing")
+    tokens, words = record["speech_tokens"], record["words"]
+    if not isinstance(tokens, list) or not all(_is_count(t) for t in tokens):
+        raise ValueError("'speech_tokens' must be a list of whole numbers from 0")
+    if not isinstance(words, list) or not all(isinstance(w, dict) for w in words):
+        raise ValueError("'words' must be a list of objects with 'word', 'start' and 'end'")
+    row = {"speech_tokens": tokens, "words": [], "word_start": [], "word_end": []}
+    for key, default in (("id", None), ("text", None), ("speaker", ""), ("book", ""), ("split", "")):
+        row[key] = record.get(key, default)
+        if not isinstance(row[key], str):
+            raise ValueError(f"'{key}' must be a string")
+    if row["split"] not in ("", *SPLITS):
+        raise ValueError(f"'split' is '{row['split']}'; it must be one of {', '.join(SPLITS)}")
+    for word in words:
+        _add_word(row, word)
+    reason = speech_row_error(row, speech_vocab)
+    if reason:
+        raise ValueError(reason)
+    return row
+
+
+def _add_word(row: dict[str, Any], word: dict[str, Any]) -> None:
+    text, start, end = word.get("word"), word.get("start"), word.get("end")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"word {len(row['words'])} has no text under 'word'")
+    if not _is_count(start) or not _is_count(end):
+        raise ValueError(f"word '{text}' needs whole frames from 0 under 'start' and 'end'")
+    ends = row["word_end"]
+    if ends and ends[-1] == start:
+        if row["word_start"][-1] == start:
+            raise ValueError(f"word '{row['words'][-1]}' is left without a frame, since '{text}' shares its only one")
+        ends[-1] -= 1  # a frame shared by two neighbours goes to the later word
+    row["words"].append(text)
+    row["word_start"].append(start)
+    ends.append(end)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                line = raw.decode("utf-8", errors="surrogateescape")
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise DataError(f"input={path} cannot be read ({error.strerror}); give a file of JSON lines.") from error

@@ -1,0 +1,144 @@
+"""What the planner must know of the data: counts of a run's sequences, the mixture, unique tokens, references.
+
+No torch. Where a run is short, its sequences are made and counted one by one, exactly as the trainer will see them;
+where it is long, evenly spread ones stand for the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lst.config import DataConfig, EvalConfig, Patching, PatchingConfig, RunConfig
+from lst.data.interleave import Document
+from lst.data.ngram import NgramModel
+from lst.data.shards import Dataset, ragged
+from lst.data.stream import Stream
+from lst.data.vocab import FRAMES_PER_SECOND
+from lst.errors import DataError
+from lst.flops import SequenceCounts, training_flops
+
+MIXTURE_SAMPLE = 384  # sequences by which the mixture's shares are solved
+FIELDS = tuple(f.name for f in dataclasses.fields(SequenceCounts))
+
+
+@dataclass(frozen=True)
+class SequenceTable:
+    """Counts of some of a run's sequences: row j of `counts` is sequence `indices[j]`, columns are FIELDS."""
+
+    indices: NDArray[np.int64]
+    counts: NDArray[np.float64]
+    total_sequences: int  # of the run
+
+    @property
+    def exact(self) -> bool:
+        """True where every sequence of the run was counted."""
+        return len(self.indices) == self.total_sequences
+
+    def total(self) -> SequenceCounts:
+        """Counts of the whole run."""
+        return self.mean().scaled(self.total_sequences)
+
+    def mean(self) -> SequenceCounts:
+        """Counts of the mean sequence."""
+        return SequenceCounts(**dict(zip(FIELDS, self.counts.mean(0).tolist(), strict=True)))
+
+    def flops(self, config: RunConfig) -> NDArray[np.float64]:
+        """Training FLOPs of each counted sequence. FLOPs are linear in the counts, so unit costs suffice."""
+        costs = [training_flops(config, SequenceCounts(**{name: 1})).total for name in FIELDS]
+        return self.counts @ np.array(costs)
+
+
+def count_sequences(dataset: Dataset, config: RunConfig, limit: int = 4096) -> SequenceTable:
+    """Counts of the run's sequences, in order; at most `limit`, evenly spread, if there are more."""
+    total = config.train.total_sequences
+    indices = np.arange(total) if total <= limit else np.linspace(0, total - 1, limit).round().astype(np.int64)
+    stream = Stream(dataset, config)
+    return SequenceTable(indices, _count_rows(stream, indices.tolist()), total)
+
+
+def solve_mixture(dataset: Dataset, config: RunConfig) -> DataConfig:
+    """`config.data` with data_id, and with the shares of interleaved sequences that keep the mixture in tokens.
+
+    An interleaved sequence of mean length T_i tokens and a text-only one of T_t, drawn with shares f and 1 - f, hold the
+    token share s if f T_i / (f T_i + (1 - f) T_t) = s, so f = s T_t / (s T_t + (1 - s) T_i).
+    """
+    share = config.data.interleaved_token_share
+    static = Patching.TOKEN if config.patching.kind is Patching.TOKEN else Patching.STATIC
+    shares = {"static": _sequence_share(dataset, config, static, share)}
+    if config.patching.kind in (Patching.ALIGNED, Patching.MIXED, Patching.CURRICULUM):
+        shares["aligned"] = _sequence_share(dataset, config, Patching.ALIGNED, share)
+    else:
+        shares["aligned"] = shares["static"]
+    return dataclasses.replace(
+        config.data,
+        data_id=dataset.data_id,
+        interleaved_sequence_share_static=shares["static"],
+        interleaved_sequence_share_aligned=shares["aligned"],
+    )
+
+
+def corpus_statistics(dataset: Dataset) -> dict[str, Any]:
+    """Sizes of the training split: documents, unique speech tokens, text pieces, seconds of speech, words."""
+    tokens, words = ragged(dataset.speech, "speech_tokens"), ragged(dataset.speech, "word_start")
+    pieces = ragged(dataset.text, "text_tokens")
+    spoken, written = dataset.rows("speech", "train"), dataset.rows("text", "train")
+    return {
+        "data_id": dataset.data_id,
+        "spoken_documents": len(spoken),
+        "unique_speech_tokens": int(tokens.lengths[spoken].sum()),
+        "speech_seconds": int(tokens.lengths[spoken].sum()) / FRAMES_PER_SECOND,
+        "spoken_words": int(words.lengths[spoken].sum()),
+        "text_documents": len(written),
+        "unique_text_tokens": int(pieces.lengths[written].sum()),
+    }
+
+
+def references(dataset: Dataset, evaluation: EvalConfig, data: DataConfig | None = None) -> dict[str, Any]:
+    """Unigram and trigram losses (nats a token) of the very tokens that runs are evaluated on (references.json)."""
+    from lst.data.heldout import heldout_documents
+
+    sets = heldout_documents(dataset, evaluation, data or DataConfig())
+    counted = {"speech": ("speech_tokens", dataset.speech_vocab), "text": ("text_tokens", dataset.text_vocab)}
+    losses: dict[str, Any] = {}
+    for name, (column, vocabulary) in counted.items():
+        table = dataset.speech if name == "speech" else dataset.text
+        values = ragged(table, column)
+        model = NgramModel([values[r] for r in dataset.rows(name, "train")], vocabulary)
+        scored = [segment.tokens for document in sets[name] for segment in _segments(document)]
+        losses[name] = {
+            "unigram": model.nats(scored, 1),
+            "trigram": model.nats(scored, 3),
+            "n_items": int(sum(len(tokens) for tokens in scored)),
+        }
+    return losses
+
+
+def _segments(document: Document) -> Sequence[Any]:
+    return [segment for segment in document if len(segment.tokens)]
+
+
+def _sequence_share(dataset: Dataset, config: RunConfig, kind: Patching, share: float) -> float:
+    """Rounded to six digits, since it becomes part of the run's identity."""
+    if share in (0.0, 1.0):
+        return share
+    interleaved = dataclasses.replace(config.data, data_id="", interleaved_sequence_share_static=1.0, interleaved_sequence_share_aligned=1.0)
+    fixed = PatchingConfig(kind=kind, patch_size=config.patching.patch_size)
+    train = dataclasses.replace(config.train, seed=0, steps=MIXTURE_SAMPLE, batch_sequences=1, final_batch_sequences=0)
+    sample = dataclasses.replace(config, data=interleaved, patching=fixed, train=train)
+    counts = count_sequences(dataset, sample).mean()
+    if not counts.tokens:
+        raise DataError(f"data '{dataset.path}' gives empty sequences; prepare it with longer documents.")
+    text_tokens = config.data.seq_len_units  # a text token is a unit
+    return round(share * text_tokens / (share * text_tokens + (1 - share) * counts.tokens), 6)
+
+
+def _count_rows(stream: Stream, indices: Sequence[int]) -> NDArray[np.float64]:
+    windows = stream.windows
+    rows = [stream.row(i).counts(*windows) for i in indices]
+    return np.array([[getattr(row, name) for name in FIELDS] for row in rows], np.float64)
