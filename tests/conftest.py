@@ -1,0 +1,67 @@
+"""What all tests share: one thread a process, no display, no telemetry, and skips that may be forbidden.
+
+`LST_REQUIRE=browser,slurm` turns a skip of a test with one of these markers into a failure, and fails the session if no test
+of a marker passed: a check that silently stopped running is worse than a red one. `--update-golden` rewrites the files in
+tests/golden that a test compares with.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# Before anything imports torch or numpy; processes that tests start inherit it.
+for name, value in {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MPLBACKEND": "Agg",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}.items():
+    os.environ.setdefault(name, value)
+
+# The same examples each time, and no deadline: the machine is shared with other tests.
+settings.register_profile("lst", deadline=None, derandomize=True)
+settings.load_profile("lst")
+
+
+def required_markers() -> list[str]:
+    return [name for name in os.environ.get("LST_REQUIRE", "").replace(",", " ").split() if name]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what the program does now")
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Generator[None, Any, Any]:
+    report = yield
+    names = [name for name in required_markers() if item.get_closest_marker(name)]
+    if report.skipped and names:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, but LST_REQUIRE={names[0]} demands it: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """In the process that prints (not a worker): each required marker needs a test that passed."""
+    yield
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if hasattr(session.config, "workerinput") or terminal is None:
+        return
+    passed = [report for report in terminal.stats.get("passed", []) if report.when == "call"]
+    for name in required_markers():
+        if not any(name in report.keywords for report in passed):
+            terminal.write_line(f"LST_REQUIRE={name}: no test with this marker passed", red=True)
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,109 @@
+"""The five commands as a user meets them: quick help, frozen verbs and flags, one sentence and exit 2 for a wrong flag.
+
+tests/golden/cli.json holds every verb and flag. A changed command line is a change of the project's interface: make it on
+purpose, and write the file anew with
+
+    .venv/bin/python -m pytest tests/test_cli_contract.py --update-golden
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "tests" / "golden" / "cli.json"
+SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+HELP_SECONDS = 0.5
+
+
+def command(name: str, after: str = "") -> list[str]:
+    """What the installed console script `name` does; `after` is code to run when the command is through."""
+    module, function = SCRIPTS[name].split(":")
+    code = f"import sys; sys.argv[0] = {name!r}\nfrom {module} import {function} as main\ntry:\n    sys.exit(main())\nfinally:\n    pass"
+    return [sys.executable, "-c", f"{code}\n    {after}"]
+
+
+def run(name: str, *arguments: str, after: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command(name, after), *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+
+@cache
+def help_text(name: str, *verb: str) -> str:
+    result = run(name, *verb, "--help")
+    assert result.returncode == 0, f"{name} {' '.join(verb)} --help failed:\n{result.stderr}"
+    return result.stdout
+
+
+def verbs(name: str) -> list[str]:
+    """The subcommands that argparse lists as {one,two}."""
+    listed = re.search(r"\{([a-z][a-z,-]*)\}", help_text(name))
+    return listed.group(1).split(",") if listed else []
+
+
+def flags(text: str) -> list[str]:
+    return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text)))
+
+
+def interface() -> dict[str, dict[str, list[str]]]:
+    """Command -> verb ('' for the bare command) -> flags."""
+    return {name: {verb: flags(help_text(name, *verb.split())) for verb in ("", *verbs(name))} for name in sorted(SCRIPTS)}
+
+
+def test_the_five_commands_are_declared() -> None:
+    assert set(SCRIPTS) == {"prepare-data", "plan-sweep", "submit-sweep", "fit-scaling", "scaling-report"}
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_help_comes_within_half_a_second(name: str) -> None:
+    """The median of three. A busy neighbour may spoil one round, so up to four rounds are allowed to show that it can."""
+    help_text(name)  # warms the file cache and the byte code
+    medians = []
+    for _ in range(4):
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            run(name, "--help")
+            seconds.append(time.perf_counter() - start)
+        medians.append(statistics.median(seconds))
+        if medians[-1] < HELP_SECONDS:
+            break
+    assert min(medians) < HELP_SECONDS
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_help_does_not_import_torch(name: str) -> None:
+    result = run(name, "--help", after="print('torch' in sys.modules, file=sys.stderr)")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.strip().splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_help_says_what_the_command_is_for(name: str) -> None:
+    text = help_text(name)
+    assert text.startswith("usage: " + name)
+    assert len(text.splitlines()) >= 5
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_unknown_flag_is_wrong_input_without_a_traceback(name: str) -> None:
+    result = run(name, "--no-such-flag")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "--no-such-flag" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_verbs_and_flags_are_the_frozen_ones(update_golden: bool) -> None:
+    now = interface()
+    if update_golden:
+        GOLDEN.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
+    assert now == json.loads(GOLDEN.read_text())
