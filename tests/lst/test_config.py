@@ -1,0 +1,76 @@
+"""Configurations: strict reading, identity, arms."""
+
+import pytest
+
+from lst.config import ARM_PATCHING, Arm, Patching, PatchingConfig, RunConfig, arm_config, merge, to_dict
+from lst.errors import ConfigError
+
+
+@pytest.mark.parametrize("arm", list(Arm))
+def test_a_configuration_survives_a_round_trip_through_plain_values(arm):
+    config = arm_config(arm.value)
+    assert RunConfig.from_dict(to_dict(config)) == config
+    assert config.patching.kind is ARM_PATCHING[arm]
+
+
+def test_the_run_id_ignores_execution_and_nothing_else():
+    base = arm_config("lst_static")
+    assert arm_config("lst_static", execution={"threads": 4, "data_path": "elsewhere"}).run_id == base.run_id
+    for change in (
+        {"train": {"seed": 1}},
+        {"optim": {"lr": 1e-3}},
+        {"data": {"seq_len_units": 64}},
+        {"patching": {"patch_size": 3}},
+        {"evaluation": {"seed": 3}},
+        {"model": {"pooling": "mean"}},
+    ):
+        assert arm_config("lst_static", **change).run_id != base.run_id, change
+
+
+def test_the_run_id_is_frozen():
+    """Ids name folders on disk: a change of this value orphans every finished run, so it must be deliberate."""
+    assert arm_config("baseline", size="tiny").run_id == "a2ca4ff5f1d4"
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"optim": {"learning_rate": 1.0}}, "unknown key 'optim.learning_rate'"),
+        ({"optim": {"lrr": 1.0}}, "did you mean 'lr'"),
+        ({"optim": {"lr": "fast"}}, "optim.lr='fast' must be of type float"),
+        ({"optim": {"lr": float("nan")}}, "optim.lr=nan must be finite"),
+        ({"optim": {"lr": -1.0}}, "optim.lr=-1.0 must be positive"),
+        ({"train": {"steps": 0}}, "train.steps=0 must be positive"),
+        ({"train": {"steps": True}}, "must be of type int, not bool"),
+        ({"train": 3}, "train=3 is no mapping"),
+        ({"model": {"pooling": "median"}}, "model.pooling='median' is unknown"),
+        ({"model": {"global_stack": {"heads": 5}}}, "does not split into 5 heads"),
+        ({"data": {"text_span_words": [9, 2]}}, "is no range of words"),
+        ({"patching": {"kind": "static"}}, "does not fit arm 'baseline'"),
+        ({"patching": {"curriculum_aligned_until": 0.9, "curriculum_static_from": 0.2}}, "lies after"),
+        ({"evaluation": {"story_choices": 3}}, "choose 2 or 4"),
+        ({"exec": {}}, "unknown key 'exec'; did you mean 'execution'"),
+    ],
+)
+def test_bad_values_are_named_in_one_sentence(values, sentence):
+    base = to_dict(arm_config("baseline"))
+    with pytest.raises(ConfigError) as error:
+        RunConfig.from_dict(merge(base, values))
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_arm_and_size_suggest_the_closest():
+    with pytest.raises(ConfigError, match="did you mean 'lst_static'"):
+        arm_config("lst_statik")
+    with pytest.raises(ConfigError, match="did you mean 'w128'"):
+        arm_config("baseline", size="w1288")
+
+
+def test_the_curriculum_falls_linearly_between_its_thirds():
+    curriculum = PatchingConfig(kind=Patching.CURRICULUM)
+    values = [curriculum.aligned_probability(p) for p in (0, 0.33, 0.5, 0.58333333333333333, 0.67, 0.999)]
+    assert values == pytest.approx([1, 1, 0.5, 0.25, 0, 0])
+    assert PatchingConfig(kind=Patching.MIXED, mixed_aligned_share=0.3).aligned_probability(0.9) == 0.3
+    assert curriculum.evaluation_kind is Patching.STATIC
+    assert PatchingConfig(kind=Patching.ALIGNED).evaluation_kind is Patching.ALIGNED

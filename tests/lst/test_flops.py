@@ -1,0 +1,130 @@
+"""FLOPs: against torch's counter, against hand counts, and additive over what they count."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lst.config import Arm, ModelConfig, StackConfig, arm_config
+from lst.data.shards import open_dataset
+from lst.data.statistics import count_sequences, solve_mixture
+from lst.data.stream import Stream
+from lst.flops import (
+    TRAINING_FACTOR,
+    SequenceCounts,
+    dense_forward_flops,
+    forward_flops,
+    num_params,
+    parameter_counts,
+    training_flops,
+)
+from lst.ladder import model_shape
+from lst.model import Batch, build_model, count_parameters, make_batch
+from lst.model.lst import network
+
+VOCABULARY = {"text_vocab": 60, "speech_vocab": 40}
+
+
+def use_dense_attention(model):
+    """The reference backend: plain matrix products, which torch's counter can see."""
+    for module in model.modules():
+        if hasattr(module, "backend"):
+            module.backend = "dense"
+
+
+def counted(model, batch):
+    use_dense_attention(model)
+    with FlopCounterMode(display=False) as counter:
+        model(batch).sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("arm", list(Arm))
+@pytest.mark.parametrize("size", ["tiny", "w96"])
+@pytest.mark.parametrize("options", [{}, {"queries_per_patch": 3}, {"decoder_input": "both"}])
+def test_the_dense_convention_equals_torchs_counter_to_the_last_digit(arm, size, options):
+    config = arm_config(arm.value, size=size, model=VOCABULARY | options)
+    speech = ("speech", [1, 2, 3, 4, 5, 6, 7, 8, 9], [(1, 4), (6, 7)])
+    batch = make_batch([[("text", [3, 4]), speech], [speech, ("text", [9])]], config)
+    dense = dense_forward_flops(config.model, sequences=2, tokens=batch.ids_BT.shape[1], units=batch.units)
+    assert counted(build_model(config), batch) == TRAINING_FACTOR * dense.total
+
+
+@pytest.mark.parametrize("arm", [Arm.BASELINE, Arm.LST_STATIC])
+def test_the_papers_1b_shapes_on_meta_tensors_equal_the_dense_convention(arm):
+    shape = model_shape("table7_1b", arm)
+    config = dataclasses.replace(arm_config(arm.value), model=shape)
+    with torch.device("meta"):
+        model = network(shape)
+    batch = make_batch([[("text", [3] * 20), ("speech", [1] * 41)]], config).to("meta")
+    dense = dense_forward_flops(shape, sequences=1, tokens=batch.ids_BT.shape[1], units=batch.units)
+    assert counted(model, batch) == TRAINING_FACTOR * dense.total
+    assert count_parameters(model) == parameter_counts(shape)
+
+
+def test_a_hand_count_of_the_baseline():
+    """One layer of width 4 and hidden width 8, vocabulary 10, one document of 3 tokens: every product by hand."""
+    stack = StackConfig(layers=1, dim=4, heads=2, ffn_dim=8)
+    model = ModelConfig(arm=Arm.BASELINE, global_stack=stack, text_vocab=5, speech_vocab=3)
+    counts = SequenceCounts(units=3, tokens=3, predicted=2, global_pairs=1 + 2 + 3)
+    flops = forward_flops(model, counts)
+    projections = 3 * 4 * (2 * 4 * 4)  # q, k, v, out at 3 positions
+    feed_forward = 3 * 3 * (2 * 4 * 8)  # gate, value, out
+    attention = 6 * (2 * 4 + 2 * 4)  # score and value of 6 pairs
+    head = 2 * (2 * 4 * 10)  # the two positions that have a target
+    assert flops.by_group == {"embedding": 0, "encoder": 0, "global": projections + feed_forward + attention, "decoder": 0, "head": head}
+    assert flops.by_kind == {"matmul": projections + feed_forward + head, "attention": attention}
+    assert training_flops(model, counts).total == 3 * flops.total
+
+
+@pytest.mark.parametrize("arm", list(Arm))
+def test_parameter_counts_equal_the_built_networks(arm):
+    for options in ({}, {"decoder_input": "both"}):
+        config = arm_config(arm.value, size="w64", model=VOCABULARY | options)
+        model = build_model(config)
+        assert count_parameters(model) == parameter_counts(config.model)
+        assert num_params(config.model) == sum(p.numel() for p in model.parameters())
+
+
+def test_pairs_of_a_packed_row_equal_the_masks_of_the_model(toy_dataset):
+    """What FLOPs count as attention is exactly what the masks let through."""
+    from lst.model.masks import causal_bias, visible_bias
+
+    dataset = open_dataset(toy_dataset)
+    config = run_config(dataset, "lst_static", encoder_window=16)
+    packed = Stream(dataset, config).batch(0)
+    counts, batch = packed.counts, Batch.from_packed(packed)
+    real_T, real_U = batch.doc_BT >= 0, batch.unit_doc_BU >= 0
+    seen = causal_bias(batch.doc_BT, batch.position_BT, 16)[:, 0] == 0
+    assert counts.encoder_pairs == int((seen & real_T[:, :, None]).sum())
+    seen = causal_bias(batch.unit_doc_BU, batch.unit_position_BU, 0)[:, 0] == 0
+    assert counts.global_pairs == int((seen & real_U[:, :, None]).sum())
+    seen = visible_bias(batch.doc_BT, batch.visible_BT, batch.unit_doc_BU)[:, 0] == 0
+    assert counts.cross_pairs == int((seen & real_T[:, :, None]).sum())
+    assert counts.predicted == int((batch.target_BT >= 0).sum())
+    assert counts.tokens == int(real_T.sum())
+    assert counts.units == int(real_U.sum())
+
+
+def run_config(dataset, arm, encoder_window=512, **sections):
+    model = {"text_vocab": dataset.text_vocab, "speech_vocab": dataset.speech_vocab}
+    if arm != "baseline":
+        model["encoder"] = {"window": encoder_window}
+    base = {"data": {"seq_len_units": 64}, "train": {"steps": 12, "batch_sequences": 4}, **sections}
+    config = arm_config(arm, size="tiny", model=model, **base)
+    return dataclasses.replace(config, data=solve_mixture(dataset, config))
+
+
+@pytest.mark.parametrize("arm", [a.value for a in Arm])
+def test_planned_counts_of_a_short_run_equal_what_its_batches_hold(toy_dataset, arm):
+    dataset = open_dataset(toy_dataset)
+    config = run_config(dataset, arm)
+    table = count_sequences(dataset, config)
+    spent = SequenceCounts()
+    stream = Stream(dataset, config)
+    for step in range(config.train.steps):
+        spent += stream.batch(step).counts
+    assert table.exact
+    assert dataclasses.asdict(table.total()) == pytest.approx(dataclasses.asdict(spent))
+    assert table.flops(config).sum() == pytest.approx(training_flops(config, spent).total, rel=1e-12)
