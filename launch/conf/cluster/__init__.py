@@ -1,0 +1,1 @@
+"""Clusters by name: `cluster=NAME` reads NAME.yaml (fields: launch/cluster.py)."""

@@ -1,0 +1,176 @@
+"""Feeding this machine: starts the next run as soon as a slot is free, never more than the cluster's slots at once.
+
+It runs inside `submit-sweep submit DIR cluster=local` until all runs have ended. A failed run does not stop the others. On
+Ctrl-C nothing more starts, the running ones save and leave; a second Ctrl-C kills them. Not here: which runs to start.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.cluster import LocalCluster
+from launch.display import Display
+from launch.executor import LocalHandle, start_local
+from launch.failures import last_line
+from launch.interrupt import Interrupts
+from launch.lease import LEASE, holder, signal_holder
+from launch.ledger import DONE, ENDED, INTERRUPTED, LAUNCH, LOST, SUBMITTED, append_event, next_attempt, read_attempts
+from launch.rows import Row, cost_of
+from launch.status import eta_seconds, gather
+from launch.worker import WorkerJob, is_complete
+
+POLL_SECONDS = 0.05  # how soon a free slot is seen
+LOOK_SECONDS = 1.0  # how often files are read for the display and for runs of other submitters
+SIGNAL_SECONDS = 2.0  # a stop signal is repeated: a worker that was just starting may have missed it
+
+
+@dataclass
+class Slot:
+    """A run that is alive, started by us (`handle`) or found running (None)."""
+
+    row: Row
+    handle: LocalHandle | None
+    attempt: int = 0
+    gpu: int | None = None
+
+
+class Feeder:
+    """Runs `queue` (in this order) on this machine, beside the runs `foreign` that are alive already."""
+
+    def __init__(
+        self,
+        study: Path,
+        cluster: LocalCluster,
+        *,
+        queue: Sequence[Row],
+        foreign: Sequence[Row],
+        root: Path | None,
+        display: Display,
+        interrupts: Interrupts,
+        announce: Callable[[list[str]], None],
+        trainer_argv: Sequence[str] | None = None,
+    ) -> None:
+        self.study = study
+        self.cluster = cluster
+        self.queue = list(queue)
+        self.rows = [*queue, *foreign]
+        self.slots = [Slot(row, None) for row in foreign]
+        self.root = root
+        self.display = display
+        self.interrupts = interrupts
+        self.announce = announce  # told the run_ids that still wait, whenever they change
+        self.trainer_argv = trainer_argv
+        self._looked = 0.0
+        self._signalled = 0.0
+        self._stopping_since = 0.0
+        self._fraction = 0.0  # share of the work that is done, by cost
+        self._eta: float | None = None
+
+    def run(self) -> None:
+        """Return when every run has ended, or when all have left after an interrupt."""
+        self.announce([row.run_id for row in self.queue])
+        while self.queue or self.slots:
+            look = time.monotonic() - self._looked >= LOOK_SECONDS
+            self._reap(look)
+            if self.interrupts.count:
+                self._stop()
+            else:
+                self._fill()
+            if look:
+                self._looked = time.monotonic()
+                self._estimate()
+            ended = len(self.rows) - len(self.queue) - len(self.slots)
+            self.display.progress(ended, len(self.rows), len(self.slots), self._fraction, self._eta)
+            if self.queue or self.slots:
+                time.sleep(POLL_SECONDS)
+        self.display.clear()
+
+    def _fill(self) -> None:
+        """Start runs while there are free slots. A run that somebody else began meanwhile is watched instead."""
+        while self.queue and len(self.slots) < self.cluster.slots:
+            row = self.queue.pop(0)
+            self.announce([waiting.run_id for waiting in self.queue])
+            if is_complete(row.folder(self.study)) or holder(row.folder(self.study) / LEASE) is not None:
+                self.slots.append(Slot(row, None))
+                continue
+            self.slots.append(self._start(row))
+
+    def _start(self, row: Row) -> Slot:
+        assert self.root is not None, "runs wait, and no code was frozen for them"
+        taken = {slot.gpu for slot in self.slots}
+        gpu = next((g for g in range(self.cluster.gpus) if g not in taken), None)
+        job = WorkerJob(
+            study=str(self.study),
+            run_id=row.run_id,
+            root=str(self.root),
+            code=self.root.name,
+            threads=self.cluster.threads,
+            gpus=0 if gpu is None else 1,
+            environment=self.cluster.environment,
+        )
+        attempt = next_attempt(read_attempts(self.study).get(row.run_id, []))
+        handle = start_local(self.study / LAUNCH, job, self.cluster, gpu=gpu, trainer_argv=self.trainer_argv)
+        append_event(self.study, SUBMITTED, row.run_id, attempt=attempt, job_id=handle.job_id, cluster="local")
+        return Slot(row, handle, attempt, gpu)
+
+    def _reap(self, look: bool) -> None:
+        """Free the slots of runs that have ended: worker gone, and nobody (an orphaned trainer) holding the run any more."""
+        for slot in list(self.slots):
+            ready = look if slot.handle is None else slot.handle.ended()
+            if not ready or holder(slot.row.folder(self.study) / LEASE) is not None:
+                continue
+            self.slots.remove(slot)
+            if slot.handle is not None:
+                self._settle(slot, slot.handle)
+                slot.handle.clean()
+            (status,) = gather(self.study, [slot.row])
+            self.display.ended(status, len(self.rows) - len(self.queue) - len(self.slots), len(self.rows))
+
+    def _settle(self, slot: Slot, handle: LocalHandle) -> None:
+        """Give the attempt its end in the ledger where its worker could not."""
+        attempts = read_attempts(self.study).get(slot.row.run_id, [])
+        mine = next((a for a in attempts if a.job_id == handle.job_id), None)
+        if mine is not None and mine.ended is not None:
+            return
+        if is_complete(slot.row.folder(self.study)):
+            state, cause = DONE, ""
+        elif self.interrupts.count:
+            state, cause = INTERRUPTED, "stopped before it had saved"
+        elif mine is not None and mine.started is None and not handle.complaint():
+            state, cause = INTERRUPTED, "another runner held the run"
+        else:
+            state, cause = LOST, last_line(handle.complaint()) or "its worker was killed"
+        append_event(self.study, ENDED, slot.row.run_id, attempt=slot.attempt, job_id=handle.job_id, state=state, cause=cause)
+
+    def _stop(self) -> None:
+        """Tell all runs to save and leave; kill them after the grace, or at once on a second signal."""
+        now = time.monotonic()
+        if not self._stopping_since:
+            self._stopping_since = now
+            self.queue.clear()
+            if self.slots:
+                self.display.note(f"stopping: {len(self.slots)} running save and leave (once more to kill them)")
+        if self.interrupts.count > 1 or now - self._stopping_since > self.cluster.stop_grace_seconds:
+            for slot in self.slots:
+                slot.handle.kill() if slot.handle is not None else signal_holder(
+                    slot.row.folder(self.study) / LEASE, signal.SIGKILL
+                )
+            return
+        if now - self._signalled >= SIGNAL_SECONDS:
+            self._signalled = now
+            for slot in self.slots:
+                if slot.handle is not None and not slot.handle.ended():
+                    slot.handle.signal(signal.SIGTERM)
+                else:
+                    signal_holder(slot.row.folder(self.study) / LEASE, signal.SIGTERM)
+
+    def _estimate(self) -> None:
+        """How far all runs are, and when they will be through."""
+        statuses = gather(self.study, self.rows)
+        costs = cost_of(self.rows)
+        self._fraction = sum(costs[s.run_id] * s.fraction for s in statuses) / sum(costs.values())
+        self._eta = eta_seconds(self.rows, statuses, self.cluster.slots)

@@ -1,0 +1,108 @@
+"""The ledger: launch/ledger.jsonl, one line an event of an attempt, appended by the submitter and by every worker.
+
+Writers append under a lock; readers never lock and tolerate a torn line. What an event means: docs/run_folder.md. The
+ledger is an account of attempts, not the judge of a run: a run is done only when its own exit.json says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lst.records import read_jsonl
+
+LAUNCH = "launch"
+LEDGER = "ledger.jsonl"
+
+SUBMITTED, STARTED, ENDED = "submitted", "started", "ended"
+DONE, FAILED, INTERRUPTED, LOST = "done", "failed", "interrupted", "lost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One job of a run, put together from its events. Times are seconds since the epoch; None = not happened."""
+
+    attempt: int
+    job_id: str = ""
+    submitted: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    state: str = ""  # done, failed, interrupted or lost, once ended
+    cause: str = ""
+    gpus: int = 0
+    cluster: str = ""  # local or slurm
+
+    def seconds(self, until: float) -> float:
+        """Wall-clock seconds from its start to its end (or to `until`, while it has none)."""
+        if self.started is None:
+            return 0.0
+        return max(0.0, (self.ended if self.ended is not None else until) - self.started)
+
+
+def ledger_path(study: Path) -> Path:
+    return study / LAUNCH / LEDGER
+
+
+def append_event(study: Path, event: str, run_id: str, *, attempt: int, job_id: str, **fields: Any) -> None:
+    """Append one event, whole or not at all. Raises OSError, on a full disk for instance."""
+    record = {"time": round(fields.pop("time", None) or time.time(), 3), "run_id": run_id, "event": event}
+    record |= {"attempt": attempt, "job_id": job_id, **fields}
+    data = (json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n").encode()
+    file = os.open(ledger_path(study), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            data = b"\n" + data  # end the line that somebody's death left torn
+        try:
+            written = os.write(file, data)
+        except OSError:
+            os.ftruncate(file, size)
+            raise
+        if written != len(data):
+            os.ftruncate(file, size)
+            raise OSError(28, f"no space left to append to '{ledger_path(study)}'")
+    finally:
+        os.close(file)
+
+
+def read_attempts(study: Path) -> dict[str, list[Attempt]]:
+    """The attempts of every run that the ledger knows, oldest first."""
+    return attempts_of(read_jsonl(ledger_path(study)))
+
+
+def attempts_of(events: Iterable[dict[str, Any]]) -> dict[str, list[Attempt]]:
+    """Group events by run and attempt; lines that are no event are left out."""
+    runs: dict[str, dict[int, Attempt]] = {}
+    for event in events:
+        try:
+            run_id, number, kind, at = str(event["run_id"]), int(event["attempt"]), event["event"], float(event["time"])
+        except (KeyError, TypeError, ValueError):
+            continue
+        attempts = runs.setdefault(run_id, {})
+        changes: dict[str, Any] = {"job_id": str(event.get("job_id", ""))}
+        if event.get("cluster"):
+            changes["cluster"] = str(event["cluster"])
+        if kind == SUBMITTED:
+            changes["submitted"] = at
+        elif kind == STARTED:
+            changes |= {"started": at, "gpus": int(event.get("gpus") or 0)}
+        elif kind == ENDED:
+            changes |= {"ended": at, "state": str(event.get("state", "")), "cause": str(event.get("cause") or "")}
+        attempts[number] = dataclasses.replace(attempts.get(number, Attempt(attempt=number)), **changes)
+    return {run_id: [attempts[number] for number in sorted(attempts)] for run_id, attempts in runs.items()}
+
+
+def next_attempt(attempts: list[Attempt], job_id: str = "") -> int:
+    """The number of the attempt that job `job_id` is about to begin: the one submitted for it, else a new one."""
+    for attempt in attempts:
+        if job_id and attempt.job_id == job_id and attempt.started is None and attempt.ended is None:
+            return attempt.attempt
+    return max((a.attempt for a in attempts), default=0) + 1

@@ -1,0 +1,80 @@
+"""The code a study runs with: a copy of the five packages taken at submit, named by its hash, read-only.
+
+Jobs import from the copy alone, so that edits made while runs are queued or running change nothing. The worker checks
+the hash before it starts a run. Not here: the installed dependencies, which are recorded by each run's exit.json.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from lst.errors import LaunchError
+
+PACKAGES = ("lst", "sweeps", "launch", "analysis", "reports")
+SNAPSHOTS = "snapshot"
+HASH_DIGITS = 16
+LARGEST_MIB = 256
+
+
+def code_root() -> Path:
+    """The folder that holds the five packages this process runs from. Raises LaunchError if they do not share one."""
+    root = Path(__file__).resolve().parents[1]
+    missing = [name for name in PACKAGES if not (root / name).is_dir()]
+    if missing:
+        raise LaunchError(
+            f"the packages {', '.join(missing)} are not beside launch in '{root}'; install all five from one place."
+        )
+    return root
+
+
+def take_snapshot(launch_dir: Path) -> Path:
+    """The root of the snapshot of the present code below `launch_dir`, copied there unless it exists already."""
+    root = code_root()
+    size = sum(path.stat().st_size for _, path in _files(root)) / 2**20
+    if size > LARGEST_MIB:
+        raise LaunchError(f"the code in '{root}' is {size:.0f} MiB, more than {LARGEST_MIB}; move data out of the packages.")
+    expected = code_hash(root)
+    target = launch_dir / SNAPSHOTS / expected
+    if target.is_dir():
+        if code_hash(target) != expected:
+            raise LaunchError(f"the code snapshot '{target}' was altered; delete it and submit again.")
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".copy-", dir=target.parent))
+    try:
+        for name, path in _files(root):
+            copy = aside / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+            copy.chmod(0o444)
+        aside.chmod(0o755)
+        aside.rename(target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return target
+
+
+def code_hash(root: Path) -> str:
+    """Hash of names and contents of the five packages below `root`, compiled files left out."""
+    digest = hashlib.sha256()
+    for name, path in _files(root):
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:HASH_DIGITS]
+
+
+def _files(root: Path) -> Iterator[tuple[str, Path]]:
+    """Every file of the five packages with its name relative to `root`, in a stable order; links are not followed."""
+    for package in PACKAGES:
+        for folder, subfolders, names in os.walk(root / package):
+            subfolders[:] = sorted(n for n in subfolders if n != "__pycache__" and not n.startswith("."))
+            for name in sorted(names):
+                path = Path(folder) / name
+                if not name.startswith(".") and path.suffix not in (".pyc", ".tmp") and path.is_file() and not path.is_symlink():
+                    yield path.relative_to(root).as_posix(), path

@@ -1,0 +1,181 @@
+"""The state of every run of a study, told from its files (and one call of squeue where SLURM jobs are open).
+
+planned: not yet started, or stopped and to go on; queued: a submitter or SLURM will start it; running: its lease is held;
+done: its own exit.json says so; failed: its last attempt failed; lost: an attempt ended without a word; refused: the plan
+does not admit it. Anybody may look at any time; looking changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.failures import failure_text, last_record, read_failure
+from launch.lease import LEASE, holder
+from launch.ledger import DONE, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, read_attempts
+from launch.rows import Row, cost_of, read_rows
+from launch.scheduler import RUNNING as SLURM_RUNNING
+from launch.scheduler import slurm_queue
+from launch.worker import is_complete
+from lst.errors import LaunchError
+from lst.records import TRAIN_RECORDS
+
+PLANNED, QUEUED, RUNNING, REFUSED = "planned", "queued", "running", "refused"
+STATES = (PLANNED, QUEUED, RUNNING, DONE, FAILED, LOST, REFUSED)
+OPEN_STATES = (QUEUED, RUNNING)
+LOCK = "lock"
+START_SECONDS = 30.0  # a local job may take as long from its submission to its lease
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """One run as `status --json` tells it."""
+
+    run_id: str
+    arm: str
+    size: str
+    state: str  # planned, queued, running, done, failed, lost or refused
+    cause: str  # one line: why it failed, stopped or was refused
+    step: int  # optimiser steps recorded
+    steps: int  # optimiser steps planned
+    attempts: int  # jobs that started
+    gpu_hours: float  # GPU-hours of all attempts so far
+    seconds: float = 0.0  # wall-clock seconds of all attempts so far
+    loss: float | None = None  # the last step's training loss, nats per token
+    source: str = ""  # where the state comes from: plan, exit.json, lease, ledger, squeue, submitter
+    job_id: str = ""  # the last attempt's job
+
+    @property
+    def fraction(self) -> float:
+        """Share of the run's steps that is done."""
+        return 1.0 if self.state == DONE else min(1.0, self.step / self.steps) if self.steps else 0.0
+
+
+def lock_path(study: Path) -> Path:
+    """The file that the study's submitter holds."""
+    return study / LAUNCH / LOCK
+
+
+def gather(study: Path, rows: Sequence[Row] | None = None) -> list[RunStatus]:
+    """The status of `rows` (default: every row of the plan), in order. Raises LaunchError where there is no plan."""
+    rows = read_rows(study) if rows is None else rows
+    attempts = read_attempts(study)
+    queue = _queue(study, rows, attempts)
+    submitter = holder(lock_path(study))
+    waiting = frozenset(submitter.get("waiting") or ()) if submitter is not None else frozenset()
+    statuses = [_status(study, row, attempts.get(row.run_id, []), queue, waiting) for row in rows]
+    if any(s.state == LOST for s in statuses):  # a run that started or ended between our two looks is not lost: look again
+        attempts = read_attempts(study)
+        statuses = [
+            _status(study, row, attempts.get(row.run_id, []), queue, waiting) if status.state == LOST else status
+            for row, status in zip(rows, statuses, strict=True)
+        ]
+    return statuses
+
+
+def count_states(statuses: Sequence[RunStatus]) -> dict[str, int]:
+    """Runs by state, in the order of STATES, states without runs left out."""
+    counts = {state: sum(s.state == state for s in statuses) for state in STATES}
+    return {state: count for state, count in counts.items() if count}
+
+
+def eta_seconds(rows: Sequence[Row], statuses: Sequence[RunStatus], parallel: int) -> float | None:
+    """Seconds until all open and planned runs end at `parallel` at once, at the speed measured so far; None while unknown.
+
+    Speed is seconds per planned cost over what has been trained; before that, the plan's own minutes.
+    """
+    costs = cost_of(list(rows))
+    trained = [(s.seconds, costs[s.run_id] * s.fraction) for s in statuses if s.seconds > 0 and s.fraction > 0]
+    spent, work = sum(t[0] for t in trained), sum(t[1] for t in trained)
+    if work > 0:
+        rate = spent / work
+    elif rows and all(row.est_minutes > 0 for row in rows):
+        rate = 60.0
+    else:
+        return None
+    left = [costs[s.run_id] * (1 - s.fraction) * rate for s in statuses if s.state in (PLANNED, *OPEN_STATES)]
+    return max(sum(left) / max(1, parallel), max(left, default=0.0))
+
+
+def _queue(study: Path, rows: Sequence[Row], attempts: Mapping[str, list[Attempt]]) -> dict[str, str] | None:
+    """SLURM's list where any open attempt is SLURM's; {} where none is; None where SLURM does not answer."""
+    for row in rows:
+        last = _last(attempts.get(row.run_id, []))
+        if (
+            last is not None
+            and last.cluster == "slurm"
+            and last.state not in (DONE, FAILED)
+            and not is_complete(row.folder(study))
+        ):
+            try:
+                return slurm_queue()
+            except LaunchError:
+                return None
+    return {}
+
+
+def _status(study: Path, row: Row, attempts: list[Attempt], queue: dict[str, str] | None, waiting: frozenset[str]) -> RunStatus:
+    folder = row.folder(study)
+    record = last_record(folder / TRAIN_RECORDS) or {}
+    last = _last(attempts)
+    state, cause, source = _state(folder, row, last, queue, waiting, int(record.get("step", 0)))
+    until = time.time() if state == RUNNING else float(record.get("time") or 0.0)
+    loss = record.get("loss")
+    return RunStatus(
+        run_id=row.run_id,
+        arm=row.arm,
+        size=row.size,
+        state=state,
+        cause=cause,
+        step=row.steps if state == DONE else int(record.get("step", 0)),
+        steps=row.steps,
+        attempts=sum(a.started is not None for a in attempts),
+        gpu_hours=round(sum(a.seconds(until) * a.gpus for a in attempts) / 3600, 6),
+        seconds=round(sum(a.seconds(until) for a in attempts), 3),
+        loss=float(loss) if isinstance(loss, int | float) else None,
+        source=source,
+        job_id=last.job_id if last else "",
+    )
+
+
+def _state(
+    folder: Path, row: Row, last: Attempt | None, queue: dict[str, str] | None, waiting: frozenset[str], step: int
+) -> tuple[str, str, str]:
+    """State, cause and source of a run: its own record first, then its lease, its job, and the ledger."""
+    if is_complete(folder):
+        return DONE, "", "exit.json"
+    if holder(folder / LEASE) is not None:
+        return RUNNING, "", "lease"
+    if last is not None and queue and last.job_id in queue:
+        return (RUNNING if queue[last.job_id] in SLURM_RUNNING else QUEUED), queue[last.job_id].lower(), "squeue"
+    if row.run_id in waiting:
+        return QUEUED, "", "submitter"
+    if not row.admitted:
+        return REFUSED, row.reason, "plan"
+    if last is None:
+        failure = read_failure(folder)
+        return (FAILED, failure_text(failure), "failure.json") if failure else (PLANNED, "", "plan")
+    if last.state == FAILED:
+        return FAILED, last.cause, "ledger"
+    if last.state == INTERRUPTED:
+        return PLANNED, f"{last.cause or 'interrupted'}; goes on from its checkpoint (step {step} recorded)", "ledger"
+    if last.state in (DONE, LOST):
+        return LOST, last.cause or "the ledger says it ended, yet it left no exit.json", "ledger"
+    if last.cluster == "slurm" and queue is None:
+        return (RUNNING if last.started else QUEUED), "squeue does not answer", "ledger"
+    if last.started is None and last.cluster != "slurm" and time.time() - (last.submitted or 0.0) < START_SECONDS:
+        return QUEUED, "", "ledger"
+    return LOST, "its job is gone and left neither exit.json nor failure.json", "ledger"
+
+
+def _last(attempts: Sequence[Attempt]) -> Attempt | None:
+    return attempts[-1] if attempts else None
+
+
+def as_json(status: RunStatus) -> dict[str, Any]:
+    """The object of `status --json`."""
+    return dataclasses.asdict(status)

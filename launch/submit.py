@@ -1,0 +1,251 @@
+"""Submitting a study: which rows still have to run, each of them once, however often and by however many it is asked.
+
+A row is submitted if the plan admits it, it is not done, nobody runs it and no scheduler holds it. One submitter at a time
+holds the study's lock; another one waits, then finds nothing left to do. A run that has failed is tried once more by a call,
+never twice. Not here: how a job is started (`launch.executor`), how this machine is fed (`launch.feed`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launch.cluster import LocalCluster, SlurmCluster
+from launch.display import Display
+from launch.failures import last_record
+from launch.interrupt import Interrupts
+from launch.lease import LEASE, Lease, holder, signal_holder
+from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, SUBMITTED, Attempt, append_event, next_attempt, read_attempts
+from launch.rows import Row, check_run, cost_of, read_rows
+from launch.scheduler import cancel_jobs
+from launch.snapshot import take_snapshot
+from launch.status import OPEN_STATES, PLANNED, RUNNING, RunStatus, eta_seconds, gather, lock_path
+from launch.worker import WorkerJob
+from lst.errors import LaunchError, did_you_mean
+from lst.records import TRAIN_RECORDS
+
+NEEDED_MIB = 64  # free space below which nothing is started
+FOLLOW_SECONDS = 5.0
+WAIT_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which of the plan's rows a call is about."""
+
+    run_ids: tuple[str, ...] = ()  # only these (or unique beginnings of them); empty = all
+    failed_only: bool = False  # only runs that have failed or were lost
+    classes: tuple[str, ...] = ()  # only failures of these classes
+
+    def rows(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows that are named. Raises LaunchError on a name that fits none, or several."""
+        if not self.run_ids:
+            return list(rows)
+        return [find_row(rows, name) for name in self.run_ids]
+
+    def wants(self, status: RunStatus) -> bool:
+        """Whether a run in this state is meant."""
+        if not self.failed_only:
+            return True
+        bad = status.state in (FAILED, LOST)
+        return bad and (not self.classes or status.cause.partition(":")[0] in self.classes or status.state in self.classes)
+
+
+@dataclass
+class Report:
+    """What a call did."""
+
+    submitted: int = 0  # runs that this call started or handed to the scheduler
+    interrupted: int = 0  # exit code, if a signal ended the call
+    statuses: list[RunStatus] = field(default_factory=list)  # the selected rows, afterwards
+
+
+def submit(
+    study: Path,
+    cluster: LocalCluster | SlurmCluster,
+    *,
+    display: Display,
+    wait: bool,
+    selection: Selection | None = None,
+    trainer_argv: Sequence[str] | None = None,
+) -> Report:
+    """Submit what is missing. With `wait`, return when all runs have ended (on this machine that is the only way).
+
+    Raises LaunchError on a folder without a plan, a plan of another version, a full disk, or a scheduler that refuses.
+    """
+    began = time.time()
+    study = study.absolute()
+    selection = selection or Selection()
+    rows = [row for row in selection.rows(read_rows(study)) if row.admitted]
+    (study / LAUNCH).mkdir(exist_ok=True)
+    report = Report()
+    with Interrupts() as interrupts:
+        lock = _take_lock(study, display, interrupts)
+        if lock is None:
+            return Report(interrupted=interrupts.exit_code, statuses=gather(study, rows))
+        try:
+            todo, running = _choose(study, rows, selection, began)
+            report.submitted = len(todo)
+            root = _prepare(study, todo) if todo else None
+            if isinstance(cluster, LocalCluster):
+                from launch.feed import Feeder
+
+                Feeder(
+                    study, cluster, queue=todo, foreign=running, root=root, display=display, interrupts=interrupts,
+                    announce=lambda waiting: lock.describe(waiting=waiting), trainer_argv=trainer_argv,
+                ).run()  # fmt: skip
+            elif root is not None:
+                _to_slurm(study, cluster, todo, root, trainer_argv)
+        finally:
+            lock.release()
+        if isinstance(cluster, SlurmCluster) and wait:
+            _follow(study, rows, display, interrupts)
+        report.interrupted = interrupts.exit_code if interrupts.count else 0
+    report.statuses = gather(study, rows)
+    return report
+
+
+def cancel(study: Path, *, selection: Selection | None = None) -> list[str]:
+    """Stop open runs, so that they save and leave, and take back what is queued; returns the run_ids it concerned.
+
+    On this machine the whole study's submitter is stopped too, unless single runs are named. Nothing is deleted: submitting
+    again goes on. Raises LaunchError where the scheduler fails or the study runs on another machine.
+    """
+    study = study.absolute()
+    selection = selection or Selection()
+    rows = selection.rows(read_rows(study))
+    attempts = read_attempts(study)
+    concerned = [s for s in gather(study, rows) if s.state in OPEN_STATES]
+    slurm = [s for s in concerned if attempts.get(s.run_id) and attempts[s.run_id][-1].cluster == "slurm"]
+    if slurm:
+        cancel_jobs([s.job_id for s in slurm])
+        for status in slurm:
+            last = attempts[status.run_id][-1]
+            if last.started is None:
+                end = {"state": INTERRUPTED, "cause": "cancelled"}
+                append_event(study, ENDED, status.run_id, attempt=last.attempt, job_id=last.job_id, **end)
+    here = {s.run_id for s in concerned} - {s.run_id for s in slurm}
+    if not selection.run_ids:
+        signal_holder(lock_path(study), signal.SIGINT)
+    for row in rows:
+        if row.run_id in here and not signal_holder(row.folder(study) / LEASE, signal.SIGTERM):
+            found = holder(row.folder(study) / LEASE)
+            if found is not None and found.get("host") != socket.gethostname():
+                raise LaunchError(f"run {row.run_id} runs on {found.get('host', 'another machine')}; cancel it there.")
+    return [s.run_id for s in concerned]
+
+
+def find_row(rows: Sequence[Row], name: str) -> Row:
+    """The row whose run_id is or begins with `name`. Raises LaunchError where none or several do."""
+    found = [row for row in rows if row.run_id == name] or [row for row in rows if name and row.run_id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise LaunchError(f"run '{name}' is ambiguous ({', '.join(row.run_id for row in found[:4])}); give more of its run_id.")
+    raise LaunchError(f"run '{name}' is not in the plan; {did_you_mean(name, [row.run_id for row in rows][:20])}")
+
+
+def _take_lock(study: Path, display: Display, interrupts: Interrupts) -> Lease | None:
+    """The study's lock, once it is free; None if a signal came while waiting."""
+    told = False
+    while not interrupts.count:
+        lock = Lease.acquire(lock_path(study), wait=WAIT_SECONDS, waiting=[])
+        if lock is not None:
+            return lock
+        if not told:
+            found = holder(lock_path(study)) or {}
+            process = (found.get("process") or ["?"])[0]
+            display.note(
+                f"process {process} on {found.get('host', 'some host')} is submitting this study already; waiting for it"
+            )
+            told = True
+    return None
+
+
+def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: float) -> tuple[list[Row], list[Row]]:
+    """The rows to start, the longest first (so that the end is short), and those that run on this machine already."""
+    statuses = gather(study, rows)
+    attempts = read_attempts(study)
+    todo, running = [], []
+    for row, status in zip(rows, statuses, strict=True):
+        last = attempts[row.run_id][-1] if attempts.get(row.run_id) else None
+        tried = last is not None and (last.started or last.submitted or 0.0) >= began  # by another submitter, while we waited
+        if status.state == RUNNING and status.source == "lease" and (last is None or last.cluster != "slurm"):
+            running.append(row)
+        elif selection.wants(status) and (status.state == PLANNED or (status.state in (FAILED, LOST) and not tried)):
+            todo.append(row)
+            if status.state == LOST and last is not None and last.ended is None:
+                _close_lost(study, row, last)
+    costs = cost_of(list(rows))
+    return sorted(todo, key=lambda row: -costs[row.run_id]), [] if selection.failed_only else running
+
+
+def _close_lost(study: Path, row: Row, last: Attempt) -> None:
+    """End a lost attempt in the ledger, at the time of its last record: nobody else will."""
+    record = last_record(row.folder(study) / TRAIN_RECORDS) or {}
+    when = max(float(record.get("time") or 0.0), last.started or last.submitted or 0.0)
+    cause = "its job is gone and left neither exit.json nor failure.json"
+    append_event(study, ENDED, row.run_id, attempt=last.attempt, job_id=last.job_id, time=when, state=LOST, cause=cause)
+
+
+def _prepare(study: Path, todo: Sequence[Row]) -> Path:
+    """Check that the rows can run, and freeze the code they run with: its root."""
+    free = shutil.disk_usage(study).free / 2**20
+    if free < NEEDED_MIB:
+        raise LaunchError(f"'{study}' has {free:.0f} MiB of free space, less than {NEEDED_MIB}; free some before submitting.")
+    for row in todo:
+        check_run(study, row)
+    return take_snapshot(study / LAUNCH)
+
+
+def _to_slurm(study: Path, cluster: SlurmCluster, todo: Sequence[Row], root: Path, trainer_argv: Sequence[str] | None) -> None:
+    """Arrays of rows with equal resources, none larger than the cluster allows; each is in the ledger before the next is sent."""
+    from launch.executor import submit_slurm
+
+    for gpus in sorted({row.gpus for row in todo}, reverse=True):
+        group = [row for row in todo if row.gpus == gpus]
+        for start in range(0, len(group), cluster.max_array_size):
+            chunk = group[start : start + cluster.max_array_size]
+            known = read_attempts(study)
+            jobs = [
+                WorkerJob(
+                    study=str(study), run_id=row.run_id, root=str(root), code=root.name, threads=cluster.threads,
+                    gpus=gpus if cluster.gpus_per_node is None else cluster.gpus_per_node,
+                    environment=cluster.environment, cluster="slurm",
+                )
+                for row in chunk
+            ]  # fmt: skip
+            token = uuid.uuid4().hex[:12]
+            job_ids = submit_slurm(study / LAUNCH, jobs, cluster, token=token, trainer_argv=trainer_argv)
+            for row, job_id in zip(chunk, job_ids, strict=True):
+                attempt = next_attempt(known.get(row.run_id, []), job_id)
+                append_event(study, SUBMITTED, row.run_id, attempt=attempt, job_id=job_id, cluster="slurm", token=token)
+
+
+def _follow(study: Path, rows: Sequence[Row], display: Display, interrupts: Interrupts) -> None:
+    """Show the runs until all have ended; an interrupt ends the looking, not the jobs."""
+    reported: set[str] = set()
+    costs = cost_of(list(rows))
+    while not interrupts.count:
+        statuses = gather(study, rows)
+        open_runs = [s for s in statuses if s.state in OPEN_STATES]
+        ended = [s for s in statuses if s.state not in OPEN_STATES]
+        for status in ended:
+            if status.run_id not in reported:
+                reported.add(status.run_id)
+                display.ended(status, len(reported), len(rows))
+        running = sum(s.state == RUNNING for s in open_runs)
+        fraction = sum(costs[s.run_id] * s.fraction for s in statuses) / sum(costs.values()) if costs else 1.0
+        display.progress(len(ended), len(rows), running, fraction, eta_seconds(rows, statuses, max(1, running)))
+        if not open_runs:
+            break
+        deadline = time.monotonic() + FOLLOW_SECONDS
+        while time.monotonic() < deadline and not interrupts.count:
+            time.sleep(WAIT_SECONDS)
+    display.clear()
