@@ -1,0 +1,55 @@
+"""Scaling-law fits of a study or of any table: what a notebook needs, imported when it is first used.
+
+    from analysis import fit_loss_surface, fit_isoflop, compute_multiplier
+
+docs/fitting.md states every formula, option and warning. Not here: training records (`lst.records`) and figures (`reports`).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from analysis.compare import compute_multiplier, fit_shared_exponents
+    from analysis.fit import fit_loss_surface, fit_power_law
+    from analysis.isoflop import fit_isoflop
+    from analysis.laws import LossSurface, PowerLaw
+    from analysis.results import IsoflopFit, MultiplierCurve, PowerLawFit, SharedFit, SurfaceFit
+
+_HOME = {
+    "fit_loss_surface": "analysis.fit",
+    "fit_power_law": "analysis.fit",
+    "fit_isoflop": "analysis.isoflop",
+    "compute_multiplier": "analysis.compare",
+    "fit_shared_exponents": "analysis.compare",
+    "LossSurface": "analysis.laws",
+    "PowerLaw": "analysis.laws",
+    "SurfaceFit": "analysis.results",
+    "PowerLawFit": "analysis.results",
+    "IsoflopFit": "analysis.results",
+    "MultiplierCurve": "analysis.results",
+    "SharedFit": "analysis.results",
+}
+
+__all__ = [
+    "IsoflopFit",
+    "LossSurface",
+    "MultiplierCurve",
+    "PowerLaw",
+    "PowerLawFit",
+    "SharedFit",
+    "SurfaceFit",
+    "compute_multiplier",
+    "fit_isoflop",
+    "fit_loss_surface",
+    "fit_power_law",
+    "fit_shared_exponents",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's module on first use, so that `fit-scaling --help` and mere imports stay quick."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'analysis' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOME[name]), name)

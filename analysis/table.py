@@ -1,0 +1,96 @@
+"""From a DataFrame to points that can be fitted: columns found, values checked, budgets told apart. Raises FitError, fits nothing.
+
+A table needs `num_params`, `tokens`, `loss`; `train_flops` and `flops_budget` are used where they are there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.laws import Floats
+from lst.errors import FitError, did_you_mean
+
+BUDGET_GAP = 1.25
+"""FLOPs that differ by less than this factor count as one budget where no column names the budget."""
+SAME_RAY = 0.02
+"""Scatter of ln D about a line in ln N under which the two cannot be told apart (2%)."""
+
+
+@dataclass(frozen=True)
+class Points:
+    """Columns of one fit, as arrays of equal length."""
+
+    num_params: Floats
+    tokens: Floats
+    loss: Floats
+    flops: Floats  # train_flops, or 6ND where the table has none
+    budget: np.ndarray  # index of the budget, 0 = the smallest
+    budget_flops: Floats  # (budgets,) as named in the table, or the geometric mean
+    exact_flops: bool  # whether `flops` are train_flops
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+
+def column(table: pd.DataFrame, name: str) -> Floats:
+    """A positive, finite column as float64; a FitError names the first row that is not."""
+    if name not in table.columns:
+        raise FitError(f"the table has no column '{name}'; {did_you_mean(name, [str(c) for c in table.columns])}")
+    values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
+    wrong = ~(np.isfinite(values) & (values > 0))
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise FitError(f"{name}={table[name].iloc[row]} in row {row + 1} is not positive and finite; drop the row or correct it.")
+    return values
+
+
+def read_points(table: pd.DataFrame, *, params: str = "num_params", tokens: str = "tokens", loss: str = "loss") -> Points:
+    """The points of `table`. Raises FitError on an empty table, a missing column, or a value that no law can have."""
+    if not len(table):
+        raise FitError("the table has no rows; give at least as many runs as the law has parameters.")
+    n, d, losses = column(table, params), column(table, tokens), column(table, loss)
+    exact = "train_flops" in table.columns
+    flops = column(table, "train_flops") if exact else 6 * n * d
+    budget, budget_flops = budgets(table, flops)
+    return Points(n, d, losses, flops, budget, budget_flops, exact)
+
+
+def budgets(table: pd.DataFrame, flops: Floats) -> tuple[np.ndarray, Floats]:
+    """Each row's budget as an index in rising order, and the budgets: by column flops_budget, else by gaps in the FLOPs."""
+    named = table["flops_budget"] if "flops_budget" in table.columns else pd.Series(dtype=float)
+    if len(named) and named.notna().all():
+        values, index = np.unique(column(table, "flops_budget"), return_inverse=True)
+        return index, values
+    order = np.argsort(flops, kind="stable")
+    steps = np.diff(np.log(flops[order])) > np.log(BUDGET_GAP)
+    index = np.empty(len(flops), dtype=int)
+    index[order] = np.concatenate([[0], np.cumsum(steps)])
+    return index, np.array([np.exp(np.log(flops[index == b]).mean()) for b in range(index.max() + 1)])
+
+
+def require_points(points: Points, parameters: int, law: str) -> None:
+    """Fewer points than parameters, or losses that are all equal, are refused."""
+    if len(points) < parameters:
+        raise FitError(f"{len(points)} points cannot fix the {parameters} parameters of {law}; add runs or choose a smaller law.")
+    if np.ptp(np.log(points.loss)) < 1e-9:
+        raise FitError(f"all {len(points)} losses equal {points.loss[0]:g}: a constant loss tells nothing about scaling; check the column.")
+
+
+def require_spread(points: Points) -> None:
+    """L(N, D) needs three sizes, three lengths, and points off any one line in (ln N, ln D)."""
+    x, y = np.log(points.num_params), np.log(points.tokens)
+    for name, values in (("num_params", x), ("tokens", y)):
+        distinct = len(np.unique(np.round(values, 6)))
+        if distinct < 3:
+            raise FitError(f"{name} takes only {distinct} distinct value(s); L(N, D) needs three or more to tell its asymptote from its slope.")
+    slope = np.polyfit(x - x.mean(), y - y.mean(), 1)
+    scatter = float(np.std(y - y.mean() - np.polyval(slope, x - x.mean())))
+    if scatter < SAME_RAY or float(np.std(y - x)) < SAME_RAY:
+        ratio = float(np.exp(np.mean(y - x)))
+        raise FitError(
+            f"all points lie on one ray of tokens against parameters (about {ratio:.3g} tokens a parameter, scatter {scatter:.2g} in ln D): "
+            "N and D cannot be told apart; add runs at another ratio, or fit loss against FLOPs."
+        )

@@ -1,0 +1,120 @@
+"""Intervals: refits of resampled data, batched, from a generator that is passed in. No law is chosen here and no table read.
+
+Two ways. With enough runs, a pairs bootstrap over runs, stratified by budget: each resample draws, within each budget, as
+many runs as it has, with replacement (Efron and Tibshirani 1993, chapter 9). With few, a resample would often lose a size altogether, so
+the design is kept and residuals get random signs: a wild bootstrap (Wu 1986; signs after Liu 1988), each residual divided by
+sqrt(1 - leverage) and all scaled to the variance RSS / (n - p) times (t / z)^2, t and z the quantiles of Student's t with n - p
+degrees of freedom and of the normal at the interval's level: small designs get the width that their degrees of freedom ask for.
+Intervals are percentiles of the refits that converged; the others are counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from analysis.laws import Floats
+from analysis.solver import Problem, Solutions, minimise, model, objective, projected_starts
+
+WILD_BELOW = 12
+"""Runs under which the design is kept and residuals are resampled."""
+SMALL_DESIGN = 20
+"""Runs under which every interval carries a warning."""
+PAIRS = "pairs bootstrap over runs, stratified by budget"
+WILD = "wild bootstrap of residuals, design kept"
+MAX_LEVERAGE = 0.95
+REFIT_TOLERANCE = 1e-10
+"""Relative change of the objective at which a resample's refit stops: far under the scatter of resamples."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Parameters of the refits that can be used, in the solver's coordinates."""
+
+    theta: Floats  # (kept, p)
+    method: str
+    resamples: int
+    failed: int
+
+
+def stratified_counts(strata: np.ndarray, resamples: int, rng: np.random.Generator) -> Floats:
+    """(resamples, n) how often each run is drawn; each stratum keeps its size."""
+    counts = np.zeros((resamples, len(strata)))
+    for stratum in np.unique(strata):
+        members = np.flatnonzero(strata == stratum)
+        counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
+    return counts
+
+
+def wild_errors(
+    residual: Floats, leverage: Floats, parameters: int, level: float, resamples: int, rng: np.random.Generator
+) -> Floats:
+    """(resamples, n) errors to add to the fitted values; all 0 where no degree of freedom is left."""
+    n = len(residual)
+    freedom = n - parameters
+    if freedom < 1:
+        return np.zeros((resamples, n))
+    scaled = residual / np.sqrt(1 - np.minimum(leverage, MAX_LEVERAGE))
+    variance = float((residual**2).sum()) / freedom
+    size = float(np.sqrt((scaled**2).mean()))
+    tail = 0.5 + level / 2
+    scaled = scaled * (np.sqrt(variance) / size if size > 0 else 0.0) * stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
+    return rng.choice([-1.0, 1.0], size=(resamples, n)) * scaled
+
+
+def leverages(jacobian: Floats) -> Floats:
+    """Diagonal of the hat matrix of an (n, p) Jacobian; columns without influence do no harm."""
+    scale = np.linalg.norm(jacobian, axis=0)
+    used = jacobian[:, scale > 1e-12 * scale.max()]
+    left, singular, _ = np.linalg.svd(used / np.linalg.norm(used, axis=0), full_matrices=False)
+    result: Floats = (left[:, singular > 1e-10 * singular[0]] ** 2).sum(1)
+    return result
+
+
+def bootstrap(
+    problem: Problem, best: Floats, log_loss: Floats, strata: np.ndarray, *, resamples: int, level: float, rng: np.random.Generator
+) -> Draws:
+    """Refits of `problem` around its optimum `best` (p,), each from variable projection and from `best`, at its own optimum."""
+    n = len(log_loss)
+    wild = n < WILD_BELOW
+    if resamples < 1 or n <= problem.free_parameters:
+        return Draws(np.empty((0, problem.size)), "none", 0, 0)
+    weight, losses = np.ones((resamples, n)), np.repeat(log_loss[None], resamples, axis=0)
+    if wild:
+        value, slope = model(problem, best[None])
+        fitted = np.log(value[0])
+        jacobian = np.delete(slope[0] / value[0][:, None], problem.unused(), axis=1)
+        losses = fitted + wild_errors(log_loss - fitted, leverages(jacobian), problem.free_parameters, level, resamples, rng)
+    else:
+        weight = stratified_counts(strata, resamples, rng)
+    enough = (weight > 0).sum(1) >= problem.free_parameters
+    solved = refit(problem, best, losses[enough], weight[enough])
+    kept = solved.theta[solved.converged]
+    return Draws(kept, WILD if wild else PAIRS, resamples, resamples - len(kept))
+
+
+def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats, *, projected: int = 2) -> Solutions:
+    """The optimum of each resample (R, n). Starts compete after the coarse stage; the best goes on to the end."""
+    starts = projected_starts(problem, log_loss, weight, keep=projected, points=12)
+    starts = np.concatenate([np.broadcast_to(near, (len(log_loss), 1, problem.size)), starts], axis=1)
+    count = starts.shape[1]
+    repeated = [np.repeat(values, count, axis=0) for values in (log_loss, weight)]
+    flat = starts.reshape(-1, problem.size)
+    coarse = min(problem.delta * 100, 1e9)
+    value = objective(problem, flat, *repeated, coarse).reshape(-1, count)
+    chosen = np.argsort(value, axis=1)[:, :2]  # two of them, so that one misleading start costs nothing
+    ends = [minimise(problem, starts[np.arange(len(starts)), chosen[:, k]], log_loss, weight, tolerance=REFIT_TOLERANCE) for k in range(min(2, count))]
+    stacked = np.stack([np.where(end.converged, end.objective, np.inf) for end in ends])
+    winner = np.argmin(stacked, axis=0)
+    rows = np.arange(len(starts))
+    pick = [np.stack([getattr(end, f) for end in ends])[winner, rows] for f in ("theta", "objective", "converged")]
+    return Solutions(*pick)
+
+
+def small_design_warning(n: int, parameters: int) -> str | None:
+    """The sentence for a design whose intervals cannot be trusted to their nominal coverage."""
+    if n >= SMALL_DESIGN:
+        return None
+    return f"{n} runs for {parameters} parameters: intervals from fewer than {SMALL_DESIGN} runs may cover less than their nominal level"
