@@ -10,13 +10,15 @@ Not here: the formats' readers (speech_tokens.py), the embedded corpus (corpus.p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
 import os
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,24 +209,16 @@ def _text_record(path: Path, number: int, line: str) -> dict[str, Any]:
         raise DataError(f'{path}:{number}: no text document ({error}); write {{"id": ..., "text": ...}}.') from error
 
 
-class _tokenizer:  # noqa: N801 (a context manager that reads as a function)
+@contextlib.contextmanager
+def _tokenizer(config: PrepareConfig, texts: Sequence[dict[str, Any]], folder: Path) -> Iterator[Path]:
     """The given SentencePiece model, or one trained on the training text and kept only while it is copied."""
-
-    def __init__(self, config: PrepareConfig, texts: Sequence[dict[str, Any]], folder: Path) -> None:
-        self._given, self._size, self._folder = config.tokenizer, config.vocab_size, folder
-        self._texts = [t["text"] for t in texts if t["split"] == "train"]
-        self._trained: Path | None = None
-
-    def __enter__(self) -> Path:
-        if self._given:
-            return Path(self._given)
-        self._trained = self._folder / f".tokenizer-{os.getpid()}.model"
-        self._trained.write_bytes(train_tokenizer(self._texts, self._size))
-        return self._trained
-
-    def __exit__(self, *_: object) -> None:
-        if self._trained:
-            self._trained.unlink(missing_ok=True)
+    if config.tokenizer:
+        yield Path(config.tokenizer)
+        return
+    with tempfile.TemporaryDirectory(prefix=".tokenizer-", dir=folder) as aside:
+        trained = Path(aside) / "tokenizer.model"
+        trained.write_bytes(train_tokenizer([t["text"] for t in texts if t["split"] == "train"], config.vocab_size))
+        yield trained
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> bytes:
