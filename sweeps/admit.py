@@ -1,0 +1,64 @@
+"""Which planned rows may run, and why not. Nothing is dropped silently: a refused row stays in the plan with its reason.
+
+Some findings refuse a row (it could not answer the study's question), others only warn; both are told in the column
+`reason`. Thresholds are the study's section `admission`. Not here: prices (`sweeps.price`), matching (`sweeps.allocate`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from lst.errors import ConfigError
+from sweeps.columns import PlanRow, Status
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdmissionConfig:
+    """Thresholds; the comment says whether crossing one refuses or warns."""
+
+    min_steps: int = 20  # fewer steps: refused
+    max_warmup_share: float = 0.1  # more of the steps spent on warm-up: refused
+    min_batch_units: int = 64  # fewer units a batch: refused
+    max_match_gap: float = 0.005  # the matched quantity is off by more: refused
+    max_peak_gib: float = 0.0  # more memory: refused; 0 = no limit
+    max_speech_epochs: float = 6.0  # more passes over the speech tokens: warned (PAPER: about 6)
+
+    def validate(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ConfigError(f"admission.{field.name}={value} must be a finite number, 0 or more.")
+
+
+def admit(row: PlanRow, rules: AdmissionConfig, *, match_gap: float) -> PlanRow:
+    """`row` with its status and reason; `match_gap` is how far its matched quantity is off, as a share."""
+    refusals, warnings = [], []
+    if row.steps < rules.min_steps:
+        refusals.append(f"{row.steps} steps are fewer than admission.min_steps={rules.min_steps}")
+    if row.warmup_steps > rules.max_warmup_share * row.steps:
+        refusals.append(f"warm-up takes {row.warmup_steps} of {row.steps} steps, over {rules.max_warmup_share:.0%} of them")
+    if row.batch_units < rules.min_batch_units:
+        refusals.append(f"{row.batch_units} units a batch are under admission.min_batch_units={rules.min_batch_units}")
+    if abs(match_gap) > rules.max_match_gap:
+        refusals.append(
+            f"its matched quantity is off by {match_gap:+.2%}, over {rules.max_match_gap:.1%} (a sequence is too coarse)"
+        )
+    if rules.max_peak_gib and row.est_peak_gib > rules.max_peak_gib:
+        refusals.append(f"it needs about {row.est_peak_gib:.1f} GiB, over admission.max_peak_gib={rules.max_peak_gib:g}")
+    if row.speech_epochs > rules.max_speech_epochs:
+        warnings.append(f"{row.speech_epochs:.1f} speech epochs, over {rules.max_speech_epochs:g}")
+    status = Status.REFUSED if refusals else Status.ADMITTED
+    return dataclasses.replace(row, status=status, reason="; ".join(refusals + [f"warning: {w}" for w in warnings]))
+
+
+def group_warnings(rows: list[PlanRow]) -> list[str]:
+    """A sentence for the match groups of which only a part is admitted: what is left has nothing to be compared with."""
+    groups: dict[str, list[PlanRow]] = {}
+    for row in rows:
+        groups.setdefault(row.match_group, []).append(row)
+    partial = [name for name, group in groups.items() if len({row.status for row in group}) > 1]
+    if not partial:
+        return []
+    return [f"{len(partial)} match groups have admitted and refused rows, so no full comparison; the first is '{partial[0]}'."]

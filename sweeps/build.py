@@ -1,0 +1,374 @@
+"""From a study to its rows: each cell's configuration, its matched length, its price, and whether it may run.
+
+A match group is one value of the length axis at one size and seed, across arms. Its reference arm meets the length axis;
+what the other arms are solved for depends on the matching:
+
+    flop   the reference's FLOPs (or the budget itself, where the axis is FLOPs)
+    unit   nothing: they copy the reference's steps and batches
+    data   the reference's tokens
+
+Not here: how a length is solved (`sweeps.allocate`), files (`sweeps.folder`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lst.config import ARM_PATCHING, Arm, DataConfig, ModelConfig, OptimConfig, Patching, PatchingConfig, RunConfig, TrainConfig
+from lst.errors import PlanError
+from lst.flops import num_params, parameter_counts, six_nd
+from lst.ladder import SIZES, model_shape
+from sweeps.admit import admit, group_warnings
+from sweeps.allocate import Allocation, Quantity, Target, allocate, copy_length
+from sweeps.columns import PlanRow, format_value
+from sweeps.measure import Measurements
+from sweeps.price import price_run
+from sweeps.recipe import RECIPES, Hyperparameters, Situation, choose_hyperparameters
+from sweeps.study import ContextMatch, Length, Matching, StudyConfig
+
+CONTEXT_PROBE = 256  # sequences by which context_match=tokens measures an arm's tokens per unit
+_AXIS_QUANTITY = {
+    Length.BUDGETS: Quantity.FLOPS,
+    Length.TOKENS: Quantity.TOKENS,
+    Length.UNITS: Quantity.UNITS,
+    Length.TOKENS_PER_PARAM: Quantity.TOKENS,
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """One match group: a length, a size and a seed."""
+
+    length: float
+    size: str
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """A row with the configuration it stands for."""
+
+    row: PlanRow
+    config: RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cell:
+    """An arm's solved run inside its group."""
+
+    config: RunConfig
+    allocation: Allocation
+    hyper: Hyperparameters
+
+
+def build_runs(
+    study: StudyConfig, measure: Measurements, progress: Callable[[int, int], None] | None = None
+) -> tuple[list[PlannedRun], list[str]]:
+    """All runs of a study in a stable order (length, size, arm, seed), and what a reader must be warned of."""
+    runs: list[tuple[tuple[float, int, int, int], PlannedRun]] = []
+    outside: dict[str, str] = {}
+    sizes, arms = list(SIZES), list(Arm)
+    groups = list(_groups(study))
+    for done, group in enumerate(groups, start=1):
+        for run, hyper in _group_runs(study, measure, group):
+            place = (group.length, sizes.index(run.row.size), arms.index(Arm(run.row.arm)), run.row.seed)
+            runs.append((place, run))
+            if hyper.outside:
+                outside.setdefault(hyper.outside, f"{group.size} at {study.length.value}={group.length:g}")
+        if progress is not None:
+            progress(done, len(groups))
+    ordered = [run for _, run in sorted(runs, key=lambda item: item[0])]
+    _require_distinct(ordered)
+    rows = [run.row for run in ordered]
+    return ordered, _warnings(study, measure, rows, outside)
+
+
+def _groups(study: StudyConfig) -> Iterator[Group]:
+    """Longest first, so that what is counted for the longest run serves the others."""
+    sizes = sorted({size for arm in study.arms for size in study.sizes_of(arm)}, key=list(SIZES).index)
+    for length in reversed(study.lengths):
+        for size in sizes:
+            for seed in study.seeds:
+                yield Group(length, size, seed)
+
+
+def _group_runs(study: StudyConfig, measure: Measurements, group: Group) -> Iterator[tuple[PlannedRun, Hyperparameters]]:
+    """The runs of one group, the reference arm first."""
+    hyper = _hyperparameters(study, measure, group)
+    arms = [arm for arm in Arm if arm in study.arms and group.size in study.sizes_of(arm)]
+    arms.sort(key=lambda arm: arm != study.reference_arm)
+    reference: _Cell | None = None
+    for arm in arms:
+        config = _base_config(study, measure, group, arm)
+        if reference is None:
+            allocation = allocate(
+                config, measure, batch_sequences=hyper.batch_sequences, target=_axis_target(study, measure, group)
+            )
+        else:
+            allocation = _match(study, measure, group, config, reference)
+        cell = _Cell(config=_finished(study, config, allocation, hyper), allocation=allocation, hyper=hyper)
+        reference = reference or cell
+        yield _planned_run(study, measure, group, cell, reference), hyper
+
+
+def _match(study: StudyConfig, measure: Measurements, group: Group, config: RunConfig, reference: _Cell) -> Allocation:
+    """The allocation of an arm that is not its group's reference."""
+    if study.matching is Matching.UNIT:
+        return copy_length(config, measure, reference.allocation)
+    target = _match_target(study, measure, group, reference)
+    return allocate(config, measure, batch_sequences=reference.hyper.batch_sequences, target=target)
+
+
+def _match_target(study: StudyConfig, measure: Measurements, group: Group, reference: _Cell) -> Target:
+    """What an arm that is not its group's reference is matched on."""
+    if study.matching is Matching.UNIT:
+        return Target(quantity=Quantity.UNITS, value=reference.allocation.counts.units)
+    if study.matching is Matching.DATA:
+        return Target(quantity=Quantity.TOKENS, value=reference.allocation.counts.tokens)
+    if study.length is Length.BUDGETS:
+        return _axis_target(study, measure, group)
+    return Target(quantity=Quantity.FLOPS, value=reference.allocation.flops)
+
+
+def _axis_target(study: StudyConfig, measure: Measurements, group: Group) -> Target:
+    """What the length axis asks of the group's reference."""
+    value = group.length
+    if study.length is Length.TOKENS_PER_PARAM:
+        value *= num_params(_model(study, measure, group.size, Arm(study.reference_arm)))
+    return Target(quantity=_AXIS_QUANTITY[study.length], value=value)
+
+
+def _hyperparameters(study: StudyConfig, measure: Measurements, group: Group) -> Hyperparameters:
+    """The recipe's answer for the group: of the baseline's shape and the run's tokens, whatever the arm."""
+    baseline = _model(study, measure, group.size, Arm.BASELINE)
+    params = num_params(baseline)
+    axis = {
+        Length.BUDGETS: group.length / (6 * params),
+        Length.TOKENS: group.length,
+        Length.UNITS: group.length,
+        Length.TOKENS_PER_PARAM: group.length * params,
+    }
+    situation = Situation(
+        num_params=params, width=baseline.global_stack.dim, tokens=axis[study.length], seq_len_units=study.seq_len_units
+    )
+    return choose_hyperparameters(study.recipe, situation)
+
+
+def _model(study: StudyConfig, measure: Measurements, size: str, arm: Arm) -> ModelConfig:
+    """The network with the data's vocabularies. Options that an arm has not keep their defaults, and so its run ids."""
+    shape = dataclasses.replace(model_shape(size, arm), text_vocab=measure.text_vocab, speech_vocab=measure.speech_vocab)
+    if arm is Arm.BASELINE:
+        return shape
+    return dataclasses.replace(shape, pooling=study.model.pooling, decoder_input=study.model.decoder_input)
+
+
+def _patching(study: StudyConfig, arm: Arm) -> PatchingConfig:
+    """The arm's patching, again with only the options that it has."""
+    kind, options = ARM_PATCHING[arm], study.patching
+    patching = PatchingConfig(kind=kind)
+    if kind in (Patching.STATIC, Patching.MIXED, Patching.CURRICULUM):
+        patching = dataclasses.replace(patching, patch_size=options.patch_size)
+    if kind is Patching.MIXED:
+        patching = dataclasses.replace(patching, mixed_aligned_share=options.mixed_aligned_share)
+    if kind is Patching.CURRICULUM:
+        patching = dataclasses.replace(
+            patching,
+            curriculum_aligned_until=options.curriculum_aligned_until,
+            curriculum_static_from=options.curriculum_static_from,
+        )
+    return patching
+
+
+def _base_config(study: StudyConfig, measure: Measurements, group: Group, arm: Arm) -> RunConfig:
+    """The run's configuration but for its length and what the recipe adds."""
+    evaluation = study.evaluation
+    if group.length < study.stories_from or not measure.has_stories:
+        evaluation = dataclasses.replace(evaluation, story_items=0)
+    mixture = study.mixture
+    config = RunConfig(
+        model=_model(study, measure, group.size, arm),
+        patching=_patching(study, arm),
+        data=DataConfig(
+            seq_len_units=study.seq_len_units,
+            interleaved_token_share=mixture.interleaved_token_share,
+            text_span_words=mixture.text_span_words,
+            speech_per_text_words=mixture.speech_per_text_words,
+        ),
+        train=TrainConfig(seed=group.seed, dtype=study.dtype),
+        evaluation=evaluation,
+        execution=dataclasses.replace(study.execution, data_path=study.data),
+    )
+    config.validate()
+    if study.context_match is ContextMatch.TOKENS and arm != study.reference_arm:
+        config = _with_equal_tokens(study, measure, group, config)
+    return dataclasses.replace(config, data=measure.mixture(config))
+
+
+def _with_equal_tokens(study: StudyConfig, measure: Measurements, group: Group, config: RunConfig) -> RunConfig:
+    """Sequences of as many units as hold the reference arm's tokens a sequence."""
+    reference = _base_config(study, measure, group, Arm(study.reference_arm))
+    mixed = dataclasses.replace(config, data=measure.mixture(config))
+    wanted, found = (measure.run(c, steps=CONTEXT_PROBE, batch_sequences=1).mean() for c in (reference, mixed))
+    units = max(1, round(study.seq_len_units * wanted.tokens / found.tokens))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len_units=units))
+
+
+def _finished(study: StudyConfig, config: RunConfig, allocation: Allocation, hyper: Hyperparameters) -> RunConfig:
+    """The configuration with its length and recipe."""
+    finished = dataclasses.replace(
+        config,
+        optim=OptimConfig(
+            lr=hyper.lr,
+            weight_decay=study.recipe.weight_decay,
+            warmup_steps=hyper.warmup_steps(allocation.steps),
+            final_lr_ratio=study.recipe.final_lr_ratio,
+        ),
+        train=dataclasses.replace(
+            config.train,
+            steps=allocation.steps,
+            batch_sequences=allocation.batch_sequences,
+            final_batch_sequences=allocation.final_batch_sequences,
+        ),
+    )
+    finished.validate()
+    return finished
+
+
+def _planned_run(study: StudyConfig, measure: Measurements, group: Group, cell: _Cell, reference: _Cell) -> PlannedRun:
+    config, allocation = cell.config, cell.allocation
+    budget = group.length if study.length is Length.BUDGETS else reference.allocation.flops
+    row = PlanRow(
+        run_id=config.run_id,
+        study=study.name,
+        kind="pretrain",
+        parent_run_id="",
+        arm=config.model.arm.value,
+        size=group.size,
+        matching=study.matching.value,
+        match_group=f"{study.length.value}={format_value(group.length)} {group.size} seed={group.seed}",
+        context_match=study.context_match.value,
+        flops_budget=float(budget),
+        seed=group.seed,
+        recipe=cell.hyper.recipe,
+        status="",
+        reason="",
+        **_parameter_columns(config),
+        **_schedule_columns(config, allocation),
+        **_content_columns(study, measure, config, allocation),
+        **_price_columns(study, config, allocation),
+    )
+    gap = _match_gap(study, measure, group, cell, reference)
+    return PlannedRun(row=admit(row, study.admission, match_gap=gap), config=config)
+
+
+def _parameter_columns(config: RunConfig) -> dict[str, Any]:
+    params = parameter_counts(config.model)
+    return {
+        "num_params": sum(params.values()),
+        "num_non_embedding_params": params["encoder"] + params["global"] + params["decoder"],
+        **{f"num_params_{name}": count for name, count in params.items()},
+    }
+
+
+def _schedule_columns(config: RunConfig, allocation: Allocation) -> dict[str, Any]:
+    units = allocation.batch_sequences * config.data.seq_len_units
+    return {
+        "planned_flops": float(allocation.flops),
+        "flops_per_step": float(allocation.flops / allocation.sequences * allocation.batch_sequences),
+        "flops_convention": "exact",
+        "six_nd": six_nd(config.model, allocation.counts.tokens),
+        "steps": allocation.steps,
+        "seq_len_units": config.data.seq_len_units,
+        "batch_sequences": allocation.batch_sequences,
+        "final_batch_sequences": allocation.final_batch_sequences,
+        "units_per_step": units,
+        "batch_units": units,
+        "lr": config.optim.lr,
+        "warmup_steps": config.optim.warmup_steps,
+    }
+
+
+def _content_columns(study: StudyConfig, measure: Measurements, config: RunConfig, allocation: Allocation) -> dict[str, Any]:
+    """What the run reads. A pass over the corpus keeps the share of words that stays speech (in expectation)."""
+    counts = allocation.counts
+    epochs = counts.speech_tokens / measure.unique_speech_tokens
+    spoken_share = study.mixture.speech_per_text_words / (1 + study.mixture.speech_per_text_words)
+    return {
+        "units": float(counts.units),
+        "tokens": float(counts.tokens),
+        "text_tokens": float(counts.text_tokens),
+        "text_only_tokens": float(counts.text_only_tokens),
+        "interleaved_tokens": float(counts.text_tokens - counts.text_only_tokens + counts.speech_tokens),
+        "speech_tokens": float(counts.speech_tokens),
+        "patch_size": 1 if config.model.arm is Arm.BASELINE else config.patching.patch_size,
+        "mean_patch_length": float(counts.mean_patch_length),
+        "tokens_per_param": float(counts.tokens / num_params(config.model)),
+        "speech_epochs": float(epochs),
+        "corpus_passes": float(epochs / spoken_share),
+        "data_id": config.data.data_id,
+    }
+
+
+def _price_columns(study: StudyConfig, config: RunConfig, allocation: Allocation) -> dict[str, Any]:
+    price = price_run(config, study.price, train_flops=allocation.flops, tokens=allocation.counts.tokens)
+    return {
+        "gpus": study.price.cards,
+        "est_gpu_hours": price.gpu_hours,
+        "est_peak_gib": float(f"{price.peak_gib:.4g}"),
+        "est_minutes": price.minutes,
+    }
+
+
+def _match_gap(study: StudyConfig, measure: Measurements, group: Group, cell: _Cell, reference: _Cell) -> float:
+    """How far the matched quantity is off, as a share: the reference's from the axis, another's from its reference."""
+    axis = cell is reference
+    target = _axis_target(study, measure, group) if axis else _match_target(study, measure, group, reference)
+    return cell.allocation.amount(target.quantity) / target.value - 1
+
+
+def _require_distinct(runs: list[PlannedRun]) -> None:
+    """Two rows with one id would be one run: two lengths so close that they round to the same steps."""
+    seen: dict[str, PlanRow] = {}
+    for run in runs:
+        twin = seen.setdefault(run.row.run_id, run.row)
+        if twin is not run.row:
+            raise PlanError(
+                f"'{twin.match_group}' and '{run.row.match_group}' of arm '{run.row.arm}' round to the same run; "
+                "put the lengths further apart."
+            )
+
+
+def _warnings(study: StudyConfig, measure: Measurements, rows: list[PlanRow], outside: dict[str, str]) -> list[str]:
+    warnings = group_warnings(rows)
+    refused = [row for row in rows if not row.admitted]
+    if refused:
+        warnings.insert(0, f"{len(refused)} of {len(rows)} rows are refused and will not run; the column reason says why.")
+    if outside:
+        detail, where = next(iter(outside.items()))
+        recipe = study.recipe.name
+        warnings.append(f"recipe '{recipe}' is used outside its range in {len(outside)} cases, the first is {where}: {detail}.")
+    if Arm.LST_ALIGNED in study.arms:
+        warnings.append(
+            "aligned boundaries are made from the future: losses of lst_aligned are conditional and enter no fit with other arms."
+        )
+    if study.evaluation.story_items and not measure.has_stories:
+        warnings.append(
+            f"evaluation.story_items={study.evaluation.story_items}, but the data set has no stories: none will be scored."
+        )
+    if study.evaluation.story_items and study.stories_from > study.lengths[-1]:
+        warnings.append(f"stories_from={study.stories_from:g} lies above every run's length: no run scores stories.")
+    repeated = [row for row in rows if row.speech_epochs > study.admission.max_speech_epochs]
+    if repeated:
+        most = max(row.speech_epochs for row in repeated)
+        warnings.append(
+            f"{len(repeated)} rows repeat the speech more than {study.admission.max_speech_epochs:g} times, at most {most:.1f}."
+        )
+    return warnings
+
+
+def recipe_source(study: StudyConfig) -> str:
+    """Where the study's learning rates and batches come from."""
+    return RECIPES[study.recipe.name].source

@@ -1,0 +1,236 @@
+"""`plan-sweep`: from a study's name to a folder of matched, priced runs.
+
+    plan-sweep study=demo out=studies/demo
+    plan-sweep study=demo out=studies/demo budgets=[1e11,3e11] recipe.lr_scale=0.5 --dry-run
+    plan-sweep diff studies/a studies/b
+    plan-sweep price studies/demo price.device=h100
+
+Overrides are key=value with the fields of a study (sweeps/study.py); each study is a file of sweeps/conf/study. The only
+file that imports Hydra, which leaves no files behind. Not here: what is printed (`sweeps.show`), planning (`sweeps.plan`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lst.errors import ConfigError, LstError, did_you_mean
+
+if TYPE_CHECKING:
+    from sweeps.plan import Plan
+    from sweeps.study import StudyConfig
+
+VERBS = ("plan", "diff", "price")
+EXAMPLE = "plan-sweep study=demo out=studies/demo"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script; returns the exit status (0 done, 1 the work failed, 2 wrong input, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] not in (*VERBS, "-h", "--help"):
+        arguments.insert(0, "plan")
+    parser, verbs = _parsers()
+    if arguments[0] in ("-h", "--help"):
+        parser.print_help()
+        return 0
+    options = verbs[arguments[0]].parse_intermixed_args(arguments[1:])
+    run: Callable[[argparse.Namespace], int] = {"plan": _plan, "diff": _diff, "price": _price}[arguments[0]]
+    try:
+        return run(options)
+    except LstError as error:
+        print(f"plan-sweep: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("plan-sweep: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of a pipe went away: nothing is left to tell, and the interpreter must not try again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="plan-sweep", description=__doc__, formatter_class=raw)
+    verbs = parser.add_subparsers(title="verbs (plan, if none is given)")
+    plan = verbs.add_parser("plan", help="plan a study", description=__doc__, formatter_class=raw)
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="study=NAME, out=DIR, and fields of the study")
+    plan.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    plan.add_argument("--widen", action="store_true", help="let the plan in out grow, if all its runs stay")
+    diff = verbs.add_parser("diff", help="compare two plans", description="What differs between the plans in folders A and B.")
+    diff.add_argument("a", metavar="A")
+    diff.add_argument("b", metavar="B")
+    price = verbs.add_parser("price", help="price an existing plan otherwise, without changing it")
+    price.add_argument("folder", metavar="DIR")
+    price.add_argument("overrides", nargs="*", metavar="price.key=value", help="fields of the study's section price")
+    for verb in (plan, diff, price):
+        verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    for verb in (plan, price):
+        verb.add_argument(
+            "--cores", type=_positive, default=os.cpu_count() or 1, help="runs at a time, for the wall-clock estimate"
+        )
+    return parser, {"plan": plan, "diff": diff, "price": price}
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no positive whole number")
+    return int(text)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from sweeps.plan import plan
+
+    overrides = _split_overrides(options.overrides)
+    out = overrides.pop("out", None)
+    if out is None and not options.dry_run:
+        raise ConfigError(f"out is missing; give the folder to write, as in: {EXAMPLE} (or --dry-run to write nothing).")
+    if out == "":
+        raise ConfigError(f"out is empty; give the folder to write, as in: {EXAMPLE}")
+    study = compose_study(overrides)
+    planned = plan(study, progress=_progress if sys.stderr.isatty() else None)
+    written = None if options.dry_run or out is None else planned.write(Path(out), widen=options.widen).value
+    if options.json:
+        print(json.dumps(_plan_json(planned, options.cores, out, written), indent=1))
+        return 0
+    from sweeps.show import describe
+
+    print(describe(planned, options.cores))
+    message = {None: "dry run: nothing was written", "new": f"written: {out}", "widened": f"widened: {out}"}
+    print("\n" + message.get(written, f"unchanged: {out} holds this plan already"))
+    return 0
+
+
+def _plan_json(planned: Plan, cores: int, out: str | None, written: str | None) -> dict[str, Any]:
+    from sweeps.show import assumptions_touched
+
+    return {
+        "study": planned.study.name,
+        "out": out,
+        "written": written,
+        "rows": [dataclasses.asdict(row) for row in planned.rows],
+        "totals": {**dataclasses.asdict(planned.totals), "wall_minutes": planned.wall_minutes(cores), "cores": cores},
+        "warnings": list(planned.warnings),
+        "assumptions": [assumption.name for assumption in assumptions_touched(planned.study)],
+    }
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from sweeps.diff import describe_diff, diff_plans
+
+    diff = diff_plans(options.a, options.b)
+    print(json.dumps(diff.as_dict(), indent=1) if options.json else describe_diff(diff))
+    return 0
+
+
+def _price(options: argparse.Namespace) -> int:
+    from sweeps.plan import Totals, read_plan
+    from sweeps.price import wall_minutes
+    from sweeps.reprice import reprice
+    from sweeps.show import run_table, totals_text
+
+    stored = read_plan(options.folder)
+    overrides = _split_overrides(options.overrides)
+    for key in overrides:
+        if not key.startswith("price."):
+            raise ConfigError(f"'{key}' is no price; only fields of the section price can change here, as in price.device=h100.")
+    rows = reprice(stored, _with_overrides(stored.study, overrides).price)
+    wall = wall_minutes((row.est_minutes for row in rows if row.admitted), options.cores)
+    totals = Totals.of(rows)
+    if options.json:
+        content = {**dataclasses.asdict(totals), "wall_minutes": wall, "cores": options.cores}
+        print(json.dumps({"rows": [dataclasses.asdict(row) for row in rows], "totals": content}, indent=1))
+    else:
+        print(run_table(rows) + "\n\n" + totals_text(totals, wall, options.cores))
+    return 0
+
+
+def _progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\rplanning {done} of {total} match groups", end=end, file=sys.stderr, flush=True)
+
+
+def _split_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """key=value words as a dict. Raises ConfigError on a word without '=' and on a key that is given twice."""
+    overrides: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"'{argument}' is no key=value; see plan-sweep --help.")
+        key = key.lstrip("+")
+        if key in overrides:
+            raise ConfigError(f"'{key}' is given twice, as {overrides[key]} and as {value}; give it once.")
+        overrides[key] = value
+    return overrides
+
+
+def compose_study(overrides: dict[str, str]) -> StudyConfig:
+    """The named study with overrides, through Hydra's composition and its grammar of values.
+
+    Raises ConfigError on an unknown study or key, and on a value that cannot be read.
+    """
+    from sweeps.study import StudyConfig, require_study_name, study_names
+
+    overrides = dict(overrides)
+    name = overrides.pop("study", None)
+    if name is None:
+        raise ConfigError(f"study is missing; known: {', '.join(study_names())}, as in: {EXAMPLE}")
+    require_study_name(name)
+    return StudyConfig.from_dict(_compose([f"+study={name}"], overrides))
+
+
+def _with_overrides(study: StudyConfig, overrides: dict[str, str]) -> StudyConfig:
+    """A study that is not in the package's folder, with overrides."""
+    from lst.config import merge
+    from sweeps.study import StudyConfig, study_to_dict
+
+    return StudyConfig.from_dict(merge(study_to_dict(study), _compose([], overrides)))
+
+
+def _compose(groups: list[str], overrides: dict[str, str]) -> dict[str, Any]:
+    from hydra import compose, initialize_config_module
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _require_known_keys(overrides)
+    words = [f"++{key}={value}" for key, value in overrides.items()]
+    try:
+        with initialize_config_module("sweeps.conf", version_base="1.3"):
+            composed = compose(overrides=[*groups, *words])
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"an override cannot be read: {reason.rstrip('.')}; check {' '.join(words).replace('++', '')}"
+        ) from error
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def _require_known_keys(overrides: dict[str, str]) -> None:
+    """ConfigError for a dotted key that is no field of a study."""
+    from sweeps.study import StudyConfig
+
+    for dotted in overrides:
+        section: Any = StudyConfig
+        for place, part in enumerate(dotted.split(".")):
+            fields = {field.name: field for field in dataclasses.fields(section)}
+            if part not in fields:
+                raise ConfigError(f"unknown key '{dotted}'; {did_you_mean(part, fields)}")
+            section = fields[part].default_factory
+            is_section = isinstance(section, type) and dataclasses.is_dataclass(section)
+            if not is_section:
+                if place + 1 < len(dotted.split(".")) and part != "arm_sizes":
+                    raise ConfigError(f"unknown key '{dotted}'; '{part}' has no fields of its own.")
+                break
+
+
+if __name__ == "__main__":
+    sys.exit(main())

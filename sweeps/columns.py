@@ -1,0 +1,132 @@
+"""plan.csv: its columns, in order, as one frozen row type, with formatting that never changes between two plannings.
+
+docs/columns.md says what each column means. Integers are plain, floats are the shortest text that reads back exactly.
+Written and read with the csv module, so that a launcher needs no pandas; `Plan.table` makes a DataFrame of the same rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lst.errors import PlanError
+
+PLAN_TABLE = "plan.csv"
+
+
+class Status:
+    """Values of the column `status`."""
+
+    ADMITTED = "admitted"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow:
+    """One run as planned."""
+
+    run_id: str
+    study: str
+    kind: str
+    parent_run_id: str
+    arm: str
+    size: str
+    num_params: int
+    num_non_embedding_params: int
+    num_params_embedding: int
+    num_params_encoder: int
+    num_params_global: int
+    num_params_decoder: int
+    num_params_head: int
+    matching: str
+    match_group: str
+    flops_budget: float
+    planned_flops: float
+    flops_per_step: float
+    flops_convention: str
+    six_nd: float
+    steps: int
+    seq_len_units: int
+    context_match: str
+    batch_sequences: int
+    final_batch_sequences: int
+    units_per_step: int
+    units: float
+    tokens: float
+    text_tokens: float
+    text_only_tokens: float
+    interleaved_tokens: float
+    speech_tokens: float
+    patch_size: int
+    mean_patch_length: float
+    tokens_per_param: float
+    speech_epochs: float
+    corpus_passes: float
+    lr: float
+    batch_units: int
+    warmup_steps: int
+    seed: int
+    recipe: str
+    data_id: str
+    gpus: int
+    est_gpu_hours: float
+    est_peak_gib: float
+    est_minutes: float
+    status: str
+    reason: str
+
+    @property
+    def admitted(self) -> bool:
+        return self.status == Status.ADMITTED
+
+    @property
+    def gap(self) -> float:
+        """Planned FLOPs over the budget, minus 1."""
+        return self.planned_flops / self.flops_budget - 1
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(PlanRow))
+_TYPES: dict[str, type] = typing.get_type_hints(PlanRow)
+
+
+def rows_to_csv(rows: typing.Iterable[PlanRow]) -> str:
+    """The text of plan.csv."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([format_value(getattr(row, name)) for name in COLUMNS])
+    return text.getvalue()
+
+
+def read_rows(folder: Path) -> list[PlanRow]:
+    """The rows of `folder`/plan.csv. Raises PlanError where there is none, or where it is not one of ours."""
+    path = folder / PLAN_TABLE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(
+            f"'{folder}' has no readable {PLAN_TABLE}; make a plan with: plan-sweep study=NAME out={folder}"
+        ) from error
+    lines = list(csv.reader(io.StringIO(text)))
+    if not lines or tuple(lines[0]) != COLUMNS:
+        raise PlanError(f"'{path}' does not have the columns of this version's plans; plan again into another folder.")
+    return [_read_row(path, number, line) for number, line in enumerate(lines[1:], start=2)]
+
+
+def format_value(value: Any) -> str:
+    """A cell: integers plain, floats as the shortest text that reads back exactly."""
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _read_row(path: Path, number: int, line: list[str]) -> PlanRow:
+    try:
+        values: dict[str, Any] = {name: _TYPES[name](cell) for name, cell in zip(COLUMNS, line, strict=True)}
+    except ValueError as error:
+        raise PlanError(f"'{path}' line {number} is damaged ({error}); plan again into another folder.") from error
+    return PlanRow(**values)

@@ -1,0 +1,1 @@
+"""Configuration files of `plan-sweep` (package data): a file a study in `study/`."""

@@ -1,0 +1,1 @@
+"""One YAML file a study; its keys are the fields of `sweeps.study.StudyConfig`."""

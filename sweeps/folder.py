@@ -1,0 +1,146 @@
+"""A plan on disk: there whole or not at all, and never in place of another one (docs/run_folder.md).
+
+A new folder is written aside and renamed. An existing plan is compared: the same plan changes no byte (a file that was
+lost or damaged is put back), another one is refused, and `widen` lets a plan grow that keeps all its rows. plan.csv is
+replaced last, so an interrupted widening leaves the old plan. Not here: what the files say (`sweeps.plan`).
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from lst.errors import PlanError
+from lst.records import RUN_CONFIG, write_atomically
+from sweeps.columns import PLAN_TABLE, format_value, read_rows
+
+STUDY_FILE = "study.yaml"
+REFERENCES = "references.json"
+RUNS = "runs"
+
+
+class Written(StrEnum):
+    """What writing a plan did."""
+
+    NEW = "new"
+    UNCHANGED = "unchanged"
+    WIDENED = "widened"
+
+
+def run_file(run_id: str) -> str:
+    """Path of a run's configuration inside the study's folder."""
+    return f"{RUNS}/{run_id}/{RUN_CONFIG}"
+
+
+def write_plan(out: Path, files: Mapping[str, bytes], references: Callable[[], bytes], *, widen: bool = False) -> Written:
+    """Write `files` (by path inside `out`) and references.json, which is made only where it is needed.
+
+    Raises PlanError where `out` is a file, holds something else or another plan, or the disk is full; nothing is
+    half-written then.
+    """
+    try:
+        if out.exists() and not out.is_dir():
+            raise PlanError(f"out={out} is a file; choose a folder.")
+        if not out.exists() or not any(out.iterdir()):
+            _write_new(out, {**files, REFERENCES: references()})
+            return Written.NEW
+        return _write_over(out, files, references, widen=widen)
+    except OSError as error:
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another folder"
+        raise PlanError(f"out={out} cannot be written ({error.strerror or error}); {remedy} and plan again.") from error
+
+
+def to_yaml(content: Mapping[str, Any]) -> str:
+    """Block YAML that OmegaConf (and any YAML reader) reads back exactly: strings quoted, floats with a point and a sign."""
+    return "".join(_yaml_lines(content, 0))
+
+
+def _write_new(out: Path, files: Mapping[str, bytes]) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        for name, data in files.items():
+            path = aside / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        aside.chmod(0o755)
+        aside.rename(out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _write_over(out: Path, files: Mapping[str, bytes], references: Callable[[], bytes], *, widen: bool) -> Written:
+    same = [name for name, data in files.items() if _content(out / name) == data]
+    identical = {PLAN_TABLE, STUDY_FILE} <= set(same)
+    if not identical:
+        _require_growth(out, files, widen=widen)
+    missing = [name for name in files if name not in same]
+    remake_references = not identical or not (out / REFERENCES).is_file()
+    # configurations first and the table last: a plan.csv never names a run that is not there
+    for name in sorted(missing, key=lambda name: (name == PLAN_TABLE, name == STUDY_FILE, name)):
+        if name == PLAN_TABLE:
+            write_atomically(out / REFERENCES, references())
+            remake_references = False
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / name, files[name])
+    if remake_references:
+        write_atomically(out / REFERENCES, references())
+    return Written.UNCHANGED if identical else Written.WIDENED
+
+
+def _require_growth(out: Path, files: Mapping[str, bytes], *, widen: bool) -> None:
+    """PlanError unless `out` holds a plan whose admitted rows all stay, and widening was asked for."""
+    if not (out / PLAN_TABLE).is_file() or not (out / STUDY_FILE).is_file():
+        raise PlanError(f"out={out} holds other files and no plan of ours; choose another folder.")
+    old = [row for row in read_rows(out) if row.admitted]
+    lost = [row for row in old if run_file(row.run_id) not in files]
+    if lost:
+        first = lost[0]
+        raise PlanError(
+            f"out={out} holds another plan: {len(lost)} of its {len(old)} runs are not in this one, the first is {first.run_id} "
+            f"({first.arm}, {first.size}, {first.flops_budget:.3g} FLOPs); choose another folder."
+        )
+    if not widen:
+        raise PlanError(
+            f"out={out} holds another plan, though all its {len(old)} runs are in this one too; "
+            "add --widen to replace it and keep them, or choose another folder."
+        )
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _yaml_lines(content: Mapping[str, Any], depth: int) -> list[str]:
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value:
+            lines += [f"{'  ' * depth}{key}:\n", *_yaml_lines(value, depth + 1)]
+        else:
+            lines.append(f"{'  ' * depth}{key}: {_yaml_value(value)}\n")
+    return lines
+
+
+def _yaml_value(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(_yaml_value(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return "{}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return _quoted(value)
+    text = format_value(value)
+    # YAML 1.1 reads 1e+18 as a string: a float needs its point
+    return text.replace("e", ".0e", 1) if isinstance(value, float) and "e" in text and "." not in text else text
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=not text.isprintable())

@@ -1,0 +1,111 @@
+"""The data side of planning, measured once and shared: counts of training sequences, the mixture, unique tokens.
+
+Counts do not depend on a model's size, so all sizes and budgets of an arm share one table. A run of up to `count_limit`
+sequences is counted sequence by sequence, exactly as the trainer will see it; in a longer one the mean stands for the rest.
+What a run gets does not depend on what else is in the plan, so widening a study keeps every id. Not here: FLOPs and
+solving (`sweeps.allocate`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from lst.config import DataConfig, EvalConfig, Patching, RunConfig, to_dict
+from lst.errors import DataError
+
+if TYPE_CHECKING:
+    from lst.data.shards import Dataset
+    from lst.data.statistics import SequenceTable
+
+COUNTED_UNITS = 4_000_000  # units counted of one arm at most, within the bounds below
+COUNT_BOUNDS = (512, 2048)  # sequences
+
+
+class Measurements:
+    """What a plan asks of one data set."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._prefixes: dict[str, SequenceTable] = {}
+        self._mixtures: dict[str, DataConfig] = {}
+
+    @property
+    def data_id(self) -> str:
+        return self._dataset.data_id
+
+    @property
+    def text_vocab(self) -> int:
+        return self._dataset.text_vocab
+
+    @property
+    def speech_vocab(self) -> int:
+        return self._dataset.speech_vocab
+
+    @property
+    def has_stories(self) -> bool:
+        return self._dataset.has_stories
+
+    @cached_property
+    def unique_speech_tokens(self) -> int:
+        """Speech tokens of the training split. Raises DataError where there are none."""
+        from lst.data.statistics import corpus_statistics
+
+        unique = int(corpus_statistics(self._dataset)["unique_speech_tokens"])
+        if not unique:
+            raise DataError(f"data '{self._dataset.path}' has no speech to train on; prepare it with spoken documents.")
+        return unique
+
+    def count_limit(self, config: RunConfig) -> int:
+        """Sequences up to which a run is counted whole."""
+        low, high = COUNT_BOUNDS
+        return max(low, min(high, COUNTED_UNITS // config.data.seq_len_units))
+
+    def mixture(self, config: RunConfig) -> DataConfig:
+        """`config.data` with data_id and the solved shares of interleaved sequences."""
+        from lst.data.statistics import solve_mixture
+
+        key = _key(config.data, config.patching)
+        if key not in self._mixtures:
+            self._mixtures[key] = solve_mixture(self._dataset, config)
+        return self._mixtures[key]
+
+    def prefix(self, config: RunConfig, sequences: int) -> SequenceTable:
+        """Counts of the first `sequences` (or more) of a run whose sequences do not depend on its length.
+
+        At most `count_limit` are counted: a run's sequences are spread evenly over the corpus from the first on, so their
+        mean stands for the later ones (to some hundredths of a percent of the FLOPs on the embedded corpus).
+        """
+        assert config.patching.kind is not Patching.CURRICULUM, "a curriculum's sequences depend on the run's length"
+        wanted = min(sequences, self.count_limit(config))
+        key = _key(config.data, config.patching, config.train.seed, _windows(config))
+        known = self._prefixes.get(key)
+        if known is None or known.total_sequences < wanted:
+            known = self._prefixes[key] = self.run(config, steps=wanted, batch_sequences=1)
+        return known
+
+    def run(self, config: RunConfig, *, steps: int, batch_sequences: int, limit: int | None = None) -> SequenceTable:
+        """Counts of a run of `steps` full batches; of at most `limit` (default: count_limit) evenly spread sequences."""
+        from lst.data.statistics import count_sequences
+
+        train = dataclasses.replace(config.train, steps=steps, batch_sequences=batch_sequences, final_batch_sequences=0)
+        return count_sequences(self._dataset, dataclasses.replace(config, train=train), limit or self.count_limit(config))
+
+    def references(self, evaluation: EvalConfig, data: DataConfig) -> dict[str, Any]:
+        """Content of references.json."""
+        from lst.data.statistics import references
+
+        return references(self._dataset, evaluation, data)
+
+
+def _windows(config: RunConfig) -> list[int]:
+    """Attention windows, on which the counts of pairs depend."""
+    model = config.model
+    return [stack.window for stack in (model.encoder, model.decoder) if stack is not None]
+
+
+def _key(*parts: Any) -> str:
+    plain = [to_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
+    return json.dumps(plain, sort_keys=True)

@@ -1,0 +1,182 @@
+"""`plan`: study configuration -> Plan; `read_plan`: study folder -> the plan as it was written.
+
+    planned = plan("demo")                       # a name, a dict or a StudyConfig
+    planned.table, planned.totals, planned.warnings
+    planned.write(Path("out"))                   # new, unchanged or (widen=True) widened
+
+Importing this module is cheap: the data side, numpy and pandas are imported when a plan is made. Not here: how rows come
+about (`sweeps.build`), how a folder is kept whole (`sweeps.folder`), what is printed (`sweeps.show`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lst.config import RunConfig, to_dict
+from lst.errors import PlanError
+from sweeps.columns import PLAN_TABLE, PlanRow, read_rows, rows_to_csv
+from sweeps.folder import STUDY_FILE, Written, run_file, to_yaml, write_plan
+from sweeps.price import wall_minutes
+from sweeps.study import StudyConfig, load_study, study_to_dict
+
+Progress = Callable[[int, int], None]
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sweeps.measure import Measurements
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Sums over the admitted rows."""
+
+    rows: int  # all rows of the plan
+    admitted: int
+    refused: int
+    planned_flops: float
+    process_minutes: float  # one process after another
+    gpu_hours: float
+    peak_gib: float  # of the largest run
+
+    @classmethod
+    def of(cls, rows: tuple[PlanRow, ...]) -> Totals:
+        runs = [row for row in rows if row.admitted]
+        return cls(
+            rows=len(rows),
+            admitted=len(runs),
+            refused=len(rows) - len(runs),
+            planned_flops=sum(row.planned_flops for row in runs),
+            process_minutes=sum(row.est_minutes for row in runs),
+            gpu_hours=sum(row.est_gpu_hours for row in runs),
+            peak_gib=max((row.est_peak_gib for row in runs), default=0.0),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A planned study: rows in plan.csv's order, refused ones included, and a configuration for each admitted one."""
+
+    study: StudyConfig
+    rows: tuple[PlanRow, ...]
+    run_configs: Mapping[str, RunConfig]  # run_id -> configuration, admitted rows only
+    warnings: tuple[str, ...]
+    _measure: Measurements = field(repr=False)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The rows as a DataFrame with the columns of docs/columns.md."""
+        return rows_to_frame(self.rows)
+
+    @property
+    def totals(self) -> Totals:
+        return Totals.of(self.rows)
+
+    def wall_minutes(self, cores: int) -> float:
+        """Estimated wall clock of all admitted runs on `cores` processes, in plan order."""
+        return wall_minutes((row.est_minutes for row in self.rows if row.admitted), cores)
+
+    def files(self) -> dict[str, bytes]:
+        """The plan's files by their path in the study's folder, references.json apart."""
+        files = {STUDY_FILE: to_yaml(study_to_dict(self.study)), PLAN_TABLE: rows_to_csv(self.rows)}
+        for run_id, config in self.run_configs.items():
+            files[run_file(run_id)] = to_yaml({"run_id": run_id, "config": to_dict(config)})
+        return {name: text.encode() for name, text in files.items()}
+
+    def write(self, out: Path | str, *, widen: bool = False) -> Written:
+        """Write the study's folder. Raises PlanError if `out` holds another plan, other files, or cannot be written."""
+        return write_plan(Path(out), self.files(), self._references, widen=widen)
+
+    def _references(self) -> bytes:
+        """The unigram and trigram losses of the held-out tokens, as JSON."""
+        config = next(iter(self.run_configs.values()), None)
+        if config is None:
+            raise PlanError("every row of the plan is refused, so there is nothing to run; --dry-run prints the reasons.")
+        content = self._measure.references(self.study.evaluation, config.data)
+        return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredPlan:
+    """A plan as it stands in a study's folder."""
+
+    folder: Path
+    study: StudyConfig
+    rows: tuple[PlanRow, ...]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The rows as a DataFrame with the columns of docs/columns.md."""
+        return rows_to_frame(self.rows)
+
+    @property
+    def totals(self) -> Totals:
+        return Totals.of(self.rows)
+
+
+def plan(study: StudyConfig | Mapping[str, Any] | str, *, progress: Progress | None = None) -> Plan:
+    """Plan a study: a StudyConfig, a dict of its fields, or the name of one that comes with the package.
+
+    `progress` is told (done, total) match groups.
+    Raises ConfigError or PlanError on a study that cannot be, DataError on data that cannot be read.
+    """
+    from lst.data.shards import open_dataset
+    from sweeps.measure import Measurements
+
+    config = _as_study(study)
+    return plan_with(config, Measurements(open_dataset(config.data)), progress=progress)
+
+
+def plan_with(study: StudyConfig, measure: Measurements, *, progress: Progress | None = None) -> Plan:
+    """`plan` on data that is open already: several studies of one data set share what is measured."""
+    from sweeps.build import build_runs
+
+    runs, warnings = build_runs(study, measure, progress)
+    return Plan(
+        study=study,
+        rows=tuple(run.row for run in runs),
+        run_configs={run.row.run_id: run.config for run in runs if run.row.admitted},
+        warnings=tuple(warnings),
+        _measure=measure,
+    )
+
+
+def read_plan(folder: Path | str) -> StoredPlan:
+    """The plan in a study's folder. Raises PlanError where there is none, or where it is damaged."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    folder = Path(folder)
+    rows = read_rows(folder)
+    path = folder / STUDY_FILE
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
+        raise PlanError(f"'{path}' cannot be read ({type(error).__name__}); plan the study again.") from error
+    if not isinstance(values, dict):
+        raise PlanError(f"'{path}' is no mapping; plan the study again.")
+    study = StudyConfig.from_dict({str(key): value for key, value in values.items()})
+    return StoredPlan(folder=folder, study=study, rows=tuple(rows))
+
+
+def rows_to_frame(rows: tuple[PlanRow, ...]) -> pd.DataFrame:
+    """Plan rows as a DataFrame."""
+    import pandas as pd
+
+    from sweeps.columns import COLUMNS
+
+    return pd.DataFrame({name: [getattr(row, name) for row in rows] for name in COLUMNS})
+
+
+def _as_study(study: StudyConfig | Mapping[str, Any] | str) -> StudyConfig:
+    if isinstance(study, str):
+        return load_study(study)
+    if isinstance(study, StudyConfig):
+        study.validate()
+        return study
+    return StudyConfig.from_dict(study)

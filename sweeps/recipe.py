@@ -1,0 +1,126 @@
+"""Named recipes: learning rate, batch and warm-up as functions of a run's size and length, the same for every arm.
+
+A recipe sees the size (the baseline's parameters and width) and the length (tokens) of a match group, never the arm, so
+that no arm is tuned more than another. Each has a source and the range it is meant for; outside it the plan warns. A
+study may override single values. Not here: what a size is (`lst.ladder`), how long a run is (`sweeps.allocate`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lst.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """Which recipe, and what of it is overridden (null = as the recipe says)."""
+
+    name: str = "small"  # a key of RECIPES
+    lr: float | None = None  # peak learning rate
+    lr_scale: float = 1.0  # factor on the peak learning rate (for triplets of learning rates)
+    batch_sequences: int | None = None  # sequences of a global batch
+    batch_scale: float = 1.0  # factor on the recipe's batch
+    warmup_steps: int | None = None  # linear warm-up, steps
+    weight_decay: float = 0.1  # PAPER: A.3
+    final_lr_ratio: float = 0.01  # the cosine ends at this share of the peak (PAPER: A.3)
+
+    def validate(self) -> None:
+        if self.name not in RECIPES:
+            raise ConfigError(f"recipe.name='{self.name}' is unknown; {did_you_mean(self.name, RECIPES)}")
+        for key in ("lr", "lr_scale", "batch_sequences", "batch_scale"):
+            value = getattr(self, key)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"recipe.{key}={value} must be a positive number.")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise ConfigError(f"recipe.warmup_steps={self.warmup_steps} is negative; give 0 for no warm-up.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What a recipe may look at."""
+
+    num_params: int  # all parameters of the baseline of this size
+    width: int  # width of the global transformer
+    tokens: float  # tokens of the run, about (FLOPs budgets: budget / 6 N)
+    seq_len_units: int  # units of a sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One recipe."""
+
+    name: str
+    source: str  # where it comes from
+    num_params_range: tuple[float, float]  # parameters it is meant for
+    tokens_range: tuple[float, float]  # run lengths it is meant for
+    lr: Callable[[Situation], float]
+    batch_units: Callable[[Situation], float]
+    warmup_steps: Callable[[int], int]  # steps of the run -> steps of warm-up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """A recipe's answer for one match group."""
+
+    recipe: str
+    lr: float
+    batch_sequences: int
+    warmup_steps: Callable[[int], int]
+    outside: str  # why the situation lies outside the recipe's range, or ""
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            name="paper",
+            source="LST paper, A.3: peak LR 4e-4, 524,288 units a batch, 2,000 warm-up steps, given for its 1B model",
+            num_params_range=(4e8, 2e9),
+            tokens_range=(2e10, 1e12),
+            lr=lambda _: 4e-4,
+            batch_units=lambda _: 524_288,
+            warmup_steps=lambda _: 2_000,
+        ),
+        Recipe(
+            name="small",
+            source=(
+                "chosen by hand for small CPU runs, not fitted: batch 2 sqrt(tokens) units (a critical batch that grows with the "
+                "data's square root), LR 3e-3 sqrt(64 / width), warm-up over 5% of the steps"
+            ),
+            num_params_range=(3e4, 5e6),
+            tokens_range=(5e3, 2e7),
+            lr=lambda s: 3e-3 * math.sqrt(64 / s.width),
+            batch_units=lambda s: 2 * math.sqrt(s.tokens),
+            warmup_steps=lambda steps: max(1, round(0.05 * steps)),
+        ),
+    )
+}
+
+
+def choose_hyperparameters(choice: RecipeConfig, situation: Situation) -> Hyperparameters:
+    """The values of `choice` in `situation`; learning rates are rounded to 6 digits so that they read well."""
+    recipe = RECIPES[choice.name]
+    fixed_warmup = choice.warmup_steps
+    batch = recipe.batch_units(situation) * choice.batch_scale / situation.seq_len_units
+    return Hyperparameters(
+        recipe=recipe.name,
+        lr=float(f"{(choice.lr or recipe.lr(situation)) * choice.lr_scale:.6g}"),
+        batch_sequences=choice.batch_sequences or max(1, round(batch)),
+        warmup_steps=recipe.warmup_steps if fixed_warmup is None else lambda _: fixed_warmup,
+        outside=_outside(recipe, situation),
+    )
+
+
+def _outside(recipe: Recipe, situation: Situation) -> str:
+    checks = (
+        ("parameters", situation.num_params, recipe.num_params_range),
+        ("tokens", situation.tokens, recipe.tokens_range),
+    )
+    return "; ".join(
+        f"{value:.3g} {name} lie outside {low:.3g} to {high:.3g}"
+        for name, value, (low, high) in checks
+        if not low <= value <= high
+    )

@@ -1,0 +1,275 @@
+"""What a study is: the grid of budgets, sizes, arms and seeds, what is matched in it, and everything its runs share.
+
+Frozen and read strictly from plain dicts (`StudyConfig.from_dict`); YAML is read through OmegaConf (`load_study`), which
+is imported only there. Every field can be overridden on `plan-sweep`'s command line. Not here: how long a run must be
+(`sweeps.allocate`), what a plan costs (`sweeps.price`).
+
+A study's length axis is exactly one of `budgets` (training FLOPs), `tokens`, `units` (of the reference arm's run) and
+`tokens_per_param` (times the reference arm's parameters).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from lst.config import Arm, DataConfig, EvalConfig, ExecutionConfig, PatchingConfig, from_dict
+from lst.errors import ConfigError, did_you_mean
+from lst.ladder import SIZES
+from sweeps.admit import AdmissionConfig
+from sweeps.price import PriceConfig
+from sweeps.recipe import RecipeConfig
+
+STUDY_FOLDER = Path(__file__).parent / "conf" / "study"
+
+
+class Matching(StrEnum):
+    """What is equal inside a match group (DESIGN 4)."""
+
+    UNIT = "unit"  # steps and units: the paper's "compute-controlled"
+    FLOP = "flop"  # true training FLOPs
+    DATA = "data"  # tokens: the paper's "data-controlled"
+
+
+class ContextMatch(StrEnum):
+    """What is equal in a sequence across arms (DESIGN rule 10)."""
+
+    UNITS = "units"
+    TOKENS = "tokens"
+
+
+class Length(StrEnum):
+    """The study's length axis: the name of the one list that is given."""
+
+    BUDGETS = "budgets"
+    TOKENS = "tokens"
+    UNITS = "units"
+    TOKENS_PER_PARAM = "tokens_per_param"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchingOptions:
+    """The patching of every LST arm of the study; the kind comes from the arm (lst.config.PatchingConfig)."""
+
+    patch_size: int = PatchingConfig.patch_size  # tokens of a static patch
+    mixed_aligned_share: float = PatchingConfig.mixed_aligned_share  # lst_mixed: probability of aligned
+    curriculum_aligned_until: float = PatchingConfig.curriculum_aligned_until  # share of the steps that is all aligned
+    curriculum_static_from: float = PatchingConfig.curriculum_static_from  # share of the steps after which all is static
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOptions:
+    """What the training data is mixed from (lst.config.DataConfig)."""
+
+    interleaved_token_share: float = DataConfig.interleaved_token_share  # tokens from interleaved documents
+    text_span_words: tuple[int, int] = DataConfig.text_span_words  # words of a text span, smallest and largest
+    speech_per_text_words: float = DataConfig.speech_per_text_words  # words of the speech span after it, as a share
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Options of the network that no size decides (lst.config.ModelConfig)."""
+
+    pooling: str = "max"  # max | mean | last
+    decoder_input: str = "encoder"  # encoder | embedding | both
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """A study. Collections are tuples; an empty one means what its line says."""
+
+    name: str  # name of the study, in every row of its plan
+    data: str = "embedded"  # folder of a prepared data set, or 'embedded'
+    arms: tuple[str, ...] = (Arm.BASELINE, Arm.LST_STATIC)  # arms to compare
+    reference_arm: str = Arm.BASELINE  # the arm that the others are matched to
+    sizes: tuple[str, ...] = ("tiny",)  # rungs of the ladder (lst.ladder.SIZES)
+    arm_sizes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # arms that are planned at some sizes only
+    seeds: tuple[int, ...] = (0,)  # seeds of every cell
+    budgets: tuple[float, ...] = ()  # length axis: training FLOPs
+    tokens: tuple[float, ...] = ()  # length axis: tokens
+    units: tuple[float, ...] = ()  # length axis: units
+    tokens_per_param: tuple[float, ...] = ()  # length axis: tokens per parameter
+    matching: Matching = Matching.FLOP  # unit | flop | data
+    context_match: ContextMatch = ContextMatch.UNITS  # units | tokens
+    seq_len_units: int = 4096  # units of a sequence (context_match=tokens: the reference arm's)
+    dtype: str = "float32"  # float32 | bfloat16
+    stories_from: float = 0.0  # runs of at least this length (on the length axis) score evaluation.story_items
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    patching: PatchingOptions = field(default_factory=PatchingOptions)
+    mixture: MixtureOptions = field(default_factory=MixtureOptions)
+    model: ModelOptions = field(default_factory=ModelOptions)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    admission: AdmissionConfig = field(default_factory=AdmissionConfig)
+    price: PriceConfig = field(default_factory=PriceConfig)
+    notes: tuple[str, ...] = ()  # what a reader of the plan must know, printed with it
+
+    @property
+    def length(self) -> Length:
+        """The length axis that is given. Raises ConfigError unless it is exactly one."""
+        given = [axis for axis in Length if getattr(self, axis.value)]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ConfigError(f"a study has exactly one length axis of {', '.join(Length)}; this one has {found}.")
+        return given[0]
+
+    @property
+    def lengths(self) -> tuple[float, ...]:
+        """The values of the length axis, rising."""
+        values: tuple[float, ...] = getattr(self, self.length.value)
+        return tuple(sorted(values))
+
+    def sizes_of(self, arm: str) -> tuple[str, ...]:
+        """The sizes at which `arm` is planned, in the ladder's order."""
+        wanted = self.arm_sizes.get(arm, self.sizes)
+        return tuple(size for size in SIZES if size in wanted)
+
+    def validate(self) -> None:
+        """Raises ConfigError on the first value that cannot be."""
+        _check_names("arms", self.arms, list(Arm))
+        _check_names("sizes", self.sizes, SIZES)
+        _check_names("arm_sizes", self.arm_sizes, self.arms)
+        for arm, sizes in self.arm_sizes.items():
+            _check_names(f"arm_sizes.{arm}", sizes, self.sizes)
+        for key in _LISTS:
+            _check_distinct(key, getattr(self, key))
+        for key in ("arms", "sizes", "seeds"):
+            if not getattr(self, key):
+                raise ConfigError(f"{key} is empty; give at least one.")
+        for axis in Length:
+            for place, value in enumerate(getattr(self, axis.value)):
+                if not (math.isfinite(value) and value > 0):
+                    raise ConfigError(f"{axis.value}[{place}]={value} must be a positive finite number.")
+        self._validate_choices()
+        for section in (self.recipe, self.evaluation, self.execution, self.admission, self.price):
+            section.validate()
+
+    def _validate_choices(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ConfigError(f"name='{self.name}' is no study name; give a word without '/'.")
+        if self.seq_len_units < 1:
+            raise ConfigError(f"seq_len_units={self.seq_len_units} must be positive.")
+        if "${" in self.data:
+            raise ConfigError(f"data='{self.data}' contains '${{', a reference in configuration files; rename the folder.")
+        if self.execution.data_path != ExecutionConfig.data_path:
+            raise ConfigError(f"execution.data_path='{self.execution.data_path}' is set by data; give data=FOLDER instead.")
+        for seed in self.seeds:
+            if seed < 0:
+                raise ConfigError(f"seeds has {seed}; a seed is 0 or more.")
+        needs_reference = self.matching is not Matching.FLOP or self.length is not Length.BUDGETS
+        if needs_reference or self.context_match is ContextMatch.TOKENS:
+            self._require_reference()
+        if self.matching is Matching.UNIT and self.context_match is ContextMatch.TOKENS:
+            raise ConfigError(
+                "matching=unit wants equal units a step, context_match=tokens wants sequences of fewer units for patched arms; "
+                "choose context_match=units, or matching=flop or data."
+            )
+
+    def _require_reference(self) -> None:
+        """The other arms are solved from the reference arm's rows, so there must be one for each of theirs."""
+        reference = self.reference_arm
+        if reference not in self.arms:
+            raise ConfigError(
+                f"reference_arm='{reference}' is not among arms={list(self.arms)}; the others are matched to it: add it."
+            )
+        have = set(self.sizes_of(reference))
+        for arm in self.arms:
+            missing = [size for size in self.sizes_of(arm) if size not in have]
+            if missing:
+                raise ConfigError(
+                    f"arm '{arm}' is planned at size '{missing[0]}', where the reference arm '{reference}' is not; "
+                    f"add the size to arm_sizes.{reference}."
+                )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StudyConfig:
+        """Read strictly: an unknown key, a wrong type or an impossible value is a ConfigError that names it."""
+        scalars = {k: v for k, v in values.items() if k not in _LISTS and k != "arm_sizes"}
+        study = from_dict(cls, scalars)
+        lists: dict[str, Any] = {k: _read_list(k, values[k], kind) for k, kind in _LISTS.items() if k in values}
+        if "arm_sizes" in values:
+            filters = values["arm_sizes"]
+            if not isinstance(filters, Mapping):
+                raise ConfigError(f"arm_sizes={filters!r} is no mapping; write arm_sizes={{arm: [size, ...]}}.")
+            lists["arm_sizes"] = {str(arm): _read_list(f"arm_sizes.{arm}", sizes, str) for arm, sizes in filters.items()}
+        study = dataclasses.replace(study, **lists)
+        study.validate()
+        return study
+
+
+_LISTS: dict[str, type] = {
+    "arms": str,
+    "sizes": str,
+    "seeds": int,
+    "budgets": float,
+    "tokens": float,
+    "units": float,
+    "tokens_per_param": float,
+    "notes": str,
+}
+
+
+def study_to_dict(study: StudyConfig) -> dict[str, Any]:
+    """A study as plain values, as `StudyConfig.from_dict` reads them."""
+    from lst.config import to_dict
+
+    plain = to_dict(study)
+    plain["arm_sizes"] = {arm: list(sizes) for arm, sizes in study.arm_sizes.items()}
+    return plain
+
+
+def study_names() -> tuple[str, ...]:
+    """The studies that come with the package."""
+    return tuple(sorted(path.stem for path in STUDY_FOLDER.glob("*.yaml")))
+
+
+def load_study(name: str) -> StudyConfig:
+    """The named study as it stands in its file, without overrides. Raises ConfigError on an unknown name."""
+    from omegaconf import OmegaConf
+
+    require_study_name(name)
+    values = OmegaConf.to_container(OmegaConf.load(STUDY_FOLDER / f"{name}.yaml"), resolve=True)
+    assert isinstance(values, dict)
+    return StudyConfig.from_dict({str(key): value for key, value in values.items()})
+
+
+def require_study_name(name: str) -> None:
+    if name not in study_names():
+        raise ConfigError(f"study='{name}' is unknown; {did_you_mean(name, study_names())}")
+
+
+def _read_list(key: str, value: Any, kind: type) -> tuple[Any, ...]:
+    """A list of `kind`; an int is widened to float, nothing else is converted."""
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{key}={value!r} must be a list; write {key}=[{value}].")
+    items = []
+    for place, item in enumerate(value):
+        widened = _widened(item) if kind is float and type(item) is int else item
+        if not isinstance(widened, kind) or isinstance(widened, bool):
+            raise ConfigError(f"{key}[{place}]={item!r} must be of type {kind.__name__}, not {type(item).__name__}.")
+        items.append(widened)
+    return tuple(items)
+
+
+def _widened(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _check_names(key: str, names: Any, known: Any) -> None:
+    for name in names:
+        if name not in list(known):
+            raise ConfigError(f"{key} has '{name}', which is unknown; {did_you_mean(str(name), [str(k) for k in known])}")
+
+
+def _check_distinct(key: str, values: tuple[Any, ...]) -> None:
+    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    if twice:
+        raise ConfigError(f"{key} has {twice[0]!r} twice; give each once.")
