@@ -80,19 +80,28 @@ def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def load_weights(model: nn.Module, file: Path) -> None:
     """Copy the tensors of `file` into `model`. Raises CheckpointError on a missing, unknown or misshapen one."""
+    copy_tensors(file, model_tensors(model))
+
+
+def copy_tensors(file: Path, wanted: Mapping[str, torch.Tensor]) -> None:
+    """Copy each tensor of `file` into the one of the same name in `wanted`.
+
+    Raises CheckpointError, before anything is copied, on a missing, unknown or misshapen one.
+    """
     import torch
 
-    stored, wanted = read_tensors(file), model_tensors(model)
-    for name in [*(stored.keys() - wanted.keys()), *(wanted.keys() - stored.keys())]:
-        place = "is not in the model" if name in stored else "is missing"
+    stored = read_tensors(file)
+    for name in sorted(stored.keys() ^ wanted.keys()):
+        place = "is in no place of the model" if name in stored else "is missing"
         raise CheckpointError(f"tensor '{name}' of '{file}' {place}; the checkpoint belongs to another configuration.")
+    for name, tensor in wanted.items():
+        if stored[name].shape != tensor.shape or stored[name].dtype != tensor.dtype:
+            raise CheckpointError(
+                f"tensor '{name}' of '{file}' is {stored[name].dtype} {tuple(stored[name].shape)}, the model's is "
+                f"{tensor.dtype} {tuple(tensor.shape)}; the checkpoint belongs to another configuration."
+            )
     with torch.no_grad():
         for name, tensor in wanted.items():
-            if stored[name].shape != tensor.shape or stored[name].dtype != tensor.dtype:
-                raise CheckpointError(
-                    f"tensor '{name}' of '{file}' is {stored[name].dtype} {tuple(stored[name].shape)}, the model's is "
-                    f"{tensor.dtype} {tuple(tensor.shape)}; the checkpoint belongs to another configuration."
-                )
             tensor.copy_(stored[name])
 
 
@@ -130,7 +139,7 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> str:
             digest.update(data)
             out.write(data)
         for tensor in tensors.values():
-            view = memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            view = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             digest.update(view)
             out.write(view)
         out.flush()
@@ -159,7 +168,9 @@ def verify_folder(folder: Path) -> None:
     try:
         files = json.loads((folder / MANIFEST).read_text())["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"checkpoint '{folder}' has no readable {MANIFEST}; it was never finished, or is damaged.") from error
+        raise CheckpointError(
+            f"checkpoint '{folder}' has no readable {MANIFEST}; it was never finished, or is damaged."
+        ) from error
     for name in {MODEL, CONFIG} - files.keys():
         raise CheckpointError(f"checkpoint '{folder}' lists no {name} in its {MANIFEST}; it is damaged.")
     for name, expected in files.items():
@@ -169,4 +180,6 @@ def verify_folder(folder: Path) -> None:
         except OSError as error:
             raise CheckpointError(f"checkpoint file '{folder / name}' cannot be read: {error.strerror}.") from error
         if found != expected:
-            raise CheckpointError(f"checkpoint file '{folder / name}' is damaged: its checksum is not the one it was written with.")
+            raise CheckpointError(
+                f"checkpoint file '{folder / name}' is damaged: its checksum is not the one it was written with."
+            )

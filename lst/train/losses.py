@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from lst.data.vocab import SPEECH, TEXT
 
 if TYPE_CHECKING:
     from lst.model import Batch
+    from lst.model.lst import Baseline, LatentSpeechText
+
+    Network = Baseline | LatentSpeechText
 
 CHUNK_LOGITS = 4 * 2**20  # logits of one chunk: 16 MiB in fp32
 
@@ -62,7 +64,7 @@ def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextMana
     return torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
-def accumulate_gradients(model: nn.Module, batch: Batch, *, predicted: int, dtype: str = "float32") -> LossSums:
+def accumulate_gradients(model: Network, batch: Batch, *, predicted: int, dtype: str = "float32") -> LossSums:
     """Add the gradient of (sum of the batch's losses) / `predicted` to the parameters; the batch's loss sums.
 
     `predicted` counts the targets of the whole global batch, of which `batch` is a part. The head's gradient is taken
@@ -72,19 +74,14 @@ def accumulate_gradients(model: nn.Module, batch: Batch, *, predicted: int, dtyp
     with autocast(batch.ids_BT.device, dtype):
         h_NE = model.hidden(batch).flatten(0, 1)[where_N]
     leaf_NE = h_NE.detach().requires_grad_()
-    losses = []
-    for h_CE, target_C in _chunks(model, leaf_NE, target_N):
-        with autocast(batch.ids_BT.device, dtype):
-            logits_CV = model.head(h_CE)
-        loss_C, grad_CV = _loss_and_gradient(logits_CV.detach(), target_C, 1 / predicted)
-        losses.append(loss_C)
-        torch.autograd.backward(logits_CV, grad_CV)
-    h_NE.backward(leaf_NE.grad)
+    losses = [_head_gradients(model, h_CE, target_C, 1 / predicted, dtype) for h_CE, target_C in _chunks(model, leaf_NE, target_N)]
+    assert leaf_NE.grad is not None
+    _backward(h_NE, leaf_NE.grad)
     return LossSums.of(torch.cat(losses), modality_N)
 
 
 @torch.no_grad()
-def token_losses(model: nn.Module, batch: Batch, *, dtype: str = "float32") -> torch.Tensor:
+def token_losses(model: Network, batch: Batch, *, dtype: str = "float32") -> torch.Tensor:
     """loss_BT in fp32: -log p(target) at each position with a target, 0 elsewhere. No gradients."""
     where_N, target_N, _ = _targets(batch)
     loss_BT = torch.zeros(batch.target_BT.shape, device=batch.target_BT.device)
@@ -95,6 +92,34 @@ def token_losses(model: nn.Module, batch: Batch, *, dtype: str = "float32") -> t
     return loss_BT
 
 
+def _head_gradients(model: Network, h_CE: torch.Tensor, target_C: torch.Tensor, scale: float, dtype: str) -> torch.Tensor:
+    """Losses of one chunk; its gradients are added to the head and to `h_CE`. The logits live no longer than this call."""
+    with autocast(h_CE.device, dtype):
+        logits_CV = model.head(h_CE)
+    loss_C, grad_CV = _loss_and_gradient(logits_CV.detach(), target_C, scale)
+    _backward(logits_CV, grad_CV)
+    return loss_C
+
+
+class _GivenGradient(torch.autograd.Function):
+    """A scalar whose gradient with respect to `tensor` is `gradient`."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gradient)
+        return tensor.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient, None
+
+
+def _backward(tensor: torch.Tensor, gradient: torch.Tensor) -> None:
+    """`tensor.backward(gradient)`, without the symbolic shapes (and sympy, a second) that torch loads for checking it."""
+    _GivenGradient.apply(tensor, gradient).backward()  # type: ignore[no-untyped-call]
+
+
 def _targets(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Flat places, ids and modalities of the positions that predict something."""
     target_BT = batch.target_BT.flatten()
@@ -102,18 +127,16 @@ def _targets(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return where_N, target_BT[where_N].long(), batch.target_modality_BT.flatten()[where_N]
 
 
-def _chunks(model: nn.Module, h_NE: torch.Tensor, target_N: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    size = max(1, CHUNK_LOGITS // model.vocab_size)
-    return list(zip(h_NE.split(size), target_N.split(size), strict=True))
+def _chunks(model: Network, h_NE: torch.Tensor, target_N: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    size = max(1, CHUNK_LOGITS // model.head.out_features)
+    return list(zip(torch.split(h_NE, size), torch.split(target_N, size), strict=True))
 
 
 def _losses(logits_CV: torch.Tensor, target_C: torch.Tensor) -> torch.Tensor:
     return logits_CV.logsumexp(1) - logits_CV.gather(1, target_C[:, None]).squeeze(1)
 
 
-def _loss_and_gradient(
-    logits_CV: torch.Tensor, target_C: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _loss_and_gradient(logits_CV: torch.Tensor, target_C: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """-log softmax at the targets, and its gradient (softmax - onehot) x scale in the logits' dtype."""
     log_p_CV = torch.log_softmax(logits_CV, 1, dtype=torch.float32)
     index_C1 = target_C[:, None]

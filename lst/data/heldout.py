@@ -1,0 +1,75 @@
+"""The held-out documents of an evaluation: chosen, interleaved and cut by a fixed seed, the same tokens for every arm.
+
+Numpy only, so that the planner's n-gram references score exactly what the runs are evaluated on. A held-out document is
+cut so that BOS, its segments and their markers are at most `context_tokens` ids. Not here: patching and scoring
+(lst.evals), and the story-completion items (lst.evals.stories).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lst.config import DataConfig, EvalConfig
+from lst.data.interleave import Document, Segment, SpokenDocuments
+from lst.data.shards import Dataset, ragged
+from lst.errors import DataError
+
+SETS = ("speech", "text", "interleaved")
+
+
+def heldout_documents(dataset: Dataset, evaluation: EvalConfig, data: DataConfig) -> dict[str, list[Document]]:
+    """The documents of the sets `speech` (one speech segment each), `text` (one text segment) and `interleaved`.
+
+    They depend on the data set, `evaluation` and the interleaving's span lengths in `data` alone, never on an arm. Sets
+    have `heldout_documents` documents, or all there are. Raises DataError where the split 'heldout' has none.
+    """
+    spoken = SpokenDocuments(dataset)
+    pieces = ragged(dataset.text, "text_tokens")
+    spoken_rows = _rows(dataset, "speech", spoken.tokens.lengths)
+    text_rows = _rows(dataset, "text", pieces.lengths)
+    cut = evaluation.context_tokens
+    interleaved = []
+    for row in _chosen(spoken_rows, evaluation, 2):
+        generator = np.random.Generator(np.random.Philox(key=[evaluation.seed, row]))
+        interleaved.append(cut_document(spoken.interleaved(row, data, generator), cut))
+    return {
+        "speech": [cut_document([spoken.speech(row)], cut) for row in _chosen(spoken_rows, evaluation, 0)],
+        "text": [cut_document([Segment("text", pieces[row])], cut) for row in _chosen(text_rows, evaluation, 1)],
+        "interleaved": [document for document in interleaved if document],
+    }
+
+
+def cut_document(document: Document, context_tokens: int) -> Document:
+    """The document's beginning, of at most `context_tokens` ids with BOS and a marker before each segment.
+
+        context 7:   BOS <t> 12 7 <s> 3 3 | 90 41 <t> 5
+
+    Words that the cut goes through end at the cut. A marker never stands last: a segment keeps a token or goes.
+    """
+    room = context_tokens - 1  # BOS
+    kept = []
+    for segment in document:
+        count = min(len(segment.tokens), room - 1)
+        if count < 1:
+            break
+        words = segment.words
+        if words is not None:
+            words = np.minimum(words[words[:, 0] < count], count - 1)
+        kept.append(Segment(segment.modality, segment.tokens[:count], words))
+        room -= count + 1
+    return kept
+
+
+def _rows(dataset: Dataset, name: str, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    rows = dataset.rows(name, "heldout")
+    rows = rows[lengths[rows] > 0]
+    if not len(rows):
+        raise DataError(f"table '{name}' of '{dataset.path}' has no rows in its split 'heldout'; prepare it with some.")
+    return rows
+
+
+def _chosen(rows: NDArray[np.int64], evaluation: EvalConfig, which: int) -> list[int]:
+    """`heldout_documents` of `rows`, drawn without replacement, in file order."""
+    generator = np.random.Generator(np.random.Philox(key=[evaluation.seed, which]))
+    return sorted(int(row) for row in generator.permutation(rows)[: evaluation.heldout_documents])

@@ -1,0 +1,75 @@
+"""Held-out losses by modality, on the same tokens for every arm (docs/evaluation.md defines each metric).
+
+`heldout_speech` and `heldout_text` are documents of one modality; `heldout_interleaved` switches between both. Losses of
+an arm that is evaluated under aligned patches are conditional on the alignment and compare with no other arm's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lst.data.interleave import Document
+from lst.data.text import TextTokenizer
+from lst.data.vocab import FRAMES_PER_SECOND, SPEECH, TEXT
+from lst.evals.scoring import Scored, Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One record of eval.jsonl, but for the run's own fields."""
+
+    task: str
+    direction: str  # what is given -> what is predicted: S speech, T text
+    metric: str
+    value: float
+    n_items: int  # what `value` is a mean over: predicted tokens, or items
+
+
+def heldout_metrics(scorer: Scorer, documents: Mapping[str, Sequence[Document]], tokenizer: TextTokenizer) -> list[Metric]:
+    """All held-out metrics of a model. `documents` are those of lst.data.heldout."""
+    speech = _sums(scorer.score(documents["speech"]))
+    text_bytes = sum(len(tokenizer.decode([int(p) for s in d for p in s.tokens]).encode()) for d in documents["text"])
+    text = _sums(scorer.score(documents["text"]))
+    mixed = _sums(scorer.score(documents["interleaved"]))
+    interleaved_share = scorer.config.data.interleaved_token_share
+    per_token = {"speech": speech[SPEECH].mean, "text": text[TEXT].mean, "interleaved": mixed[None].mean}
+    mixture = interleaved_share * per_token["interleaved"] + (1 - interleaved_share) * per_token["text"]
+
+    def metric(task: str, direction: str, name: str, value: float, n_items: int) -> Metric:
+        return Metric(task=f"heldout_{task}", direction=direction, metric=name, value=value, n_items=n_items)
+
+    both = "ST->ST"
+    return [
+        metric("speech", "S->S", "nats_per_token", per_token["speech"], speech[SPEECH].tokens),
+        metric("speech", "S->S", "bits_per_second", per_token["speech"] / math.log(2) * FRAMES_PER_SECOND, speech[SPEECH].tokens),
+        metric("text", "T->T", "nats_per_token", per_token["text"], text[TEXT].tokens),
+        metric("text", "T->T", "bits_per_byte", text[TEXT].nats / math.log(2) / text_bytes, text[TEXT].tokens),
+        metric("interleaved", both, "nats_per_token", per_token["interleaved"], mixed[None].tokens),
+        *(
+            metric("interleaved", both, f"nats_per_{name}_token", mixed[modality].mean, mixed[modality].tokens)
+            for name, modality in (("speech", SPEECH), ("text", TEXT))
+            if mixed[modality].tokens
+        ),
+        metric("mixture", both, "nats_per_token", mixture, mixed[None].tokens + text[TEXT].tokens),
+    ]
+
+
+@dataclass(frozen=True)
+class _Sum:
+    nats: float
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        return self.nats / self.tokens
+
+
+def _sums(scored: Sequence[Scored]) -> dict[int | None, _Sum]:
+    """Sums over documents, of each modality and (under None) of all predicted tokens, markers included."""
+    totals: dict[int | None, _Sum] = {}
+    for modality in (None, TEXT, SPEECH):
+        parts = [s.sums(modality) for s in scored]
+        totals[modality] = _Sum(math.fsum(nats for nats, _ in parts), sum(tokens for _, tokens in parts))
+    return totals

@@ -1,0 +1,101 @@
+"""Losses of whole documents under a model: patched as the arm is evaluated, batched by length, without gradients.
+
+What the tasks share. A document stands alone in its row, without EOS, so its losses depend on nothing beside it; batch
+size, padding and order change a loss only by rounding. T tokens of one document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lst.config import Patching, RunConfig
+from lst.data.interleave import Document
+from lst.data.pack import PackedBatch, PackedRow, encode_document
+from lst.data.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    import torch
+
+    from lst.train.losses import Network
+
+SIMILAR = 0.75  # a row joins a batch if it has at least this share of the longest row's tokens: little padding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """One document with its losses."""
+
+    row: PackedRow
+    nats_T: NDArray[np.float64]  # -log p(id at t + 1) at each t with a target, 0 at the last
+
+    def sums(self, modality: int | None = None) -> tuple[float, int]:
+        """(nats, predicted tokens), of one modality or of all; markers belong to no modality."""
+        predicted = self.row.target >= 0
+        if modality is not None:
+            predicted &= np.append(self.row.modality[1:], -1) == modality
+        return float(self.nats_T[predicted].sum()), int(predicted.sum())
+
+
+class Scorer:
+    """Scores documents with `model`, which stays in evaluation mode meanwhile."""
+
+    def __init__(
+        self, model: Network, config: RunConfig, *, device: torch.device, stop: Callable[[], None] | None = None
+    ) -> None:
+        """`stop` is called between batches and may raise, to leave a long evaluation."""
+        self.model, self.config, self.device = model, config, device
+        self.vocabulary = Vocabulary(text=config.model.text_vocab, speech=config.model.speech_vocab)
+        self._stop = stop or (lambda: None)
+
+    @property
+    def kind(self) -> Patching:
+        """The patching of speech here (mixed and curriculum are evaluated static)."""
+        return self.config.patching.evaluation_kind
+
+    def row(self, document: Document) -> PackedRow:
+        """One document as a row of its own."""
+        patch_size = self.config.patching.patch_size
+        encoded = encode_document(document, self.vocabulary, self.kind, patch_size, ends=False)
+        interleaved = any(s.modality == "speech" for s in document)
+        return PackedRow.pack([encoded], self.vocabulary, interleaved=interleaved)
+
+    def score(self, documents: Sequence[Document]) -> list[Scored]:
+        """The documents' losses, in the documents' order."""
+        import torch
+
+        from lst.model import Batch
+        from lst.train.losses import token_losses
+
+        rows = [self.row(document) for document in documents]
+        scored: list[Scored | None] = [None] * len(rows)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                for part in batches_by_length([r.tokens for r in rows], self.config.execution.micro_batch_tokens):
+                    self._stop()
+                    batch = Batch.from_packed(PackedBatch([rows[i] for i in part]), self.device)
+                    nats_BT = token_losses(self.model, batch, dtype=self.config.train.dtype).double().cpu().numpy()
+                    for place, i in enumerate(part):
+                        scored[i] = Scored(row=rows[i], nats_T=nats_BT[place, : rows[i].tokens])
+        finally:
+            self.model.train(training)
+        return [s for s in scored if s is not None]
+
+
+def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Places of `lengths`, longest first, in batches of at most `max_tokens` padded tokens (one row at least)."""
+    batches: list[list[int]] = []
+    widest = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches and widest * (len(batches[-1]) + 1) <= max_tokens and lengths[i] >= SIMILAR * widest:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+            widest = lengths[i]
+    return batches

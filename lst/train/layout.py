@@ -1,0 +1,79 @@
+"""The folder checkpoints/ of a run: names, and changes that a kill cannot leave half-done. No torch.
+
+A folder is filled under a hidden name and renamed; it goes by being renamed to a hidden name first. So whatever stands
+under its own name is whole, and hidden names are leftovers. Not here: what a checkpoint holds (lst.train.checkpoint).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from lst.records import CHECKPOINTS, FAILURE
+
+LATEST = "latest"
+FINAL = "final"
+
+
+def step_folder(root: Path, step: int) -> Path:
+    return root / f"step-{step:08d}"
+
+
+def newest_first(root: Path) -> list[Path]:
+    """The step checkpoints in `root`."""
+    return sorted((p for p in root.glob("step-*") if p.is_dir()), reverse=True)
+
+
+@contextlib.contextmanager
+def aside(target: Path) -> Iterator[Path]:
+    """A folder to fill, flushed and renamed to `target` at the end, or removed if anything fails."""
+    target.parent.mkdir(exist_ok=True)
+    folder = target.with_name(f".{target.name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+        sync_folder(folder)
+        if target.exists():  # a damaged one that resume rejected, or the same step before its evaluation
+            remove_folder(target)
+        folder.rename(target)
+        sync_folder(target.parent)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def remove_folder(folder: Path) -> None:
+    doomed = folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what a kill left under hidden names."""
+    for path in root.glob(".*"):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+
+
+def clean_up(run_dir: Path) -> None:
+    """What goes when a run is complete: its step checkpoints (final/ stays) and the record of an earlier failure."""
+    root = run_dir / CHECKPOINTS
+    for folder in newest_first(root):
+        remove_folder(folder)
+    if root.is_dir():
+        remove_leftovers(root)
+    (root / LATEST).unlink(missing_ok=True)
+    (run_dir / FAILURE).unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

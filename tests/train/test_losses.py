@@ -1,0 +1,98 @@
+"""The chunked cross-entropy against the plain one, its gradients, and what it keeps in memory."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lst.data.shards import open_dataset
+from lst.data.stream import Stream
+from lst.data.vocab import SPEECH, TEXT
+from lst.model import Batch, build_model
+from lst.train import losses
+from lst.train.losses import LossSums, accumulate_gradients, token_losses
+from tests.train.tiny_run import tiny_config
+
+
+@pytest.fixture(params=["baseline", "lst_static"])
+def case(request: pytest.FixtureRequest, tiny_data: Path, monkeypatch: pytest.MonkeyPatch):
+    """A model, the micro-batches of its first step, and chunks of a few positions only."""
+    config = tiny_config(request.param, tiny_data)
+    packed = Stream(open_dataset(tiny_data), config).batch(0)
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", 37 * (config.model.text_vocab + config.model.speech_vocab + 2))
+    return build_model(config), packed
+
+
+def plain_losses(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    logits_BTV = model(batch).float()
+    target_BT = batch.target_BT.masked_fill(batch.target_BT < 0, -100)
+    return F.cross_entropy(logits_BTV.transpose(1, 2), target_BT, reduction="none")
+
+
+def test_token_losses_equal_the_plain_cross_entropy(case) -> None:
+    model, packed = case
+    batch = Batch.from_packed(packed)
+    torch.testing.assert_close(token_losses(model, batch), plain_losses(model, batch).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_of_micro_batches_equal_autograd_on_the_whole_batch(case) -> None:
+    model, packed = case
+    parts = packed.split(200)
+    assert len(parts) > 1
+    sums = LossSums()
+    for part in parts:
+        sums += accumulate_gradients(model, Batch.from_packed(part), predicted=int(packed.counts.predicted))
+    ours = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    batch = Batch.from_packed(packed)
+    loss = plain_losses(model, batch).sum() / packed.counts.predicted
+    loss.backward()
+    assert sums.means()["loss"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_losses_are_split_by_what_is_predicted(case) -> None:
+    model, packed = case
+    batch = Batch.from_packed(packed)
+    sums = accumulate_gradients(model, batch, predicted=int(packed.counts.predicted))
+    expected = plain_losses(model, batch).detach()
+    there = batch.target_BT >= 0
+    for modality, name in ((TEXT, "text"), (SPEECH, "speech")):
+        where = there & (batch.target_modality_BT == modality)
+        assert getattr(sums, f"{name}_tokens") == int(where.sum()) > 0
+        assert sums.means()[f"loss_{name}"] == pytest.approx(float(expected[where].mean()), rel=1e-5)
+    assert sums.tokens == packed.counts.predicted
+
+
+def test_no_more_than_a_chunk_of_logits_lives_at_once(case) -> None:
+    model, packed = case
+    seen: list[weakref.ref[torch.Tensor]] = []
+    sizes: list[int] = []
+
+    def watch(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        assert all(logits() is None for logits in seen)  # earlier chunks are gone
+        seen.append(weakref.ref(output))
+        sizes.append(len(output))
+
+    model.head.register_forward_hook(watch)
+    accumulate_gradients(model, Batch.from_packed(packed), predicted=100)
+    assert len(sizes) > 3
+    assert max(sizes) == 37
+    assert sum(sizes) == packed.counts.predicted  # padding and document ends cost no head
+
+
+def test_bfloat16_stays_near_float32(case) -> None:
+    model, packed = case
+    batch = Batch.from_packed(packed)
+    exact = token_losses(model, batch)
+    rough = token_losses(model, batch, dtype="bfloat16")
+    assert rough.dtype == torch.float32
+    assert 0 < float((rough - exact).abs().max()) < 0.05
+    sums = accumulate_gradients(model, batch, predicted=int(packed.counts.predicted), dtype="bfloat16")
+    assert sums.nats == pytest.approx(float(exact.sum()), rel=1e-2)
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters())
