@@ -1,0 +1,96 @@
+"""Small planned studies for the launcher's tests, and the processes that work on them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from launch.rows import NEEDED
+from lst.config import arm_config, to_dict
+from lst.records import read_jsonl, write_json
+
+ROOT = Path(__file__).resolve().parents[2]
+STANDIN = [sys.executable, str(Path(__file__).with_name("standin_trainer.py"))]
+SECONDS = 60.0  # how long a test waits for anything
+
+
+def make_study(folder: Path, *behaviours: dict[str, Any], gpus: int = 0) -> list[str]:
+    """Plan a run for each behaviour (see standin_trainer.py) in `folder`; their run_ids, in the plan's order."""
+    rows = []
+    for seed, behaviour in enumerate(behaviours):
+        steps = behaviour.get("steps", 3)
+        config = arm_config("baseline", size="tiny", train={"steps": steps, "seed": seed})
+        run_dir = folder / "runs" / config.run_id
+        run_dir.mkdir(parents=True)
+        OmegaConf.save(OmegaConf.create({"run_id": config.run_id, "config": to_dict(config)}), run_dir / "run.yaml")
+        write_json(run_dir / "behaviour.json", behaviour)
+        row = {"run_id": config.run_id, "arm": "baseline", "size": "tiny", "steps": steps, "planned_flops": 1e6 * steps, "gpus": gpus}
+        rows.append(row | {"est_gpu_hours": 0.0, "status": behaviour.get("status", "admitted"), "reason": behaviour.get("reason", "")})
+    with (folder / "plan.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, NEEDED)
+        writer.writeheader()
+        writer.writerows(rows)
+    return [row["run_id"] for row in rows]
+
+
+def start(*arguments: object, root: Path = ROOT, **options: Any) -> subprocess.Popen[str]:
+    """Start submit-sweep with the stand-in trainer, from the code below `root`."""
+    argv = [sys.executable, str(Path(__file__).with_name("drive.py")), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONSAFEPATH": "1", **options.pop("env", {})}
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Wait for a process: its exit code, output and errors."""
+    out, err = process.communicate(timeout=SECONDS)
+    return process.returncode, out, err
+
+
+def call(*arguments: object, **options: Any) -> tuple[int, str, str]:
+    """Run submit-sweep to its end."""
+    return finish(start(*arguments, **options))
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"waited {SECONDS} s for {what}")
+
+
+def status(study: Path) -> dict[str, dict[str, Any]]:
+    """`status --json` by run_id."""
+    code, out, err = call("status", study, "--json")
+    assert code == 0, err
+    return {run["run_id"]: run for run in json.loads(out)}
+
+
+def lives(study: Path, run_id: str) -> list[dict[str, Any]]:
+    """What each life of the stand-in trainer of a run has seen."""
+    return read_jsonl(study / "runs" / run_id / "lives.jsonl")
+
+
+def steps(study: Path, run_id: str) -> list[int]:
+    """The recorded steps of a run."""
+    return [record["step"] for record in read_jsonl(study / "runs" / run_id / "train.jsonl")]
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs (a zombie does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
