@@ -1,0 +1,50 @@
+"""Accuracies of story completion with binomial intervals, beside chance.
+
+Wilson's score interval (Wilson 1927): with p the share of k right answers in n, z the normal quantile,
+    (p + z^2/2n +- z sqrt(p (1 - p) / n + z^2/4n^2)) / (1 + z^2/n).
+It speaks of the items drawn, not of seeds. Not here: accuracy as a law of compute.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+from scipy import stats
+
+from lst.errors import FitError
+
+PREFIX = "story_"
+
+
+def wilson_interval(share: float, n: float, level: float) -> tuple[float, float]:
+    """Wilson's interval of a proportion `share` of `n` items. Raises FitError on what is no proportion."""
+    if not (0 <= share <= 1 and n >= 1):
+        raise FitError(f"an accuracy of {share} over {n} items is no proportion; give a share in 0..1 of one item or more.")
+    z = float(stats.norm.ppf(0.5 + level / 2))
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def accuracies(runs: pd.DataFrame, results: pd.DataFrame, *, level: float) -> list[dict[str, Any]]:
+    """Each usable run's story accuracies at its final step, with interval, chance, and whether the interval lies above chance."""
+    used = runs[(runs["state"] == "done") & runs["excluded"].isna()]
+    rows = results[results["task"].astype(str).str.startswith(PREFIX)]
+    rows = rows.merge(used[["run_id", "step", "flops_budget", "num_params"]], on=["run_id", "step"])
+    keys = ["run_id", "task", "direction"]
+    chance = rows[rows["metric"] == "chance"].set_index(keys)["value"]
+    found = []
+    for row in rows[rows["metric"] == "accuracy"].to_dict("records"):
+        key = tuple(row[k] for k in keys)
+        guess = float(chance[key]) if key in chance.index else None
+        low, high = wilson_interval(float(row["value"]), float(row["n_items"]), level)
+        found.append(
+            {name: row[name] for name in ("run_id", "arm", "size", "task", "direction")}
+            | {"train_flops": float(row["train_flops"]), "num_params": float(row["num_params"])}
+            | {"accuracy": float(row["value"]), "n_items": int(row["n_items"]), "interval": [low, high], "level": level}
+            | {"chance": guess, "above_chance": None if guess is None else low > guess}
+        )
+    return found

@@ -1,0 +1,85 @@
+"""Which runs enter fits: the state of a run from what its folder holds, and the reason why it is left out, if it is.
+
+Only final checkpoints of complete runs enter fits (DESIGN rule 11). Nothing is dropped silently: the reason stands in
+runs.csv. Not here: reading of records (`analysis.collect`) and unsuitable tables (`analysis.table`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+DONE, FAILED, UNFINISHED, NOT_STARTED, REFUSED = "done", "failed", "unfinished", "not_started", "refused"
+DIVERGED_NATS = 1.0
+"""A training loss that ends this far above its own lowest stretch has diverged. Generous: a curriculum's loss may rise when aligned
+patches, which see where words end, give way to static ones."""
+STRETCHES = 20
+"""Equal stretches of steps whose mean losses are compared; the last one is `final_loss`, the mean over the last 5% of the steps."""
+
+
+def run_state(plan: Mapping[str, Any], records: int, exit_record: Mapping[str, Any] | None, failure: Mapping[str, Any] | None) -> str:
+    """done (exit.json), refused (by the plan), failed (failure.json), unfinished (records), not_started."""
+    if exit_record is not None:
+        return DONE
+    if str(plan.get("status", "")) == REFUSED:
+        return REFUSED
+    if failure is not None:
+        return FAILED
+    return UNFINISHED if records else NOT_STARTED
+
+
+def state_reason(
+    state: str, plan: Mapping[str, Any], step: int, exit_record: Mapping[str, Any] | None, failure: Mapping[str, Any] | None
+) -> str:
+    """Why a run is not complete, as its folder or the plan says; empty for a complete one."""
+    if state == REFUSED:
+        return f"refused by the plan: {plan.get('reason', '')}"
+    if state == FAILED and failure is not None:
+        return f"failed ({failure.get('class', 'error')}): {failure.get('cause', '')}"
+    if state == UNFINISHED:
+        return f"unfinished: step {step} of {plan.get('steps', '?')}"
+    if state == NOT_STARTED:
+        return "not started"
+    return "" if exit_record is None or exit_record.get("status") == "done" else f"ended with status {exit_record.get('status')}"
+
+
+def stretch_means(losses: Sequence[float]) -> list[float]:
+    """Mean loss of each of STRETCHES equal stretches of steps; fewer where there are fewer steps."""
+    parts = np.array_split(np.asarray(losses, dtype=np.float64), min(STRETCHES, len(losses)))
+    return [float(part.mean()) for part in parts]
+
+
+def final_loss(losses: Sequence[float]) -> float | None:
+    """Mean training loss (nats) over the last 5% of the recorded steps, at least one."""
+    return float(np.mean(losses[-max(1, round(len(losses) / STRETCHES)) :])) if len(losses) else None
+
+
+def divergence(losses: Sequence[float]) -> str:
+    """The reason if the training loss has diverged, else empty."""
+    final = final_loss(losses)
+    if final is None:
+        return ""
+    if not math.isfinite(final):
+        return f"diverged: the training loss ends at {final}"
+    means = stretch_means(losses)
+    if final > min(means) + DIVERGED_NATS:
+        return f"diverged: the training loss ends at {final:.3f}, {final - min(means):.3f} nats above its lowest stretch"
+    if len(means) > 1 and final >= losses[0]:
+        return f"diverged: the training loss ends at {final:.3f}, not below its start {losses[0]:.3f}"
+    return ""
+
+
+def exclusion(state: str, reason: str, losses: Sequence[float], step: int, steps: int | None, evaluated: bool) -> str:
+    """Why a run does not enter fits; empty for one that does."""
+    if state != DONE:
+        return reason
+    if reason:
+        return reason
+    if steps is not None and step != steps:
+        return f"stopped at step {step} of {steps}"
+    if diverged := divergence(losses):
+        return diverged
+    return "" if evaluated else f"no evaluation at the final step {step}"

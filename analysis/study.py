@@ -1,0 +1,298 @@
+"""Everything that is fitted to a study: tables of `fit-scaling collect` in, fits.json out (its shape: docs/fitting.md).
+
+For each arm and target (held-out losses on the mixture, on speech, on text) a loss surface, isoFLOP profiles and L(C);
+each arm against the baseline; story accuracies; references. What the data refuse is a sentence in `warnings`, and the
+study goes on. Arms whose patches are made from the future (lst_aligned) have conditional losses: fitted, labelled, never compared.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.accuracy import accuracies
+from analysis.collect import RESULTS, RUNS, read_plan
+from analysis.compare import compute_multiplier, fit_shared_exponents
+from analysis.fit import HUBER, fit_loss_surface, fit_power_law
+from analysis.isoflop import fit_isoflop
+from analysis.pairs import paired_differences
+from lst import records
+from lst.errors import FitError, did_you_mean
+
+FITS, REFERENCES = "fits.json", "references.json"
+TARGETS = {"mixture": "heldout_mixture", "speech": "heldout_speech", "text": "heldout_text"}
+METRIC = "nats_per_token"
+CONDITIONAL_ARMS = ("lst_aligned",)
+N_KINDS = {"total": "num_params", "non_embedding": "num_non_embedding_params", "global": "num_params_global"}
+D_KINDS = {"tokens": "tokens", "units": "units"}
+GROUPS = ("embedding", "encoder", "global", "decoder", "head")
+SPENT_TOLERANCE = 0.01
+"""Spent FLOPs that differ from the plan by more than this share are told."""
+TEXT = dict.fromkeys(("run_id", "study", "arm", "size", "matching", "match_group", "state", "reason", "excluded", "task", "direction"), str)
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """What the user may choose (key=value on the command line); printed with every result."""
+
+    n: str = "total"  # which parameters N counts: total | non_embedding | global
+    d: str = "tokens"  # which length D counts: tokens | units
+    baseline: str = "baseline"  # the arm that others are compared with
+    loss: str = HUBER  # huber | squares
+    delta: float = 1e-3  # Huber's threshold on log residuals
+    curvature: str = "auto"  # isoFLOP parabolas: auto | shared | per_budget
+    method: str = "envelope"  # compute multiplier: envelope | law
+    resamples: int = 1000  # bootstrap refits; 0 = no intervals
+    level: float = 0.9  # nominal coverage of intervals
+    seed: int = 0  # of the bootstrap's generator
+
+    def validate(self) -> None:
+        for name, known in (("n", N_KINDS), ("d", D_KINDS)):
+            if getattr(self, name) not in known:
+                raise FitError(f"{name}={getattr(self, name)} is unknown; {did_you_mean(str(getattr(self, name)), known)}")
+        if self.seed < 0:
+            raise FitError(f"seed={self.seed} is negative; give 0 or more.")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Names of the columns that N and D are."""
+        return {"params": N_KINDS[self.n], "tokens": D_KINDS[self.d]}
+
+    @property
+    def bootstrap(self) -> dict[str, Any]:
+        return {"resamples": self.resamples, "level": self.level}
+
+
+def read_table(folder: Path, name: str) -> pd.DataFrame:
+    """A table that `collect` wrote. Raises FitError where it is missing or damaged."""
+    path = folder / name
+    try:
+        return pd.read_csv(path, dtype=TEXT, keep_default_na=False, na_values=[""])
+    except FileNotFoundError as error:
+        raise FitError(f"'{path}' is missing; run: fit-scaling collect {folder}") from error
+    except ValueError as error:
+        raise FitError(f"'{path}' is no readable table ({str(error).splitlines()[0]}); run: fit-scaling collect {folder}") from error
+
+
+def final_losses(runs: pd.DataFrame, results: pd.DataFrame, target: str) -> pd.DataFrame:
+    """Runs that enter fits, with the target's loss at their final step in column `loss` and exact FLOPs in `train_flops`."""
+    used = runs[(runs["state"] == "done") & runs["excluded"].isna()]
+    rows = results[(results["task"] == TARGETS[target]) & (results["metric"] == METRIC)]
+    joined = used.merge(rows[["run_id", "step", "value"]].rename(columns={"value": "loss"}), on=["run_id", "step"])
+    return joined[joined["loss"].notna()].reset_index(drop=True)
+
+
+def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = None) -> dict[str, Any]:
+    """The content of fits.json. Raises FitError where nothing is collected or no run is complete; writes nothing."""
+    options.validate()
+    plan, runs, results = pd.DataFrame(read_plan(folder)), read_table(folder, RUNS), read_table(folder, RESULTS)
+    arms = list(dict.fromkeys(runs["arm"]))
+    if not len(runs) or not ((runs["state"] == "done") & runs["excluded"].isna()).any():
+        told = ", ".join(f"{count} {reason}" for reason, count in runs["state"].value_counts().items())
+        raise FitError(f"no run in '{folder}' can enter a fit ({told or 'the plan is empty'}); see the column `excluded` of runs.csv.")
+    compared = [a for a in arms if a != options.baseline and a not in CONDITIONAL_ARMS]
+    tables = {target: final_losses(runs, results, target) for target in TARGETS}
+    jobs: list[tuple[str, Callable[[], Any]]] = []
+    for target, table in tables.items():
+        if len(table):
+            jobs += [("fits", lambda a=arm, t=target, x=table: arm_fit(x, a, t, options)) for arm in arms]
+            jobs.append(("comparisons", lambda t=target, x=table: comparisons(x, compared, t, options)))
+    content: dict[str, Any] = {"format": 1, "options": asdict(options), "fits": [], "comparisons": []}
+    for done, (kind, job) in enumerate(jobs):
+        found = job()
+        content[kind] += found if isinstance(found, list) else [found]
+        if progress is not None:
+            progress(done + 1, len(jobs))
+    return content | {
+        "not_compared": [{"arm": a, "reason": "conditional"} for a in arms if a in CONDITIONAL_ARMS],
+        "accuracies": accuracies(runs, results, level=options.level),
+        "references": references(folder, tables),
+        "flop_shares": flop_shares(plan),
+        "excluded": [{"run_id": r.run_id, "reason": r.excluded} for r in runs[runs["excluded"].notna()].itertuples()],
+        "warnings": spending_warnings(runs),
+    }
+
+
+def attempted(fit: Callable[[], Any], what: str, warnings: list[str]) -> Any:
+    """The fit's JSON without samples, or None with its refusal among `warnings`."""
+    try:
+        return _light(fit())
+    except FitError as refusal:
+        warnings.append(f"no {what}: {refusal}")
+        return None
+
+
+def _light(fit: Any) -> dict[str, Any]:
+    content: dict[str, Any] = fit.to_json()
+    content.pop("samples", None)
+    return content
+
+
+def _generator(options: FitOptions, *names: str) -> np.random.Generator:
+    """A generator of its own for each fit, so that one more arm or target changes no other interval."""
+    return np.random.default_rng([options.seed, *"/".join(names).encode()])
+
+
+def arm_fit(table: pd.DataFrame, arm: str, target: str, options: FitOptions) -> dict[str, Any]:
+    """One entry of "fits": loss surface, isoFLOP profiles and L(C) of an arm and target."""
+    rows = table[table["arm"] == arm]
+    warnings: list[str] = []
+    if arm in CONDITIONAL_ARMS:
+        warnings.append("conditional losses: the patches' boundaries are made from the future; never compare them with another arm's")
+    robust = {"objective": options.loss, "delta": options.delta}
+    surface = attempted(
+        lambda: fit_loss_surface(rows, **options.columns, **robust, **options.bootstrap, rng=_generator(options, "surface", arm, target)),
+        "loss surface",
+        warnings,
+    )
+    isoflop = attempted(
+        lambda: fit_isoflop(
+            rows, **options.columns, curvature=options.curvature, **options.bootstrap, rng=_generator(options, "isoflop", arm, target)
+        ),
+        "isoFLOP optimum",
+        warnings,
+    )
+    best = best_per_budget(rows, isoflop)
+    curve = attempted(
+        lambda: fit_power_law(
+            best, asymptote=len(best) > 3, **robust, **options.bootstrap, rng=_generator(options, "curve", arm, target)
+        ),
+        "L(C)",
+        warnings,
+    )
+    return {
+        "arm": arm,
+        "target": target,
+        "n_kind": options.columns["params"],
+        "d_kind": options.columns["tokens"],
+        "flops_convention": "exact",
+        "matching": sorted(set(rows["matching"].dropna())),
+        "conditional": arm in CONDITIONAL_ARMS,
+        "run_ids": rows["run_id"].tolist(),
+        "loss_surface": surface,
+        "isoflop": isoflop,
+        "loss_curve": curve,
+        "warnings": warnings,
+    }
+
+
+def best_per_budget(rows: pd.DataFrame, isoflop: dict[str, Any] | None) -> pd.DataFrame:
+    """train_flops and loss of each budget's optimum: the parabola's minimum where it is interior, else the best run."""
+    best = []
+    minima = {p["flops_budget"]: p for p in (isoflop or {}).get("profiles", ()) if p["optimal_loss"] is not None}
+    for budget, group in rows.groupby("flops_budget"):
+        profile = minima.get(float(str(budget)))
+        if profile is not None:
+            best.append((profile["train_flops"], profile["optimal_loss"]))
+        else:
+            run = group.loc[group["loss"].idxmin()]
+            best.append((run["train_flops"], run["loss"]))
+    return pd.DataFrame(best, columns=["train_flops", "loss"], dtype=float)
+
+
+def comparisons(table: pd.DataFrame, arms: list[str], target: str, options: FitOptions) -> list[dict[str, Any]]:
+    """The entries of "comparisons" of a target: each arm's multiplier curve, the shared-exponent fits, the paired differences."""
+    known = [arm for arm in arms if (table["arm"] == arm).any()]
+    together = table[table["arm"].isin([options.baseline, *known])]
+    trouble: list[str] = []
+    shared: dict[str, Any] = {}
+    if known:
+        for factors in ("compute", "separate"):
+            rng = _generator(options, "shared", factors, target)
+            shared[factors] = attempted(
+                lambda f=factors, r=rng: fit_shared_exponents(  # type: ignore[misc]
+                    together,
+                    baseline=options.baseline,
+                    factors=f,
+                    params=options.columns["params"],
+                    tokens=options.columns["tokens"],
+                    objective=options.loss,
+                    delta=options.delta,
+                    **options.bootstrap,
+                    rng=r,
+                ),
+                f"shared-exponent fit ({factors})",
+                trouble,
+            )
+    entries = []
+    for arm in known:
+        warnings = list(trouble)
+        curve = attempted(
+            lambda a=arm: compute_multiplier(  # type: ignore[misc]
+                table,
+                a,
+                baseline=options.baseline,
+                method=options.method,
+                **options.columns,
+                **options.bootstrap,
+                rng=_generator(options, "multiplier", a, target),
+            ),
+            "compute multiplier",
+            warnings,
+        )
+        entries.append(
+            {
+                "baseline": options.baseline,
+                "arm": arm,
+                "target": target,
+                "curve": curve,
+                "shared": shared.get("compute"),
+                "shared_separate": shared.get("separate"),
+                "matched": paired_differences(table, arm, baseline=options.baseline, level=options.level),
+                "warnings": warnings,
+            }
+        )
+    return entries
+
+
+def references(folder: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """references.json with, for each modality, the best run of each arm beside it; empty where the file is missing."""
+    found = records.read_json(folder / REFERENCES) or {}
+    for modality, of in found.items():
+        table = tables.get(modality)
+        if table is None or not isinstance(of, dict):
+            continue
+        rows = table.loc[table.groupby("arm", sort=False)["loss"].idxmin()] if len(table) else table
+        of["best_runs"] = [
+            {"arm": str(r.arm), "run_id": str(r.run_id), "loss": float(r.loss)}  # type: ignore[arg-type]
+            | {f"beats_{name}": bool(r.loss < of[name]) for name in ("unigram", "trigram") if name in of}
+            for r in rows.itertuples()
+        ]
+    return found
+
+
+def flop_shares(plan: pd.DataFrame) -> list[dict[str, Any]]:
+    """Each run's share of planned FLOPs by module group, where the plan has the columns flops_share_<group>."""
+    columns = {group: f"flops_share_{group}" for group in GROUPS}
+    if not set(columns.values()) <= set(plan.columns):
+        return []
+    shares = plan[list(columns.values())].apply(pd.to_numeric, errors="coerce")
+    kept = plan[shares.notna().all(axis=1)]
+    return [
+        {"run_id": row.run_id, "arm": row.arm, "size": row.size_} | {g: float(getattr(row, c)) for g, c in columns.items()}
+        for row in kept.rename(columns={"size": "size_"}).itertuples()
+    ]
+
+
+def spending_warnings(runs: pd.DataFrame) -> list[str]:
+    """Runs whose spent FLOPs differ from the plan's."""
+    used = runs[(runs["state"] == "done") & runs["planned_flops"].notna() & runs["train_flops"].notna()]
+    off = used["train_flops"] / used["planned_flops"] - 1
+    return [
+        f"run {run_id} spent {gap:+.1%} against its planned FLOPs"
+        for run_id, gap in zip(used["run_id"], off, strict=True)
+        if abs(gap) > SPENT_TOLERANCE
+    ]
+
+
+def write_fits(folder: Path, content: dict[str, Any]) -> None:
+    """Replace fits.json; the same content gives the same bytes."""
+    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    records.write_atomically(folder / FITS, text.encode())
