@@ -26,8 +26,10 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     Assumption("cut patches", "a patch cut short closes at the next token", "when a ragged patch may be seen is not said"),
     Assumption("baseline shape", "the global transformer's shape with its own embedding and head", "not said (gap 7)"),
     Assumption("ending scores", "log-likelihood per token of the ending", "normalisation is not said (gap 8)"),
-    Assumption("curriculum", "drawn per sequence; aligned to 1/3 of the steps, falling to 0 at 2/3", "3.1 and 4.2 differ (gap 9)"),
-    Assumption("silence", "frames outside words form patches of their own; a span ends before the next word", "gap 9"),
+    Assumption(
+        "curriculum", "drawn per sequence; aligned to 1/3 of the steps, falling to 0 at 2/3", "3.1 and 4.2 differ (gap 9)"
+    ),
+    Assumption("silence", "frames outside words are patches of their own; a span ends before the next word", "gap 9"),
     Assumption("mixture", "kept in tokens: the share of interleaved sequences is solved for each patching", "DESIGN rule 10"),
     Assumption("context", "equal units in a sequence; a patched arm sees more tokens", "context_match = units"),
     Assumption("epochs", "sequences start at evenly drawn places; a pass is complete in expectation", "not said (gap 5)"),

@@ -164,7 +164,7 @@ class DataConfig:
     data_id: str = ""  # content hash of the prepared data set
     seq_len_units: int = 4096  # units of one packed sequence
     interleaved_token_share: float = 1 / 3  # tokens that come from interleaved documents; the rest is text only
-    interleaved_sequence_share_static: float = 1 / 3  # share of sequences that keeps it, under the static (or token) patching
+    interleaved_sequence_share_static: float = 1 / 3  # sequences' share that keeps it, static or token patching
     interleaved_sequence_share_aligned: float = 1 / 3  # the same under the aligned patching
     text_span_words: tuple[int, int] = (4, 16)  # words of a text span: smallest and largest, uniform
     speech_per_text_words: float = 0.5  # words of the following speech span, as a share of the text span's
@@ -175,7 +175,7 @@ class DataConfig:
             _require_share(f"data.{key}", getattr(self, key))
         low, high = self.text_span_words
         if not 1 <= low <= high:
-            raise ConfigError(f"data.text_span_words={[low, high]} is no range of words; give [smallest, largest] with 1 <= smallest.")
+            raise ConfigError(f"data.text_span_words={[low, high]} is no range of words; give [smallest, largest].")
         if not self.speech_per_text_words > 0:
             raise ConfigError(f"data.speech_per_text_words={self.speech_per_text_words} must be positive (the paper's is 0.5).")
 
@@ -216,9 +216,7 @@ class TrainConfig:
         _require_positive("train.steps", self.steps)
         _require_positive("train.batch_sequences", self.batch_sequences)
         if not 0 <= self.final_batch_sequences <= self.batch_sequences:
-            raise ConfigError(
-                f"train.final_batch_sequences={self.final_batch_sequences} must lie in 0..{self.batch_sequences} (batch_sequences)."
-            )
+            raise ConfigError(f"train.final_batch_sequences={self.final_batch_sequences} must lie in 0..{self.batch_sequences}.")
         if self.seed < 0:
             raise ConfigError(f"train.seed={self.seed} is negative; give 0 or more.")
         _require_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
@@ -288,7 +286,7 @@ class RunConfig:
             getattr(self, section.name).validate()
         expected = ARM_PATCHING[self.model.arm]
         if self.patching.kind is not expected:
-            raise ConfigError(f"patching.kind='{self.patching.kind}' does not fit arm '{self.model.arm}'; it must be '{expected}'.")
+            raise ConfigError(f"patching.kind='{self.patching.kind}' does not fit arm '{self.model.arm}'; use '{expected}'.")
 
     @property
     def run_id(self) -> str:

@@ -7,7 +7,28 @@ import random
 from pathlib import Path
 from typing import Any
 
-WORDS = "the cat sat on a mat and saw dog run over hill while moon was high in sky bright stars".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "saw",
+    "dog",
+    "run",
+    "over",
+    "hill",
+    "while",
+    "moon",
+    "was",
+    "high",
+    "in",
+    "sky",
+    "bright",
+    "stars",
+]
 SILENCE = 99
 SPEECH_VOCAB = 100
 

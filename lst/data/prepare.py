@@ -63,7 +63,9 @@ class PrepareConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="prepare-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="prepare-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("arguments", nargs="*", metavar="key=value", help="options, or: verify DIR")
     arguments = parser.parse_args(argv).arguments
     try:
@@ -161,7 +163,7 @@ def _check_refusals(config: PrepareConfig, kept: int, reasons: list[str]) -> Non
         raise DataError(f"input={config.input} has no line; give a file of JSON lines.")
     if len(reasons) > config.max_refused * total:
         raise DataError(
-            f"{len(reasons)} of {total} lines of {config.input} are malformed, more than max_refused={config.max_refused} allows; "
+            f"{len(reasons)} of {total} lines of {config.input} are malformed, more than max_refused={config.max_refused}; "
             f"the first: {reasons[0]}"
         )
     for reason in reasons:
@@ -244,7 +246,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> bytes:
         )
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise DataError(f"no tokenizer of vocab_size={vocab_size} can be trained on this text ({reason}); choose another size.") from error
+        raise DataError(f"no tokenizer of vocab_size={vocab_size} fits this text ({reason}); choose another size.") from error
     return model.getvalue()
 
 
@@ -264,7 +266,8 @@ def _describe(out: Path) -> None:
     print(f"  training: {sizes['spoken_documents']:,} spoken documents, {sizes['unique_speech_tokens']:,} speech tokens")
     print(f"            ({sizes['speech_seconds'] / 3600:,.2f} hours), {sizes['spoken_words']:,} words spoken,")
     print(f"            {sizes['text_documents']:,} text documents, {sizes['unique_text_tokens']:,} text tokens")
-    print(f"  held out: {len(dataset.rows('speech', 'heldout')):,} spoken, {len(dataset.rows('text', 'heldout')):,} text documents")
+    spoken, written = (len(dataset.rows(name, "heldout")) for name in ("speech", "text"))
+    print(f"  held out: {spoken:,} spoken documents, {written:,} text documents")
 
 
 if __name__ == "__main__":

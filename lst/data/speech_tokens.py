@@ -69,7 +69,7 @@ def speech_row(record: Any, speech_vocab: int) -> dict[str, Any]:
         raise ValueError("'speech_tokens' must be a list of whole numbers from 0")
     if not isinstance(words, list) or not all(isinstance(w, dict) for w in words):
         raise ValueError("'words' must be a list of objects with 'word', 'start' and 'end'")
-    row = {"speech_tokens": tokens, "words": [], "word_start": [], "word_end": []}
+    row: dict[str, Any] = {"speech_tokens": tokens, "words": [], "word_start": [], "word_end": []}
     for key, default in (("id", None), ("text", None), ("speaker", ""), ("book", ""), ("split", "")):
         row[key] = record.get(key, default)
         if not isinstance(row[key], str):

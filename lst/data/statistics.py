@@ -127,7 +127,8 @@ def _sequence_share(dataset: Dataset, config: RunConfig, kind: Patching, share: 
     """Rounded to six digits, since it becomes part of the run's identity."""
     if share in (0.0, 1.0):
         return share
-    interleaved = dataclasses.replace(config.data, data_id="", interleaved_sequence_share_static=1.0, interleaved_sequence_share_aligned=1.0)
+    all_of_them = {"interleaved_sequence_share_static": 1.0, "interleaved_sequence_share_aligned": 1.0}
+    interleaved = dataclasses.replace(config.data, data_id="", **all_of_them)
     fixed = PatchingConfig(kind=kind, patch_size=config.patching.patch_size)
     train = dataclasses.replace(config.train, seed=0, steps=MIXTURE_SAMPLE, batch_sequences=1, final_batch_sequences=0)
     sample = dataclasses.replace(config, data=interleaved, patching=fixed, train=train)

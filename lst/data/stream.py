@@ -35,10 +35,10 @@ class Stream:
     """The training sequences of one run."""
 
     def __init__(self, dataset: Dataset, config: RunConfig) -> None:
-        """Raises DataError where the data set is not the one the configuration was planned for, or has no rows to train on."""
+        """Raises DataError where the data set is not the one that was planned for, or has nothing to train on."""
         if config.data.data_id and config.data.data_id != dataset.data_id:
             raise DataError(
-                f"data '{dataset.path}' has data_id={dataset.data_id}, the run wants {config.data.data_id}; plan again for this data."
+                f"data '{dataset.path}' has data_id={dataset.data_id}, the run wants {config.data.data_id}; plan again."
             )
         self.config = config
         self.vocabulary = Vocabulary(text=dataset.text_vocab, speech=dataset.speech_vocab)

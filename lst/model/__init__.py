@@ -1,9 +1,9 @@
 """The networks in torch: build one, make a batch by hand, compute logits.
 
-    config = arm_config("lst_static", size="tiny")
-    model = build_model(config)
-    batch = make_batch([[("text", [12, 7]), ("speech", [3, 3, 90, 41, 7, 7]), ("text", [5])]], config)
-    logits_BTV = model(batch)                    # logits[b, t] predicts batch.ids_BT[b, t + 1]
+config = arm_config("lst_static", size="tiny")
+model = build_model(config)
+batch = make_batch([[("text", [12, 7]), ("speech", [3, 3, 90, 41, 7, 7]), ("text", [5])]], config)
+logits_BTV = model(batch)                    # logits[b, t] predicts batch.ids_BT[b, t + 1]
 """
 
 from lst.model.batch import Batch, make_batch

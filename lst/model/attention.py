@@ -1,4 +1,6 @@
-"""Attention over masks and over segments. Legend: B rows, T queries, S keys, H heads, D head width, E width, U units, K queries a unit.
+"""Attention over masks and over segments.
+
+Legend: B rows, T queries, S keys, H heads, D head width, E width, U units, K queries a unit.
 
 Two backends give the same numbers: "sdpa" (torch's fused attention; segments by scatter) is what trains, "dense" (plain
 matrix products over every pair) is the reference of the tests and what torch's FLOP counter can count.
@@ -76,7 +78,7 @@ def attend_segments(q_BUKE: Tensor, k_BTE: Tensor, v_BTE: Tensor, unit_BT: Tenso
 
 
 def _attend_segments_dense(q_BUKE: Tensor, k_BTE: Tensor, v_BTE: Tensor, unit_BT: Tensor, heads: int) -> Tensor:
-    B, U, K, _ = q_BUKE.shape
+    _, U, K, _ = q_BUKE.shape
     own_BUT = unit_BT[:, None, :] == torch.arange(U, device=unit_BT.device)[None, :, None]
     own_BUT = own_BUT | ~own_BUT.any(-1, keepdim=True)  # an empty (padding) unit would divide 0 by 0
     bias_BUT = torch.zeros_like(own_BUT, dtype=torch.float32).masked_fill(~own_BUT, -math.inf)

@@ -1,4 +1,6 @@
-"""Tokens to units: windowed self-attention, then each patch reads its own tokens. Legend: B rows, T tokens, U units, E width, K queries.
+"""Tokens to units: windowed self-attention, then each patch reads its own tokens.
+
+Legend: B rows, T tokens, U units, E local width, G global width, K queries a patch.
 
 PAPER (Model): the queries of a patch are the pooled hidden states of its own tokens, keys and values are those tokens. A
 text token is a patch of one and takes the same way.

@@ -18,7 +18,7 @@ def test_unigram_with_one_added_to_each_count():
 
 
 def test_witten_bell_trigram_by_hand():
-    """Training 0 1 0 1 2: c(0)=2 c(1)=2 c(2)=1; after 0: {1: 2}; after 1: {0: 1, 2: 1}; after 0 1: {0: 1, 2: 1}; after 1 0: {1: 1}."""
+    """Training on 0 1 0 1 2. After 0: {1: 2}; after 1: {0: 1, 2: 1}; after 0 1: {0: 1, 2: 1}; after 1 0: {1: 1}."""
     model = NgramModel([np.array([0, 1, 0, 1, 2])], vocabulary=3)
     p1 = {0: 3 / 8, 1: 3 / 8, 2: 2 / 8}
     p2_1_after_0 = (2 + 1 * p1[1]) / (2 + 1)
@@ -33,7 +33,10 @@ def test_an_unseen_context_falls_back_to_the_lower_order():
     assert model.nats([np.array([3, 0])], 3) == pytest.approx(nats(p1[3], p1[0]))
 
 
-@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=5), st.lists(st.integers(0, 3), max_size=3))
+token = st.integers(0, 3)
+
+
+@given(st.lists(st.lists(token, min_size=1, max_size=8), min_size=1, max_size=5), st.lists(token, max_size=3))
 def test_probabilities_of_all_continuations_sum_to_one(documents, history):
     model = NgramModel([np.array(d) for d in documents], vocabulary=4)
     total = sum(float(model._probabilities(np.array([*history, x]), 3)[-1]) for x in range(4))

@@ -101,7 +101,7 @@ MALFORMED = {
 @pytest.mark.parametrize("name", MALFORMED)
 def test_a_malformed_line_is_refused_by_file_line_and_reason(tmp_path, capsys, name):
     line, reason = MALFORMED[name]
-    status, out = prepare(tmp_path, [line])
+    status, _ = prepare(tmp_path, [line])
     message = capsys.readouterr().err
     assert status == 2
     assert f"{tmp_path / 'in.jsonl'}:31: " in message
@@ -178,7 +178,8 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
         "from lst.data.prepare import main; sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, f"input={source}", f"out={tmp_path / 'out'}", "vocab_size=300", f"speech_vocab={SPEECH_VOCAB}"]
+    options = [f"input={source}", f"out={tmp_path / 'out'}", "vocab_size=300", f"speech_vocab={SPEECH_VOCAB}"]
+    command = [sys.executable, "-c", code, *options]
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=60)
     assert ended.returncode == 2, ended.stderr
     assert "Traceback" not in ended.stderr

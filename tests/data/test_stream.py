@@ -1,6 +1,7 @@
 """The stream: a pure function of (seed, step), the mixture in tokens, packing, interleaving."""
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_interleaving_uses_each_word_once_and_keeps_speech_spans_on_word_borders
     for row in range(20):
         document = spoken.interleaved(row, data, np.random.default_rng(row))
         kinds = [s.modality for s in document]
-        assert all(a != b for a, b in zip(kinds, kinds[1:], strict=False))
+        assert all(a != b for a, b in pairwise(kinds))
         words = len(spoken.word_start[row])
         pieces_per_word = spoken.word_lengths[row]
         texts = sum(len(s.tokens) for s in document if s.modality == "text")

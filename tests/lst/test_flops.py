@@ -73,7 +73,8 @@ def test_a_hand_count_of_the_baseline():
     feed_forward = 3 * 3 * (2 * 4 * 8)  # gate, value, out
     attention = 6 * (2 * 4 + 2 * 4)  # score and value of 6 pairs
     head = 2 * (2 * 4 * 10)  # the two positions that have a target
-    assert flops.by_group == {"embedding": 0, "encoder": 0, "global": projections + feed_forward + attention, "decoder": 0, "head": head}
+    nothing = {"embedding": 0, "encoder": 0, "decoder": 0}
+    assert flops.by_group == nothing | {"global": projections + feed_forward + attention, "head": head}
     assert flops.by_kind == {"matmul": projections + feed_forward + head, "attention": attention}
     assert training_flops(model, counts).total == 3 * flops.total
 
