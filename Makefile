@@ -32,7 +32,7 @@ help:  ## this list
 
 env: $(STAMP)  ## the environment alone
 
-$(STAMP): pyproject.toml constraints.txt tools/environment.py
+$(STAMP): pyproject.toml constraints.txt requirements.lock tools/environment.py
 	@$(PYTHON) tools/environment.py $(VENV) --torch "$(TORCH)"
 
 # Another TORCH than the environment was made with makes it anew.

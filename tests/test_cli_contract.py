@@ -29,8 +29,8 @@ HELP_SECONDS = 0.5
 def command(name: str, after: str = "") -> list[str]:
     """What the installed console script `name` does; `after` is code to run when the command is through."""
     module, function = SCRIPTS[name].split(":")
-    code = f"import sys; sys.argv[0] = {name!r}\nfrom {module} import {function} as main\ntry:\n    sys.exit(main())\nfinally:\n    pass"
-    return [sys.executable, "-c", f"{code}\n    {after}"]
+    start = f"import sys; sys.argv[0] = {name!r}\nfrom {module} import {function} as main\n"
+    return [sys.executable, "-c", f"{start}try:\n    sys.exit(main())\nfinally:\n    pass\n    {after}"]
 
 
 def run(name: str, *arguments: str, after: str = "") -> subprocess.CompletedProcess[str]:

@@ -41,13 +41,13 @@ def main():
     start = time.monotonic()
     venv = options.venv.absolute()
     python = venv / "bin" / "python"
-    borrow = not options.torch and not python.exists() and is_new_enough(torch_version(sys.executable))
     if not python.exists():
-        make_venv(venv, borrow)
+        make_venv(venv, borrow=not options.torch and can_borrow_torch())
     ensure_pip(python)
+    say("installing uv, which installs the rest")
+    pip(python, "install", "--quiet", "uv", "--constraint", str(ROOT / "constraints.txt"))
     install_torch(python, options.torch)
-    say("installing lst-scaling and its tools, versions from constraints.txt (1 to 3 minutes the first time)")
-    pip(python, "install", "--editable", f"{ROOT}[dev]", "--constraint", str(ROOT / "constraints.txt"))
+    install_package(python)
     (venv / STAMP).write_text(f"torch: {torch_version(python)}\nchosen: {options.torch}\n")
     say(f"environment ready in {time.monotonic() - start:.0f} s: {venv}")
 
@@ -70,6 +70,16 @@ def torch_version(python):
 def is_new_enough(version):
     numbers = [int(n) for n in version.split("+")[0].split(".")[:2] if n.isdigit()]
     return tuple(numbers) >= TORCH_OLDEST
+
+
+def can_borrow_torch():
+    """Whether this Python has a torch that an environment made from it can see: one outside any virtual environment."""
+    if not is_new_enough(torch_version(sys.executable)):
+        return False
+    if sys.prefix == sys.base_prefix:
+        return True
+    say(f"torch of the virtual environment {sys.prefix} cannot be shared; to work inside that one: make VENV={sys.prefix}")
+    return False
 
 
 def make_venv(venv, borrow):
@@ -121,14 +131,32 @@ def install_torch(python, spec):
 
 def install_torch_cpu(python):
     say(f"installing torch {TORCH_PIN}, CPU build (about 200 MB; TORCH=... chooses another, see docs/install.md)")
-    pip(python, "install", "uv", "--constraint", str(ROOT / "constraints.txt"))
     exact = [f"torch=={TORCH_PIN}", "--constraint", str(ROOT / "constraints.txt")]
-    command = [str(python), "-m", "uv", "pip", "install", "--python", str(python), "--torch-backend=cpu", *exact]
-    # The backend names its own index and uv asks no other one for torch, so a failure here downloads nothing.
-    if subprocess.run(command, check=False).returncode == 0:
+    if uv(python, "install", *exact):
         return
     say("the CPU builds cannot be reached from here; trying plain pip (on an ordinary Linux machine: a CUDA build, about 3 GB)")
     pip(python, "install", *exact)
+
+
+def install_package(python):
+    """The locked packages by uv (seconds, hashes checked), then lst-scaling by pip, which also brings what uv could not."""
+    say("installing the locked packages (requirements.lock)")
+    locked = uv(python, "install", "--no-deps", "--require-hashes", "--requirements", str(ROOT / "requirements.lock"))
+    if not locked:
+        say("uv cannot install them here; pip does, in 1 to 3 minutes (constraints.txt)")
+    say("installing lst-scaling itself")
+    quiet = ["--quiet"] if locked else []
+    pip(python, "install", *quiet, "--editable", f"{ROOT}[dev]", "--constraint", str(ROOT / "constraints.txt"))
+
+
+def uv(python, verb, *arguments):
+    """Run `uv pip VERB` on the environment; whether it worked.
+
+    With --torch-backend=cpu uv takes torch from the index of CPU builds and from no other one, so where that cannot be reached
+    it fails within seconds, and never starts to download a CUDA build.
+    """
+    command = [str(python), "-m", "uv", "pip", verb, "--python", str(python), "--torch-backend=cpu", *arguments]
+    return subprocess.run(command, check=False).returncode == 0
 
 
 def pip(python, *arguments):

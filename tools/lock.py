@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS, LOCK = ROOT / "constraints.txt", ROOT / "requirements.lock"
 TORCH_REQUIRES = ("filelock", "fsspec", "jinja2", "networkx", "setuptools", "sympy", "typing-extensions")
-TOOLS = ("uv", "pip")
+TOOLS = ("uv",)
 CAPS = ("python-dateutil<3",)  # newer ones push mlflow's graphene back to an old release
 
 
