@@ -21,6 +21,7 @@ from lst.records import EXIT, FAILURE, RUN_CONFIG, read_json, write_json
 from lst.train.failures import failure_cause, failure_class, traceback_tail
 
 LOCK = ".lock"
+LOCK_BYTES = 512
 PACKAGES = ("lst-scaling", "numpy", "pyarrow", "safetensors", "sentencepiece", "torch")
 
 log = logging.getLogger(__name__)
@@ -71,16 +72,16 @@ class RunLock:
         except OSError as error:  # a filesystem without locks
             log.warning("cannot lock '%s' (%s); make sure that no other process trains this run", run_dir, error.strerror)
         self.attempt = int(self._read().get("attempt", 0)) + 1
-        text = json.dumps({"attempt": self.attempt, "pid": os.getpid(), "host": os.uname().nodename, "time": time.time()})
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, text.encode(), 0)
+        content = {"attempt": self.attempt, "pid": os.getpid(), "host": os.uname().nodename, "time": time.time()}
+        # One write over the old text, padded to cover it: a kill in between leaves no empty file, which would lose the count.
+        os.pwrite(self._file, json.dumps(content).ljust(LOCK_BYTES).encode(), 0)
 
     def release(self) -> None:
         os.close(self._file)
 
     def _read(self) -> dict[str, Any]:
         try:
-            content = json.loads(os.pread(self._file, 4096, 0))
+            content = json.loads(os.pread(self._file, LOCK_BYTES, 0))
         except ValueError:
             return {}
         return content if isinstance(content, dict) else {}

@@ -74,7 +74,9 @@ def accumulate_gradients(model: Network, batch: Batch, *, predicted: int, dtype:
     with autocast(batch.ids_BT.device, dtype):
         h_NE = model.hidden(batch).flatten(0, 1)[where_N]
     leaf_NE = h_NE.detach().requires_grad_()
-    losses = [_head_gradients(model, h_CE, target_C, 1 / predicted, dtype) for h_CE, target_C in _chunks(model, leaf_NE, target_N)]
+    losses = [
+        _head_gradients(model, h_CE, target_C, 1 / predicted, dtype) for h_CE, target_C in _chunks(model, leaf_NE, target_N)
+    ]
     assert leaf_NE.grad is not None
     _backward(h_NE, leaf_NE.grad)
     return LossSums.of(torch.cat(losses), modality_N)

@@ -48,16 +48,16 @@ def write_tiny_dataset(folder: Path) -> Path:
     return out
 
 
-def tiny_config(arm: str, data: Path, **overrides: Any) -> RunConfig:
+def tiny_config(arm: str, data_path: Path, **overrides: Any) -> RunConfig:
     """A run of 12 steps of 4 sequences of 96 units."""
-    manifest = json.loads((data / "manifest.json").read_text())
+    manifest = json.loads((data_path / "manifest.json").read_text())
     values: dict[str, Any] = {
         "model": {"text_vocab": TEXT_VOCAB, "speech_vocab": SPEECH_VOCAB},
         "data": {"data_id": manifest["data_id"], "seq_len_units": 96, "interleaved_token_share": 0.5},
         "optim": {"warmup_steps": 3, "lr": 3e-3},
         "train": {"steps": 12, "batch_sequences": 4},
         "evaluation": {"heldout_documents": 6, "context_tokens": 64, "points": 2, "story_items": 5},
-        "execution": {"data_path": str(data), "micro_batch_tokens": 400, "device": "cpu"},
+        "execution": {"data_path": str(data_path), "micro_batch_tokens": 400, "device": "cpu"},
     }
     values["data"] |= {"interleaved_sequence_share_static": 0.5, "interleaved_sequence_share_aligned": 0.5}
     return arm_config(arm, **merge(values, overrides))
