@@ -11,18 +11,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from analysis.compare import compute_multiplier, fit_shared_exponents
+    from analysis.compare import compute_multiplier
     from analysis.fit import fit_loss_surface, fit_power_law
     from analysis.isoflop import fit_isoflop
     from analysis.laws import LossSurface, PowerLaw
     from analysis.results import IsoflopFit, MultiplierCurve, PowerLawFit, SharedFit, SurfaceFit
+    from analysis.shared import fit_shared_exponents
 
 _HOME = {
     "fit_loss_surface": "analysis.fit",
     "fit_power_law": "analysis.fit",
     "fit_isoflop": "analysis.isoflop",
     "compute_multiplier": "analysis.compare",
-    "fit_shared_exponents": "analysis.compare",
+    "fit_shared_exponents": "analysis.shared",
     "LossSurface": "analysis.laws",
     "PowerLaw": "analysis.laws",
     "SurfaceFit": "analysis.results",

@@ -27,18 +27,53 @@ PLAN, RUNS, RESULTS, ATTEMPTS = "plan.csv", "runs.csv", "results.csv", "attempts
 CURVES, ITEMS = "curves.parquet", "items.parquet"
 LEDGER = Path("launch") / "ledger.jsonl"
 
-RESULT_COLUMNS = (
-    "run_id arm size step train_flops units text_tokens speech_tokens task direction metric value n_items"
-).split()
-RUN_COLUMNS = (
-    "run_id study arm size seed matching match_group state reason step steps num_params num_non_embedding_params num_params_global "
-    "flops_budget planned_flops train_flops units tokens text_tokens text_only_tokens speech_tokens seconds final_loss excluded"
-).split()
-ATTEMPT_COLUMNS = "run_id attempt job_id submitted started ended state cause".split()
+RESULT_COLUMNS = [
+    "run_id",
+    "arm",
+    "size",
+    "step",
+    "train_flops",
+    "units",
+    "text_tokens",
+    "speech_tokens",
+    "task",
+    "direction",
+    "metric",
+    "value",
+    "n_items",
+]
+RUN_COLUMNS = [
+    "run_id",
+    "study",
+    "arm",
+    "size",
+    "seed",
+    "matching",
+    "match_group",
+    "state",
+    "reason",
+    "step",
+    "steps",
+    "num_params",
+    "num_non_embedding_params",
+    "num_params_global",
+    "flops_budget",
+    "planned_flops",
+    "train_flops",
+    "units",
+    "tokens",
+    "text_tokens",
+    "text_only_tokens",
+    "speech_tokens",
+    "seconds",
+    "final_loss",
+    "excluded",
+]
+ATTEMPT_COLUMNS = ["run_id", "attempt", "job_id", "submitted", "started", "ended", "state", "cause"]
 SPENT = ("train_flops", "units", "tokens", "text_tokens", "text_only_tokens", "speech_tokens")
 CURVE_SCHEMA = pa.schema(
     [("run_id", pa.string()), ("step", pa.int64())]
-    + [(name, pa.float64()) for name in "train_flops loss loss_text loss_speech lr grad_norm tokens".split()]
+    + [(name, pa.float64()) for name in ["train_flops", "loss", "loss_text", "loss_speech", "lr", "grad_norm", "tokens"]]
 )
 ITEM_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("run_id", "arm", "size")]

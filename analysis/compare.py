@@ -1,47 +1,30 @@
-"""Arms against the baseline: the compute multiplier as a curve, and shared-exponent fits with an efficiency factor.
+"""An arm against the baseline: the compute multiplier as a curve over the losses that both reach.
 
     multiplier(L) = C_baseline(L) / C_arm(L): FLOPs the baseline needs to reach loss L over the FLOPs the arm needs.
 
 C(L) is the inverse of the best loss against FLOPs. "envelope": per budget the least loss of its isoFLOP parabola within the
 sizes tried (or the best run, where sizes are too few), joined by straight lines in (ln C, ln L). "law": L(C) = asymptote +
 scale C^exponent through the same points. Both only inside the losses that both arms reach: separate asymptotes make any
-extrapolated multiplier explode or vanish. Shared exponents:
-
-    compute:   L_arm(N, D) = E + A / N^alpha + B / (e D)^beta
-    separate:  L_arm(N, D) = E + A / (e_N N)^alpha + B / (e_D D)^beta,   multiplier e_N e_D
-
-with D = C / (6 N) where exact FLOPs C are known: then the best loss of the arm at C is the baseline's at e C (e_N e_D C), so e
-is a compute multiplier in true FLOPs. Not here: which arms may be compared at all (`analysis.study`).
+extrapolated multiplier explode or vanish. Not here: efficiencies under shared exponents (`analysis.shared`), and which arms may
+be compared at all (`analysis.study`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from analysis.fit import (
-    DELTA,
-    HUBER,
-    Frame,
-    check_options,
-    chosen_delta,
-    interval_warnings,
-    robust_spread,
-    solve,
-    spread_warnings,
-)
+from analysis.diagnose import check_options
 from analysis.isoflop import AUTO, Regression
-from analysis.laws import Floats, LossSurface
-from analysis.results import Interval, MultiplierCurve, SharedFit, percentile_interval
-from analysis.solver import CONSTANT, IN_D, IN_N, Problem, minimise, model, projected_starts
-from analysis.table import Points, read_points, require_points, require_spread
-from analysis.uncertainty import bootstrap
+from analysis.laws import Floats
+from analysis.results import Interval, MultiplierCurve, percentile_interval
+from analysis.solver import CONSTANT, IN_N, Problem, minimise, projected_starts
+from analysis.table import Points, arm_rows, read_points
 from lst.errors import FitError, did_you_mean
 
 ENVELOPE, LAW = "envelope", "law"
-COMPUTE, SEPARATE = "compute", "separate"
 CURVE_POINTS = 21
 LAW_ASYMPTOTE_BUDGETS = 4
 """Budgets from which L(C) gets an asymptote: with three it would pass through all of them."""
@@ -89,16 +72,6 @@ def run_noise(points: Points) -> float | None:
         return None
 
 
-def arm_table(table: pd.DataFrame, arm: str) -> pd.DataFrame:
-    """The rows of one arm. Raises FitError on an unknown one."""
-    if "arm" not in table.columns:
-        raise FitError("the table has no column 'arm'; name each row's arm to compare them.")
-    rows = table[table["arm"] == arm]
-    if not len(rows):
-        raise FitError(f"arm='{arm}' has no rows; {did_you_mean(arm, sorted(set(table['arm'].astype(str))))}")
-    return rows
-
-
 def compute_multiplier(
     table: pd.DataFrame,
     arm: str,
@@ -114,14 +87,14 @@ def compute_multiplier(
 ) -> MultiplierCurve:
     """The multiplier of `arm` against `baseline` (column `arm` of the table) as a curve over the losses that both reach.
 
-    `method` is "envelope" or "law" (see the module's docstring). The band resamples both arms. Raises FitError where the losses do
-    not overlap, or where the baseline has one budget only.
+    `method` is "envelope" or "law" (see the module's docstring). The band resamples both arms. Raises FitError where the losses
+    do not overlap, or where the baseline has one budget only.
     """
     check_options(resamples, level)
     if method not in (ENVELOPE, LAW):
         raise FitError(f"method='{method}' is unknown; {did_you_mean(method, (ENVELOPE, LAW))}")
     rng = np.random.default_rng(0) if rng is None else rng
-    sides = [read_points(arm_table(table, name), params=params, tokens=tokens, loss=loss) for name in (baseline, arm)]
+    sides = [read_points(arm_rows(table, name), params=params, tokens=tokens, loss=loss) for name in (baseline, arm)]
     noises = [run_noise(points) for points in sides]
     known = [noise for noise in noises if noise is not None]
     curves = [
@@ -163,8 +136,9 @@ def _overlap(base: BestLosses, arm: BestLosses, *, names: tuple[str, str]) -> In
     low = max(base.log_loss.min(), arm.log_loss.min())
     high = min(base.log_loss.max(), arm.log_loss.max())
     if low > high or (low == high and len(arm.log_loss) > 1):
-        spans = [f"'{n}' {np.exp(c.log_loss.min()):.4g} to {np.exp(c.log_loss.max()):.4g}" for n, c in zip(names, (base, arm), strict=True)]
-        raise FitError(f"the best losses of {' and '.join(spans)} do not overlap; add budgets so that both reach a common loss.")
+        ends = [(name, np.exp(c.log_loss.min()), np.exp(c.log_loss.max())) for name, c in zip(names, (base, arm), strict=True)]
+        spans = " and ".join(f"'{name}' ({least:.4g} to {most:.4g})" for name, least, most in ends)
+        raise FitError(f"the best losses of {spans} do not overlap; add budgets so that both reach a common loss.")
     return float(np.exp(low)), float(np.exp(high))
 
 
@@ -213,111 +187,19 @@ def _warnings(
 ) -> list[str]:
     told = []
     for curve, name in zip(curves, names, strict=True):
-        if len(curve.log_flops) < 4:
-            told.append(f"'{name}' has {len(curve.log_flops)} budgets ({curve.runs} runs): too few to tell how the gain changes with scale")
+        count = len(curve.log_flops)
+        if count < 4:
+            told.append(f"'{name}' has {count} budgets ({curve.runs} runs): too few to tell how the gain changes with scale")
         if curve.observed:
-            told.append(f"'{name}' has budgets with too few sizes: its best run stands for the optimum, so its gain may be understated")
+            told.append(f"'{name}' has budgets of too few sizes: its best run stands for the optimum and may understate the arm")
         if not curve.falling:
             told.append(f"the best losses of '{name}' do not fall from budget to budget: the curve uses the lowest so far")
     if interval is None:
         told.append("no run-to-run noise can be told (no degree of freedom in either arm), so the curve has no band")
-    elif interval[0] <= 1 <= interval[1]:
-        told.append(f"the interval of the mean multiplier [{interval[0]:.3g}, {interval[1]:.3g}] holds 1: these runs cannot tell the arms apart")
-    if interval is not None and None in noises:
+        return told
+    low, high = interval
+    if low <= 1 <= high:
+        told.append(f"the mean multiplier's interval [{low:.3g}, {high:.3g}] holds 1: these runs cannot tell the arms apart")
+    if None in noises:
         told.append("the noise of one arm is taken from the other, as it has no degree of freedom of its own")
     return told
-
-
-def fit_shared_exponents(
-    table: pd.DataFrame,
-    *,
-    baseline: str = "baseline",
-    factors: str = COMPUTE,
-    params: str = "num_params",
-    tokens: str = "tokens",
-    loss: str = "loss",
-    objective: str = HUBER,
-    delta: float = DELTA,
-    resamples: int = 1000,
-    level: float = 0.9,
-    rng: np.random.Generator | None = None,
-) -> SharedFit:
-    """One E, alpha, beta for all arms of `table`, with each arm's efficiency: "compute" (one factor) or "separate" (two).
-
-    Raises FitError as `fit_loss_surface` does, and where there is no second arm.
-    """
-    delta = chosen_delta(objective, delta)
-    check_options(resamples, level)
-    if factors not in (COMPUTE, SEPARATE):
-        raise FitError(f"factors='{factors}' is unknown; {did_you_mean(factors, (COMPUTE, SEPARATE))}")
-    require_arms = arm_table(table, baseline)
-    arms = sorted(set(table["arm"].astype(str)) - {baseline})
-    if not arms:
-        raise FitError(f"the table has no arm beside '{baseline}'; give two arms or more.")
-    points = read_points(table, params=params, tokens=tokens, loss=loss)
-    if points.exact_flops:
-        points = replace(points, tokens=points.flops / (6 * points.num_params))
-    own = len(arms) * (1 if factors == COMPUTE else 2)
-    require_points(points, 5 + own, "arms with shared exponents")
-    require_points(read_points(require_arms, params=params, tokens=tokens, loss=loss), 3, f"the baseline '{baseline}'")
-    require_spread(points)
-    frame = Frame.of(points)
-    member = np.stack([(table["arm"] == name).to_numpy(dtype=float) for name in (baseline, *arms)], axis=1)
-    n_columns = np.ones((len(points), 1)) if factors == COMPUTE else member
-    members = np.concatenate([np.ones((len(points), 1)), n_columns, member], axis=1)
-    kinds = (CONSTANT, *[IN_N] * n_columns.shape[1], *[IN_D] * member.shape[1])
-    problem = Problem(frame.x, frame.y, members, kinds, delta)
-    best = solve(problem, frame.log_loss)
-    rng = np.random.default_rng(0) if rng is None else rng
-    strata = points.budget * member.shape[1] + member.argmax(1)
-    draws = bootstrap(problem, best.theta, frame.log_loss, strata, resamples=resamples, level=level, rng=rng)
-    point, samples = _efficiencies(problem, best.theta[None], arms), _efficiencies(problem, draws.theta, arms)
-    intervals: dict[str, dict[str, Interval]] = {arm: {} for arm in arms}
-    for arm in arms:
-        for name, values in samples[arm].items():
-            if np.isfinite(values).sum() > 0.5 * len(values):
-                intervals[arm][name] = percentile_interval(values[np.isfinite(values)], level)
-    spread = robust_spread(frame.log_loss - np.log(model(problem, best.theta[None])[0][0]))
-    degenerate = [arm for arm in arms if not all(np.isfinite(v[0]) for v in point[arm].values())]
-    return SharedFit(
-        baseline=baseline,
-        law=_baseline_law(problem, best.theta, frame),
-        efficiencies={arm: {k: float(v[0]) for k, v in point[arm].items() if np.isfinite(v[0])} for arm in arms},
-        intervals=intervals,
-        tokens_meaning="train_flops / (6 num_params)" if points.exact_flops else "tokens",
-        n=len(points),
-        loss=objective,
-        delta=delta if np.isfinite(delta) else None,
-        objective=best.objective,
-        residual_spread=spread,
-        level=level,
-        interval_method=draws.method,
-        resamples=draws.resamples,
-        failed=draws.failed,
-        warnings=(
-            *[f"arm '{arm}': a term of the law ended at 0, so its efficiency has no finite value" for arm in degenerate],
-            *spread_warnings(delta, spread),
-            *interval_warnings(len(points), 5 + own, draws.resamples, draws.failed, resamples),
-        ),
-    )
-
-
-def _efficiencies(problem: Problem, theta: Floats, arms: list[str]) -> dict[str, dict[str, Floats]]:
-    """arm -> factor -> (P,): e = (coefficient of the baseline / coefficient of the arm)^(1 / exponent); not finite at a face."""
-    count = len(problem.kinds)
-    in_n, in_d = problem.columns_of(IN_N), problem.columns_of(IN_D)
-    found: dict[str, dict[str, Floats]] = {}
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        for i, arm in enumerate(arms, start=1):
-            data = (theta[:, in_d[0]] / theta[:, in_d[i]]) ** (1 / theta[:, count + 1])
-            if len(in_n) == 1:
-                found[arm] = {"compute": data}
-                continue
-            params = (theta[:, in_n[0]] / theta[:, in_n[i]]) ** (1 / theta[:, count])
-            found[arm] = {"params": params, "data": data, "compute": params * data}
-    return found
-
-
-def _baseline_law(problem: Problem, theta: Floats, frame: Frame) -> LossSurface:
-    columns = [0, problem.columns_of(IN_N)[0], problem.columns_of(IN_D)[0], len(problem.kinds), len(problem.kinds) + 1]
-    return LossSurface(*frame.surface(theta[None, columns])[0].tolist())

@@ -14,13 +14,15 @@ import numpy as np
 
 DONE, FAILED, UNFINISHED, NOT_STARTED, REFUSED = "done", "failed", "unfinished", "not_started", "refused"
 DIVERGED_NATS = 1.0
-"""A training loss that ends this far above its own lowest stretch has diverged. Generous: a curriculum's loss may rise when aligned
-patches, which see where words end, give way to static ones."""
+"""A training loss that ends this far above its own lowest stretch has diverged. Generous: a curriculum's loss may rise when
+aligned patches, which see where words end, give way to static ones."""
 STRETCHES = 20
-"""Equal stretches of steps whose mean losses are compared; the last one is `final_loss`, the mean over the last 5% of the steps."""
+"""Equal stretches of steps whose mean losses are compared: each is 5% of the steps."""
 
 
-def run_state(plan: Mapping[str, Any], records: int, exit_record: Mapping[str, Any] | None, failure: Mapping[str, Any] | None) -> str:
+def run_state(
+    plan: Mapping[str, Any], records: int, exit_record: Mapping[str, Any] | None, failure: Mapping[str, Any] | None
+) -> str:
     """done (exit.json), refused (by the plan), failed (failure.json), unfinished (records), not_started."""
     if exit_record is not None:
         return DONE

@@ -11,11 +11,12 @@ the budget's own runs (ln D against ln N), not from 6ND. Not here: which runs co
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.fit import check_options, interval_warnings, robust_spread
+from analysis.diagnose import check_options, interval_warnings, robust_spread
 from analysis.laws import Floats, IsoflopParabola, PowerLaw
 from analysis.results import IsoflopFit, IsoflopProfile, PowerLawFit, percentile_interval
 from analysis.table import Points, read_points
@@ -105,8 +106,9 @@ class Regression:
         x = np.log(self.points.num_params) - self.centre
         ends = [[end(x[self.points.budget == b]) for b in self.budgets] for end in (np.min, np.max)]
         curvature = np.broadcast_to(bend, (len(losses), count)) if self.shared else bend
+        smallest, largest = np.array(ends[0]), np.array(ends[1])
         return Parabolas(
-            self.budgets, coefficient[:, :count], coefficient[:, count : 2 * count], curvature, *map(np.array, ends), self.centre
+            self.budgets, coefficient[:, :count], coefficient[:, count : 2 * count], curvature, smallest, largest, self.centre
         )
 
     def draws(self, *, resamples: int, level: float, rng: np.random.Generator) -> tuple[Parabolas, Parabolas]:
@@ -119,7 +121,8 @@ class Regression:
 
     @property
     def freedom(self) -> int:
-        return len(self.rows) - self.design.shape[1]
+        """Degrees of freedom that the parabolas leave."""
+        return len(self.rows) - int(self.design.shape[1])
 
     @property
     def residual(self) -> Floats:
@@ -159,7 +162,7 @@ def fit_isoflop(
     if not inside:
         told = "; ".join(f"{p.flops_budget:.3g} FLOPs: {p.status}" for p in profiles)
         raise FitError(f"no budget has an interior minimum ({told}); add sizes beyond the ones tried.")
-    basis = {
+    basis: dict[str, Any] = {
         "n": len(regression.rows),
         "loss": "squares",
         "delta": None,
@@ -177,7 +180,7 @@ def fit_isoflop(
         optimal_tokens=laws[1],
         failed=int((~np.isfinite(draws.lowest_x)).any(1).sum()) if count else 0,
         warnings=_warnings(regression, profiles, count, resamples, points.exact_flops),
-        **basis,  # type: ignore[arg-type]
+        **basis,
     )
 
 
@@ -185,29 +188,29 @@ def _profile(points: Points, budget: int, best: Parabolas, draws: Parabolas, lev
     """One budget's points, parabola, status and intervals."""
     rows = np.flatnonzero(points.budget == budget)
     rows = rows[np.argsort(points.num_params[rows], kind="stable")]
-    shared = {
+    shared: dict[str, Any] = {
         "flops_budget": float(points.budget_flops[budget]),
         "train_flops": float(np.exp(np.log(points.flops[rows]).mean())),
         "num_params": tuple(points.num_params[rows].tolist()),
         "losses": tuple(points.loss[rows].tolist()),
     }
     if budget not in best.budgets:
-        return IsoflopProfile(**shared, parabola=None, status=TOO_FEW)  # type: ignore[arg-type]
+        return IsoflopProfile(**shared, parabola=None, status=TOO_FEW)
     b = int(np.flatnonzero(best.budgets == budget)[0])
     bend, x = float(best.curvature[0, b]), float(best.lowest_x[0, b])
     if not bend > 0:
-        return IsoflopProfile(**shared, parabola=None, status=NOT_CONVEX)  # type: ignore[arg-type]
+        return IsoflopProfile(**shared, parabola=None, status=NOT_CONVEX)
     floor = float(best.value(best.lowest_x)[0, b])
     parabola = IsoflopParabola(floor, bend, x + best.centre)
     low, high = float(best.smallest[b]), float(best.largest[b])
     status = INTERIOR if low < x < high else BELOW if x <= low else ABOVE
     if status != INTERIOR:
-        return IsoflopProfile(**shared, parabola=parabola, status=status)  # type: ignore[arg-type]
+        return IsoflopProfile(**shared, parabola=parabola, status=status)
     where = draws.lowest_x[:, b]
     convex = np.isfinite(where)
     told = len(where) > 0 and convex.mean() > 0.5 + level / 2
     return IsoflopProfile(
-        **shared,  # type: ignore[arg-type]
+        **shared,
         parabola=parabola,
         status=status,
         optimal_params=float(np.exp(x + best.centre)),
@@ -232,7 +235,7 @@ def _log_tokens(points: Points, budget: int, log_n: Floats) -> Floats:
 
 
 def _law(
-    quantity: str, points: Points, best: Parabolas, draws: Parabolas, profiles: tuple[IsoflopProfile, ...], basis: dict[str, object]
+    quantity: str, points: Points, best: Parabolas, draws: Parabolas, profiles: tuple[IsoflopProfile, ...], basis: dict[str, Any]
 ) -> PowerLawFit | None:
     """The power law of `quantity` (optimal_params or optimal_tokens) through the interior minima."""
     inside = [b for b, p in enumerate(profiles) if p.status == INTERIOR]
@@ -252,7 +255,7 @@ def _law(
         return np.stack([scale, slope, np.zeros_like(slope)], axis=1)
 
     law, samples = PowerLaw(*lines(best)[0].tolist()), lines(draws)
-    resamples, level = len(draws.constant), float(basis["level"])  # type: ignore[arg-type]
+    resamples, level = len(draws.constant), float(basis["level"])
     residual = np.log([getattr(profiles[b], quantity) for b in inside]) - np.log(law.predict(np.exp(log_c)))
     warnings = [f"only {len(inside)} budgets have an interior minimum: the exponent rests on so few"] if len(inside) < 4 else []
     if resamples > len(samples):
@@ -260,12 +263,14 @@ def _law(
     return PowerLawFit(
         law=law,
         quantity=quantity,
-        intervals={k: percentile_interval(samples[:, i], level) for i, k in enumerate(("scale", "exponent"))} if len(samples) else {},
+        intervals={k: percentile_interval(samples[:, i], level) for i, k in enumerate(("scale", "exponent"))}
+        if len(samples)
+        else {},
         range=(float(np.exp(log_c.min())), float(np.exp(log_c.max()))),
         samples=samples if len(samples) else None,
         failed=resamples - len(samples),
         warnings=tuple(warnings),
-        **(basis | {"n": len(inside), "residual_spread": robust_spread(residual), "objective": float((residual**2).sum() / 2)}),  # type: ignore[arg-type]
+        **(basis | {"n": len(inside), "residual_spread": robust_spread(residual), "objective": float((residual**2).sum() / 2)}),
     )
 
 

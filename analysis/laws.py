@@ -44,7 +44,9 @@ class _Parameters:
         try:
             return cls(**{name: float(content[name]) for name in cls.names()})
         except (KeyError, TypeError, ValueError) as error:
-            raise FitError(f"a {cls.__name__} in JSON needs the numbers {', '.join(cls.names())}; got {sorted(content)}.") from error
+            raise FitError(
+                f"a {cls.__name__} in JSON needs the numbers {', '.join(cls.names())}; got {sorted(content)}."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class LossSurface(_Parameters):
             raise FitError(f"flops={flops} is no compute budget; give a positive, finite number.")
         if min(self.A, self.B, self.alpha, self.beta) <= 0:
             raise FitError(
-                f"the surface has A={self.A:g}, B={self.B:g}: with a term that is 0 no allocation is best; fit more sizes and lengths."
+                f"the surface has A={self.A:g}, B={self.B:g}: where a term is 0 nothing is best; fit more sizes and lengths."
             )
         scale = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         n = scale * (flops / 6) ** (self.beta / (self.alpha + self.beta))
@@ -105,7 +107,9 @@ class LossSurface(_Parameters):
         else:
             n = _least(lambda m: float(self.predict(m, flops / flops_per_token(m))), n)
             d = flops / flops_per_token(n)
-        return Allocation(float(flops), float(n), float(d), float(self.predict(n, d)), SIX_ND if flops_per_token is None else "given")
+        return Allocation(
+            float(flops), float(n), float(d), float(self.predict(n, d)), SIX_ND if flops_per_token is None else "given"
+        )
 
 
 def _least(loss_of: Callable[[float], float], near: float, decades: float = 4.0) -> float:

@@ -98,7 +98,9 @@ class SurfaceFit(Basis):
         if name in self.intervals:
             return self.intervals[name]
         if self.samples is None or not len(self.samples):
-            raise FitError(f"no interval for '{name}': this fit has no bootstrap samples; fit with resamples > 0 and keep samples.")
+            raise FitError(
+                f"no interval for '{name}': this fit has no bootstrap samples; fit with resamples > 0 and keep samples."
+            )
         e, a, b, alpha, beta = self.samples.T
         if name == "loss" and num_params is not None and tokens is not None:
             return percentile_interval(e + a * num_params**-alpha + b * tokens**-beta, self.level)
@@ -162,7 +164,9 @@ class PowerLawFit(Basis):
         if name in self.intervals:
             return self.intervals[name]
         if name != "value" or flops is None or self.samples is None:
-            raise FitError(f"no interval for '{name}'; ask for one of {', '.join(self.intervals)}, or for 'value' with flops and samples.")
+            raise FitError(
+                f"no interval for '{name}'; ask for one of {', '.join(self.intervals)}, or for 'value' with flops and samples."
+            )
         scale, exponent, asymptote = self.samples.T
         return percentile_interval(asymptote + scale * flops**exponent, self.level)
 
@@ -215,7 +219,7 @@ class IsoflopProfile:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         if values["parabola"] is not None:
             values["parabola"] = IsoflopParabola.from_json(content["parabola"])
         return cls(**values)
@@ -241,21 +245,27 @@ class IsoflopFit(Basis):
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        laws = {k: None if content[k] is None else PowerLawFit.from_json(content[k]) for k in ("optimal_params", "optimal_tokens")}
+        laws: dict[str, Any] = {
+            k: None if content[k] is None else PowerLawFit.from_json(content[k]) for k in ("optimal_params", "optimal_tokens")
+        }
         profiles = tuple(IsoflopProfile.from_json(p) for p in content["profiles"])
         return cls(curvature=content["curvature"], profiles=profiles, **laws, **Basis.read(content))
 
     def __repr__(self) -> str:
         rows = [f"IsoflopFit: L(N) = floor + curvature (ln N - ln N*)^2, {self.curvature} curvature"]
         for p in self.profiles:
-            at = "" if p.optimal_params is None else f"  N* {p.optimal_params:.4g}, D* {p.optimal_tokens:.4g}, loss {p.optimal_loss:.5g}"
+            at = (
+                ""
+                if p.optimal_params is None
+                else f"  N* {p.optimal_params:.4g}, D* {p.optimal_tokens:.4g}, loss {p.optimal_loss:.5g}"
+            )
             rows.append(f"  {p.flops_budget:.3g} FLOPs, {len(p.losses)} sizes: {p.status}{at}")
         return "\n".join(rows + self._lines())
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class MultiplierCurve:
-    """Compute multiplier of an arm: FLOPs the baseline needs to reach the arm's loss, over the arm's FLOPs. Above 1 the arm wins."""
+    """Compute multiplier: FLOPs the baseline needs to reach the arm's loss, over the arm's FLOPs. Above 1 the arm wins."""
 
     method: str  # how losses became curves
     losses: tuple[float, ...]  # inside the overlap only, from the highest to the lowest
@@ -277,7 +287,8 @@ class MultiplierCurve:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return cls(**values)
 
     def predict(self, loss: ArrayLike) -> Floats:
         """Multiplier at `loss`, linear in log between the curve's points; nan outside the overlap."""
@@ -325,7 +336,10 @@ class SharedFit(Basis):
         )
 
     def __repr__(self) -> str:
-        rows = [f"SharedFit: E {self.law.E:.5g}, alpha {self.law.alpha:.4g}, beta {self.law.beta:.4g} shared; against {self.baseline}:"]
+        rows = [
+            f"SharedFit: E {self.law.E:.5g}, alpha {self.law.alpha:.4g}, beta {self.law.beta:.4g} shared; "
+            f"against {self.baseline}:"
+        ]
         for arm, of in self.efficiencies.items():
             parts = []
             for k, v in of.items():

@@ -118,9 +118,7 @@ def objective(problem: Problem, theta: Floats, log_loss: Floats, weight: Floats,
     return result
 
 
-def derivatives(
-    problem: Problem, theta: Floats, log_loss: Floats, weight: Floats, delta: float
-) -> tuple[Floats, Floats, Floats]:
+def derivatives(problem: Problem, theta: Floats, log_loss: Floats, weight: Floats, delta: float) -> tuple[Floats, Floats, Floats]:
     """Gradient (P, p), exact Hessian (P, p, p) and a positive scale for its diagonal (P, p) of the objective.
 
     With f = ln Lhat and psi = h'(r):  gradient = -sum w psi f',  Hessian = sum w (h'' + psi) f' f'^T - sum w psi Lhat'' / Lhat.
@@ -163,7 +161,9 @@ def minimise(problem: Problem, start: Floats, log_loss: Floats, weight: Floats, 
     return Solutions(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("theta", "objective", "converged")))
 
 
-def _newton(problem: Problem, start: Floats, log_loss: Floats, weight: Floats, delta: float, steps: int, tolerance: float) -> Solutions:
+def _newton(
+    problem: Problem, start: Floats, log_loss: Floats, weight: Floats, delta: float, steps: int, tolerance: float
+) -> Solutions:
     """Levenberg-Marquardt damping of the exact Newton step, projected on the bounds; a problem leaves when it stands still."""
     low, high = problem.bounds()
     theta = np.clip(start, low, high)
@@ -265,7 +265,8 @@ def _non_negative(gram: Floats, moment: Floats) -> Floats:
         if not negative.any():
             break
         inside &= ~negative
-    return np.maximum(solution, 0)
+    result: Floats = np.maximum(solution, 0)
+    return result
 
 
 def _local_minima(squares: Floats, keep: int) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 For each arm and target (held-out losses on the mixture, on speech, on text) a loss surface, isoFLOP profiles and L(C);
 each arm against the baseline; story accuracies; references. What the data refuse is a sentence in `warnings`, and the
-study goes on. Arms whose patches are made from the future (lst_aligned) have conditional losses: fitted, labelled, never compared.
+study goes on. Arms whose patches are made from the future (lst_aligned) have conditional losses: fitted, labelled, never
+compared.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ import pandas as pd
 
 from analysis.accuracy import accuracies
 from analysis.collect import RESULTS, RUNS, read_plan
-from analysis.compare import compute_multiplier, fit_shared_exponents
-from analysis.fit import HUBER, fit_loss_surface, fit_power_law
+from analysis.compare import LAW_ASYMPTOTE_BUDGETS, compute_multiplier
+from analysis.diagnose import HUBER
+from analysis.fit import fit_loss_surface, fit_power_law
 from analysis.isoflop import fit_isoflop
 from analysis.pairs import paired_differences
+from analysis.shared import COMPUTE, SEPARATE, fit_shared_exponents
 from lst import records
 from lst.errors import FitError, did_you_mean
 
@@ -34,7 +38,9 @@ D_KINDS = {"tokens": "tokens", "units": "units"}
 GROUPS = ("embedding", "encoder", "global", "decoder", "head")
 SPENT_TOLERANCE = 0.01
 """Spent FLOPs that differ from the plan by more than this share are told."""
-TEXT = dict.fromkeys(("run_id", "study", "arm", "size", "matching", "match_group", "state", "reason", "excluded", "task", "direction"), str)
+TEXT = dict.fromkeys(
+    ("run_id", "study", "arm", "size", "matching", "match_group", "state", "reason", "excluded", "task", "direction"), str
+)
 Progress = Callable[[int, int], None]
 
 
@@ -61,9 +67,13 @@ class FitOptions:
             raise FitError(f"seed={self.seed} is negative; give 0 or more.")
 
     @property
-    def columns(self) -> dict[str, str]:
+    def columns(self) -> dict[str, Any]:
         """Names of the columns that N and D are."""
         return {"params": N_KINDS[self.n], "tokens": D_KINDS[self.d]}
+
+    @property
+    def robust(self) -> dict[str, Any]:
+        return {"objective": self.loss, "delta": self.delta}
 
     @property
     def bootstrap(self) -> dict[str, Any]:
@@ -78,7 +88,9 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
     except FileNotFoundError as error:
         raise FitError(f"'{path}' is missing; run: fit-scaling collect {folder}") from error
     except ValueError as error:
-        raise FitError(f"'{path}' is no readable table ({str(error).splitlines()[0]}); run: fit-scaling collect {folder}") from error
+        raise FitError(
+            f"'{path}' is no readable table ({str(error).splitlines()[0]}); run: fit-scaling collect {folder}"
+        ) from error
 
 
 def final_losses(runs: pd.DataFrame, results: pd.DataFrame, target: str) -> pd.DataFrame:
@@ -96,14 +108,16 @@ def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = 
     arms = list(dict.fromkeys(runs["arm"]))
     if not len(runs) or not ((runs["state"] == "done") & runs["excluded"].isna()).any():
         told = ", ".join(f"{count} {reason}" for reason, count in runs["state"].value_counts().items())
-        raise FitError(f"no run in '{folder}' can enter a fit ({told or 'the plan is empty'}); see the column `excluded` of runs.csv.")
+        raise FitError(
+            f"no run in '{folder}' can enter a fit ({told or 'the plan is empty'}); see the column `excluded` of runs.csv."
+        )
     compared = [a for a in arms if a != options.baseline and a not in CONDITIONAL_ARMS]
     tables = {target: final_losses(runs, results, target) for target in TARGETS}
     jobs: list[tuple[str, Callable[[], Any]]] = []
     for target, table in tables.items():
         if len(table):
-            jobs += [("fits", lambda a=arm, t=target, x=table: arm_fit(x, a, t, options)) for arm in arms]
-            jobs.append(("comparisons", lambda t=target, x=table: comparisons(x, compared, t, options)))
+            jobs += [("fits", partial(arm_fit, table, arm, target, options)) for arm in arms if (table["arm"] == arm).any()]
+            jobs.append(("comparisons", partial(comparisons, table, compared, target, options)))
     content: dict[str, Any] = {"format": 1, "options": asdict(options), "fits": [], "comparisons": []}
     for done, (kind, job) in enumerate(jobs):
         found = job()
@@ -120,10 +134,10 @@ def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = 
     }
 
 
-def attempted(fit: Callable[[], Any], what: str, warnings: list[str]) -> Any:
+def attempted(warnings: list[str], what: str, fit: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any] | None:
     """The fit's JSON without samples, or None with its refusal among `warnings`."""
     try:
-        return _light(fit())
+        return _light(fit(*arguments, **options))
     except FitError as refusal:
         warnings.append(f"no {what}: {refusal}")
         return None
@@ -145,28 +159,20 @@ def arm_fit(table: pd.DataFrame, arm: str, target: str, options: FitOptions) -> 
     rows = table[table["arm"] == arm]
     warnings: list[str] = []
     if arm in CONDITIONAL_ARMS:
-        warnings.append("conditional losses: the patches' boundaries are made from the future; never compare them with another arm's")
-    robust = {"objective": options.loss, "delta": options.delta}
-    surface = attempted(
-        lambda: fit_loss_surface(rows, **options.columns, **robust, **options.bootstrap, rng=_generator(options, "surface", arm, target)),
-        "loss surface",
-        warnings,
-    )
-    isoflop = attempted(
-        lambda: fit_isoflop(
-            rows, **options.columns, curvature=options.curvature, **options.bootstrap, rng=_generator(options, "isoflop", arm, target)
-        ),
-        "isoFLOP optimum",
-        warnings,
-    )
+        warnings.append(
+            "conditional losses: the patches' boundaries are made from the future; never compare them with another arm's"
+        )
+    common = options.columns | options.bootstrap
+
+    def rng(kind: str) -> np.random.Generator:
+        return _generator(options, kind, arm, target)
+
+    surface = attempted(warnings, "loss surface", fit_loss_surface, rows, **common, **options.robust, rng=rng("surface"))
+    isoflop = attempted(warnings, "isoFLOP optimum", fit_isoflop, rows, **common, curvature=options.curvature, rng=rng("isoflop"))
     best = best_per_budget(rows, isoflop)
-    curve = attempted(
-        lambda: fit_power_law(
-            best, asymptote=len(best) > 3, **robust, **options.bootstrap, rng=_generator(options, "curve", arm, target)
-        ),
-        "L(C)",
-        warnings,
-    )
+    asymptote = len(best) >= LAW_ASYMPTOTE_BUDGETS
+    settings = options.robust | options.bootstrap
+    curve = attempted(warnings, "L(C)", fit_power_law, best, asymptote=asymptote, **settings, rng=rng("curve"))
     return {
         "arm": arm,
         "target": target,
@@ -192,64 +198,47 @@ def best_per_budget(rows: pd.DataFrame, isoflop: dict[str, Any] | None) -> pd.Da
         if profile is not None:
             best.append((profile["train_flops"], profile["optimal_loss"]))
         else:
-            run = group.loc[group["loss"].idxmin()]
+            run = group.sort_values("loss", kind="stable").iloc[0]
             best.append((run["train_flops"], run["loss"]))
     return pd.DataFrame(best, columns=["train_flops", "loss"], dtype=float)
 
 
 def comparisons(table: pd.DataFrame, arms: list[str], target: str, options: FitOptions) -> list[dict[str, Any]]:
-    """The entries of "comparisons" of a target: each arm's multiplier curve, the shared-exponent fits, the paired differences."""
+    """The entries of "comparisons" of a target: each arm's multiplier curve, shared-exponent fits and paired differences."""
     known = [arm for arm in arms if (table["arm"] == arm).any()]
     together = table[table["arm"].isin([options.baseline, *known])]
+    common = options.columns | options.bootstrap | {"baseline": options.baseline}
     trouble: list[str] = []
-    shared: dict[str, Any] = {}
-    if known:
-        for factors in ("compute", "separate"):
-            rng = _generator(options, "shared", factors, target)
-            shared[factors] = attempted(
-                lambda f=factors, r=rng: fit_shared_exponents(  # type: ignore[misc]
-                    together,
-                    baseline=options.baseline,
-                    factors=f,
-                    params=options.columns["params"],
-                    tokens=options.columns["tokens"],
-                    objective=options.loss,
-                    delta=options.delta,
-                    **options.bootstrap,
-                    rng=r,
-                ),
-                f"shared-exponent fit ({factors})",
-                trouble,
-            )
+    shared: dict[str, dict[str, Any] | None] = {}
+    for factors, rows in ((COMPUTE, together), (SEPARATE, several_sizes(together))):
+        if known:
+            rng, what = _generator(options, "shared", factors, target), f"shared-exponent fit ({factors})"
+            chosen = common | options.robust | {"factors": factors, "rng": rng}
+            shared[factors] = attempted(trouble, what, fit_shared_exponents, rows, **chosen)
     entries = []
     for arm in known:
         warnings = list(trouble)
+        rng = _generator(options, "multiplier", arm, target)
         curve = attempted(
-            lambda a=arm: compute_multiplier(  # type: ignore[misc]
-                table,
-                a,
-                baseline=options.baseline,
-                method=options.method,
-                **options.columns,
-                **options.bootstrap,
-                rng=_generator(options, "multiplier", a, target),
-            ),
-            "compute multiplier",
-            warnings,
+            warnings, "compute multiplier", compute_multiplier, table, arm, **common, method=options.method, rng=rng
         )
+        matched = paired_differences(table, arm, baseline=options.baseline, level=options.level)
         entries.append(
-            {
-                "baseline": options.baseline,
-                "arm": arm,
-                "target": target,
-                "curve": curve,
-                "shared": shared.get("compute"),
-                "shared_separate": shared.get("separate"),
-                "matched": paired_differences(table, arm, baseline=options.baseline, level=options.level),
-                "warnings": warnings,
-            }
+            {"baseline": options.baseline, "arm": arm, "target": target, "curve": curve, "matched": matched, "warnings": warnings}
+            | {"shared": _of_arm(shared[COMPUTE], arm), "shared_separate": _of_arm(shared[SEPARATE], arm)}
         )
     return entries
+
+
+def _of_arm(shared: dict[str, Any] | None, arm: str) -> dict[str, Any] | None:
+    """A shared fit where it covers the arm."""
+    return shared if shared is not None and arm in shared["efficiencies"] else None
+
+
+def several_sizes(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of arms that have two sizes at some budget: others cannot tell parameter from data efficiency."""
+    sizes = table.groupby(["arm", "flops_budget"])["num_params"].nunique().groupby("arm").max()
+    return table[table["arm"].isin(sizes[sizes > 1].index)]
 
 
 def references(folder: Path, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:

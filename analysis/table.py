@@ -1,4 +1,4 @@
-"""From a DataFrame to points that can be fitted: columns found, values checked, budgets told apart. Raises FitError, fits nothing.
+"""From a DataFrame to points that can be fitted: columns found, values checked, budgets told apart. Fits nothing.
 
 A table needs `num_params`, `tokens`, `loss`; `train_flops` and `flops_budget` are used where they are there.
 """
@@ -58,6 +58,16 @@ def read_points(table: pd.DataFrame, *, params: str = "num_params", tokens: str 
     return Points(n, d, losses, flops, budget, budget_flops, exact)
 
 
+def arm_rows(table: pd.DataFrame, arm: str) -> pd.DataFrame:
+    """The rows of one arm. Raises FitError on an unknown one."""
+    if "arm" not in table.columns:
+        raise FitError("the table has no column 'arm'; name each row's arm to compare them.")
+    rows = table[table["arm"] == arm]
+    if not len(rows):
+        raise FitError(f"arm='{arm}' has no rows; {did_you_mean(arm, sorted(set(table['arm'].astype(str))))}")
+    return rows
+
+
 def budgets(table: pd.DataFrame, flops: Floats) -> tuple[np.ndarray, Floats]:
     """Each row's budget as an index in rising order, and the budgets: by column flops_budget, else by gaps in the FLOPs."""
     named = table["flops_budget"] if "flops_budget" in table.columns else pd.Series(dtype=float)
@@ -76,7 +86,9 @@ def require_points(points: Points, parameters: int, law: str) -> None:
     if len(points) < parameters:
         raise FitError(f"{len(points)} points cannot fix the {parameters} parameters of {law}; add runs or choose a smaller law.")
     if np.ptp(np.log(points.loss)) < 1e-9:
-        raise FitError(f"all {len(points)} losses equal {points.loss[0]:g}: a constant loss tells nothing about scaling; check the column.")
+        raise FitError(
+            f"all {len(points)} losses equal {points.loss[0]:g}: a constant loss tells nothing of scaling; check the column."
+        )
 
 
 def require_spread(points: Points) -> None:
@@ -85,12 +97,40 @@ def require_spread(points: Points) -> None:
     for name, values in (("num_params", x), ("tokens", y)):
         distinct = len(np.unique(np.round(values, 6)))
         if distinct < 3:
-            raise FitError(f"{name} takes only {distinct} distinct value(s); L(N, D) needs three or more to tell its asymptote from its slope.")
+            raise FitError(
+                f"{name} takes only {distinct} distinct value(s); L(N, D) needs three or more to tell asymptote from slope."
+            )
     slope = np.polyfit(x - x.mean(), y - y.mean(), 1)
     scatter = float(np.std(y - y.mean() - np.polyval(slope, x - x.mean())))
     if scatter < SAME_RAY or float(np.std(y - x)) < SAME_RAY:
         ratio = float(np.exp(np.mean(y - x)))
         raise FitError(
-            f"all points lie on one ray of tokens against parameters (about {ratio:.3g} tokens a parameter, scatter {scatter:.2g} in ln D): "
-            "N and D cannot be told apart; add runs at another ratio, or fit loss against FLOPs."
+            f"all points lie on one ray of tokens against parameters (about {ratio:.3g} to 1, scatter {scatter:.2g} "
+            "in ln D): N and D cannot be told apart; add runs at another ratio, or fit loss against FLOPs."
         )
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The solver's coordinates of a table: centred logs, loss over its geometric mean; and the way back."""
+
+    x: Floats
+    y: Floats
+    log_loss: Floats
+    x_mean: float
+    y_mean: float
+    loss_mean: float
+
+    @classmethod
+    def of(cls, points: Points) -> Frame:
+        x, y, log_loss = np.log(points.num_params), np.log(points.tokens), np.log(points.loss)
+        means = float(x.mean()), float(y.mean()), float(log_loss.mean())
+        return cls(x - means[0], y - means[1], log_loss - means[2], *means)
+
+    def surface(self, theta: Floats) -> Floats:
+        """(P, 5) E, A, B, alpha, beta in the table's units, from theta (P, 5) of the columns (1, N, D)."""
+        scale = np.exp(self.loss_mean)
+        alpha, beta = theta[:, 3], theta[:, 4]
+        a = theta[:, 1] * scale * np.exp(alpha * self.x_mean)
+        b = theta[:, 2] * scale * np.exp(beta * self.y_mean)
+        return np.stack([theta[:, 0] * scale, a, b, alpha, beta], axis=1)

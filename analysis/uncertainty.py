@@ -1,11 +1,12 @@
 """Intervals: refits of resampled data, batched, from a generator that is passed in. No law is chosen here and no table read.
 
 Two ways. With enough runs, a pairs bootstrap over runs, stratified by budget: each resample draws, within each budget, as
-many runs as it has, with replacement (Efron and Tibshirani 1993, chapter 9). With few, a resample would often lose a size altogether, so
-the design is kept and residuals get random signs: a wild bootstrap (Wu 1986; signs after Liu 1988), each residual divided by
-sqrt(1 - leverage) and all scaled to the variance RSS / (n - p) times (t / z)^2, t and z the quantiles of Student's t with n - p
-degrees of freedom and of the normal at the interval's level: small designs get the width that their degrees of freedom ask for.
-Intervals are percentiles of the refits that converged; the others are counted.
+many runs as it has, with replacement (Efron and Tibshirani 1993, chapter 9); budgets of one or two runs are pooled. With few,
+a resample would often lose a size altogether, so the design is kept and residuals get random signs: a wild bootstrap (Wu 1986;
+signs after Liu 1988), each residual divided by sqrt(1 - leverage) and all scaled to the variance RSS / (n - p) times (t / z)^2,
+t and z the quantiles of Student's t with n - p degrees of freedom and of the normal at the interval's level: small designs get
+the width that their degrees of freedom ask for. Intervals are percentiles of the refits that converged;
+the others are counted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from analysis.solver import Problem, Solutions, minimise, model, objective, proj
 
 WILD_BELOW = 12
 """Runs under which the design is kept and residuals are resampled."""
+POOLED_BELOW = 3
+"""Runs of a budget under which it is pooled with other such budgets in the pairs bootstrap."""
 SMALL_DESIGN = 20
 """Runs under which every interval carries a warning."""
 PAIRS = "pairs bootstrap over runs, stratified by budget"
@@ -40,10 +43,13 @@ class Draws:
 
 
 def stratified_counts(strata: np.ndarray, resamples: int, rng: np.random.Generator) -> Floats:
-    """(resamples, n) how often each run is drawn; each stratum keeps its size."""
+    """(resamples, n) how often each run is drawn. Each stratum keeps its size; those of fewer than three runs are pooled, as
+    a stratum of one would never vary."""
     counts = np.zeros((resamples, len(strata)))
-    for stratum in np.unique(strata):
-        members = np.flatnonzero(strata == stratum)
+    values, index, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    index = np.where(sizes[index] < POOLED_BELOW, len(values), index)
+    for stratum in np.unique(index):
+        members = np.flatnonzero(index == stratum)
         counts[:, members] = rng.multinomial(len(members), np.full(len(members), 1 / len(members)), size=resamples)
     return counts
 
@@ -61,7 +67,8 @@ def wild_errors(
     size = float(np.sqrt((scaled**2).mean()))
     tail = 0.5 + level / 2
     scaled = scaled * (np.sqrt(variance) / size if size > 0 else 0.0) * stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
-    return rng.choice([-1.0, 1.0], size=(resamples, n)) * scaled
+    errors: Floats = rng.choice([-1.0, 1.0], size=(resamples, n)) * scaled
+    return errors
 
 
 def leverages(jacobian: Floats) -> Floats:
@@ -74,7 +81,14 @@ def leverages(jacobian: Floats) -> Floats:
 
 
 def bootstrap(
-    problem: Problem, best: Floats, log_loss: Floats, strata: np.ndarray, *, resamples: int, level: float, rng: np.random.Generator
+    problem: Problem,
+    best: Floats,
+    log_loss: Floats,
+    strata: np.ndarray,
+    *,
+    resamples: int,
+    level: float,
+    rng: np.random.Generator,
 ) -> Draws:
     """Refits of `problem` around its optimum `best` (p,), each from variable projection and from `best`, at its own optimum."""
     n = len(log_loss)
@@ -103,9 +117,12 @@ def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats, *, p
     repeated = [np.repeat(values, count, axis=0) for values in (log_loss, weight)]
     flat = starts.reshape(-1, problem.size)
     coarse = min(problem.delta * 100, 1e9)
-    value = objective(problem, flat, *repeated, coarse).reshape(-1, count)
+    value = objective(problem, flat, repeated[0], repeated[1], coarse).reshape(-1, count)
     chosen = np.argsort(value, axis=1)[:, :2]  # two of them, so that one misleading start costs nothing
-    ends = [minimise(problem, starts[np.arange(len(starts)), chosen[:, k]], log_loss, weight, tolerance=REFIT_TOLERANCE) for k in range(min(2, count))]
+    ends = [
+        minimise(problem, starts[np.arange(len(starts)), chosen[:, k]], log_loss, weight, tolerance=REFIT_TOLERANCE)
+        for k in range(min(2, count))
+    ]
     stacked = np.stack([np.where(end.converged, end.objective, np.inf) for end in ends])
     winner = np.argmin(stacked, axis=0)
     rows = np.arange(len(starts))
@@ -117,4 +134,5 @@ def small_design_warning(n: int, parameters: int) -> str | None:
     """The sentence for a design whose intervals cannot be trusted to their nominal coverage."""
     if n >= SMALL_DESIGN:
         return None
-    return f"{n} runs for {parameters} parameters: intervals from fewer than {SMALL_DESIGN} runs may cover less than their nominal level"
+    few = f"intervals from fewer than {SMALL_DESIGN} runs may cover less than their nominal level"
+    return f"{n} runs for {parameters} parameters: {few}"

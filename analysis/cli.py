@@ -1,0 +1,236 @@
+"""`fit-scaling`: collect a study's records, fit its laws, show its runs in MLflow.
+
+    fit-scaling collect DIR                       # results.csv, runs.csv, attempts.csv, curves.parquet, items.parquet
+    fit-scaling fit DIR resamples=2000 n=global   # fits.json (collects first where DIR has runs)
+    fit-scaling fit --table FILE.csv --json       # any table with columns num_params, tokens, loss
+    fit-scaling sync DIR                          # DIR/mlflow.db
+
+Options are key=value (docs/fitting.md): n, d, baseline, loss, delta, curvature, method, resamples, level, seed.
+Exit status: 0 done, 1 the work failed, 2 wrong input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lst.errors import FitError, LstError, did_you_mean
+
+if TYPE_CHECKING:
+    from analysis.study import FitOptions
+
+VERBS = ("collect", "fit", "sync")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console script; returns the exit status."""
+    options = _parse(list(sys.argv[1:] if argv is None else argv))
+    try:
+        code = {"collect": _collect, "fit": _fit, "sync": _sync}[options.verb](options)
+        sys.stdout.flush()
+        return code
+    except LstError as error:
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        full = "; free some space and call again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return _complain(f"{error.filename or 'a file'} cannot be read or written ({error.strerror or error}){full}.", 2)
+
+
+def _complain(sentence: str, code: int) -> int:
+    print(f"fit-scaling: {sentence}", file=sys.stderr)
+    return code
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="fit-scaling", description=__doc__, formatter_class=raw)
+    verbs = parser.add_subparsers(dest="verb", metavar="{collect,fit,sync}")
+    collect = verbs.add_parser("collect", help="the runs' records as tables", description="Write the tables of docs/columns.md.")
+    fit = verbs.add_parser(
+        "fit", help="scaling laws of a study or of any table", description="Write DIR/fits.json, or fit --table."
+    )
+    sync = verbs.add_parser(
+        "sync", help="bring DIR/mlflow.db up to date", description="Write DIR/mlflow.db from the runs' records."
+    )
+    for verb in (collect, sync):
+        verb.add_argument("dir", type=Path, metavar="DIR", help="folder of the planned study")
+    fit.add_argument("words", nargs="*", metavar="DIR key=value", help="the study's folder (none with --table), and options")
+    fit.add_argument(
+        "--table", type=Path, metavar="FILE.csv", help="fit L(N, D) to a table with columns num_params, tokens, loss"
+    )
+    fit.add_argument("--json", action="store_true", help="print the result as JSON")
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if options.verb is None:
+        parser.error(f"name what to do: {', '.join(VERBS)}")
+    return options
+
+
+def _progress(what: str) -> tuple[Callable[[int, int], None], Any]:
+    """A bar on the terminal (none where the output is no terminal), and what closes it."""
+    from tqdm import tqdm
+
+    bar: Any = tqdm(desc=what, unit="", disable=None, leave=False, delay=1, file=sys.stderr)
+
+    def told(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+
+    return told, bar
+
+
+def _collect(options: argparse.Namespace) -> int:
+    runs = _collect_into(options.dir)
+    used = runs["excluded"].fillna("").eq("")
+    counts = ", ".join(f"{count} {state}" for state, count in runs["state"].value_counts().items())
+    print(f"{len(runs):,} runs ({counts}); {int(used.sum()):,} enter fits. Tables: {options.dir}")
+    reasons = runs.loc[~used, "excluded"].value_counts()
+    for reason, count in reasons.items():
+        print(f"  left out, {count} x {reason}")
+    return 0
+
+
+def _collect_into(folder: Path) -> Any:
+    from analysis.collect import collect
+
+    told, bar = _progress("collecting")
+    with bar:
+        collected = collect(folder, progress=told)
+    collected.write(folder)
+    return collected.runs
+
+
+def _fit(options: argparse.Namespace) -> int:
+    folders = [word for word in options.words if "=" not in word or Path(word).is_dir()]
+    choices = _choices([word for word in options.words if word not in folders])
+    if options.table is not None:
+        if folders:
+            raise FitError(f"'{folders[0]}' and --table {options.table} were both given; fit a study or a table, not both.")
+        return _fit_table(options.table, choices, options.json)
+    if len(folders) != 1:
+        raise FitError(f"{len(folders)} folders were given; write: fit-scaling fit DIR, or: fit-scaling fit --table FILE.csv")
+    return _fit_study(Path(folders[0]), choices, options.json)
+
+
+def _choices(overrides: list[str]) -> FitOptions:
+    """FitOptions from key=value texts. Raises FitError on an unknown key or a value of another type."""
+    import dataclasses
+
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from analysis.study import FitOptions
+
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise FitError(
+            f"the options {' '.join(overrides)} cannot be read ({str(error).splitlines()[0]}); write key=value."
+        ) from error
+    defaults = {f.name: f.default for f in dataclasses.fields(FitOptions)}
+    chosen: dict[str, Any] = {}
+    for key, value in (values if isinstance(values, dict) else {}).items():
+        name = str(key)
+        if name not in defaults:
+            raise FitError(f"unknown option '{name}'; {did_you_mean(name, defaults)}")
+        wanted = type(defaults[name])
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            raise FitError(f"{name}={value} must be of type {wanted.__name__}, as the default {defaults[name]}.")
+        chosen[name] = value
+    found = FitOptions(**chosen)
+    found.validate()
+    return found
+
+
+def _fit_table(path: Path, choices: FitOptions, as_json: bool) -> int:
+    import numpy as np
+    import pandas as pd
+
+    from analysis.fit import fit_loss_surface
+
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError as error:
+        raise FitError(f"table '{path}' does not exist; give a CSV file with columns num_params, tokens, loss.") from error
+    except ValueError as error:
+        raise FitError(f"'{path}' is no readable CSV table ({str(error).splitlines()[0]}).") from error
+    fit = fit_loss_surface(
+        table,
+        **choices.columns,
+        objective=choices.loss,
+        delta=choices.delta,
+        **choices.bootstrap,
+        rng=np.random.default_rng(choices.seed),
+    )
+    print(_json({"loss_surface": fit.to_json(samples=False)}) if as_json else fit)
+    return 0
+
+
+def _fit_study(folder: Path, choices: FitOptions, as_json: bool) -> int:
+    from analysis.study import FITS, fit_study, write_fits
+
+    if (folder / "runs").is_dir():
+        _collect_into(folder)
+    told, bar = _progress("fitting")
+    with bar:
+        content = fit_study(folder, choices, progress=told)
+    write_fits(folder, content)
+    print(_json(content) if as_json else f"{_told(content)}\nwritten: {folder / FITS}")
+    return 0
+
+
+def _json(content: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+
+
+def _told(content: dict[str, Any]) -> str:
+    """The study's fits as text: every result with its warnings."""
+    from analysis.results import IsoflopFit, MultiplierCurve, PowerLawFit, SharedFit, SurfaceFit
+
+    lines = []
+    for entry in content["fits"]:
+        kinds = f"N = {entry['n_kind']}, D = {entry['d_kind']}, FLOPs {entry['flops_convention']}"
+        lines.append(f"== {entry['arm']}, {entry['target']} ({kinds}, matching {', '.join(entry['matching']) or 'unknown'})")
+        for name, kind in (("loss_surface", SurfaceFit), ("isoflop", IsoflopFit), ("loss_curve", PowerLawFit)):
+            lines += [repr(kind.from_json(entry[name]))] if entry[name] else []
+        lines += [f"  ! {w}" for w in entry["warnings"]]
+    for entry in content["comparisons"]:
+        lines.append(f"== {entry['arm']} against {entry['baseline']}, {entry['target']}")
+        for name, result in (("curve", MultiplierCurve), ("shared", SharedFit), ("shared_separate", SharedFit)):
+            lines += [repr(result.from_json(entry[name]))] if entry[name] else []
+        if (pairs := entry["matched"]) is not None:
+            band = "" if pairs["interval"] is None else f" [{pairs['interval'][0]:+.4f}, {pairs['interval'][1]:+.4f}]"
+            lines.append(f"  {pairs['n']} matched pairs: mean loss difference {pairs['mean']:+.4f}{band} nats")
+        lines += [f"  ! {w}" for w in entry["warnings"]]
+    lines += [f"! {w}" for w in content["warnings"]]
+    return "\n".join(lines)
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from analysis.tracking import STORE, sync
+
+    told, bar = _progress("syncing")
+    with bar:
+        done = sync(options.dir, progress=told)
+    counts = f"{done.runs:,} runs ({done.created:,} new, {done.updated:,} updated), {done.metrics:,} metric values added"
+    print(f"{options.dir / STORE}: {counts}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

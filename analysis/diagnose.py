@@ -1,0 +1,130 @@
+"""What to say about a fit beside its numbers: options checked, spreads measured, soft warnings in words. Fits nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from analysis.laws import Floats, LossSurface
+from analysis.optimum import Optimum
+from analysis.results import Interval
+from analysis.solver import EXPONENT_BOUNDS
+from analysis.table import Frame
+from analysis.uncertainty import Draws, small_design_warning
+from lst.errors import FitError, did_you_mean
+
+HUBER, SQUARES = "huber", "squares"
+DELTA = 1e-3
+RUNNER_UP = 1.05
+"""Other minima are told where their objective is within this factor of the best."""
+FINE_DELTA = 0.2
+"""Huber's delta below this share of the residuals' spread is told: the fit is then nearly one of least absolute deviation."""
+
+
+def chosen_delta(objective: str, delta: float) -> float:
+    """Huber's threshold for an objective's name: inf is least squares. Raises FitError."""
+    if objective not in (HUBER, SQUARES):
+        raise FitError(f"loss='{objective}' is no objective; {did_you_mean(objective, (HUBER, SQUARES))}")
+    if not (np.isfinite(delta) and delta > 0):
+        raise FitError(f"delta={delta} must be positive and finite; 1e-3 is the literature's, on log residuals.")
+    return delta if objective == HUBER else np.inf
+
+
+def check_options(resamples: int, level: float) -> None:
+    if not 0 < level < 1:
+        raise FitError(f"level={level} is no coverage; give a number between 0 and 1, as 0.9.")
+    if resamples < 0:
+        raise FitError(f"resamples={resamples} is negative; give 0 for no intervals, or 1000.")
+
+
+def basis(
+    n: int, parameters: int, objective: str, delta: float, value: float, spread: float, level: float, draws: Draws, asked: int
+) -> dict[str, Any]:
+    """The fields that every robust fit reports of itself, but its warnings are only those of spread and intervals."""
+    return {
+        "n": n,
+        "loss": objective,
+        "delta": delta if np.isfinite(delta) else None,
+        "objective": value,
+        "residual_spread": spread,
+        "level": level,
+        "interval_method": draws.method,
+        "resamples": draws.resamples,
+        "failed": draws.failed,
+        "warnings": (
+            *spread_warnings(delta, spread),
+            *interval_warnings(n, parameters, draws.resamples, draws.failed, asked),
+        ),
+    }
+
+
+def extent(values: Floats) -> Interval:
+    return float(values.min()), float(values.max())
+
+
+def robust_spread(residual: Floats) -> float:
+    """1.4826 times the median absolute residual: the standard deviation, if residuals are normal."""
+    return float(1.4826 * np.median(np.abs(residual)))
+
+
+def at_end(exponent: float) -> bool:
+    return exponent <= EXPONENT_BOUNDS[0] * (1 + 1e-6) or exponent >= EXPONENT_BOUNDS[1] * (1 - 1e-6)
+
+
+def bounds_met(law: LossSurface) -> tuple[str, ...]:
+    """Names of the surface's parameters that are 0, or exponents at the ends of their range."""
+    faces = [name for name in ("E", "A", "B") if getattr(law, name) <= 0]
+    ends = [name for name, term in (("alpha", law.A), ("beta", law.B)) if term > 0 and at_end(getattr(law, name))]
+    return (*faces, *ends)
+
+
+def runners(best: Optimum, frame: Frame) -> tuple[dict[str, float], ...]:
+    """Up to three other converged minima, told apart by their objective."""
+    found: list[dict[str, float]] = []
+    seen = [best.objective]
+    for theta, value, converged in zip(best.others.theta, best.others.objective, best.others.converged, strict=True):
+        new = all(abs(value - s) > 1e-6 * abs(value) + 1e-20 for s in seen)
+        if converged and new and len(found) < 3:
+            seen.append(float(value))
+            law = LossSurface(*frame.surface(theta[None])[0].tolist())
+            found.append({"objective": float(value), **law.to_json()})
+    return tuple(found)
+
+
+def bound_warnings(names: tuple[str, ...]) -> list[str]:
+    meaning = {"E": "= 0", "A": "= 0", "B": "= 0", "asymptote": "= 0"}
+    low, high = EXPONENT_BOUNDS
+    return [
+        f"{name} ended on its bound ({meaning.get(name, f'range {low:g} to {high:g}')}): the data do not determine it"
+        for name in names
+    ]
+
+
+def runner_up_warnings(runner_ups: tuple[dict[str, float], ...], best: float) -> list[str]:
+    close = [r for r in runner_ups if r["objective"] <= RUNNER_UP * best]
+    if not close:
+        return []
+    r = close[0]
+    where = ", ".join(f"{name}={r[name]:.4g}" for name in ("E", "alpha", "beta"))
+    return [f"another minimum is within {r['objective'] / best - 1:.2%} of the best: {where}"]
+
+
+def spread_warnings(delta: float, spread: float) -> list[str]:
+    if not np.isfinite(delta) or delta >= 0.2 * spread:
+        return []
+    return [
+        f"Huber's delta {delta:g} is {delta / spread:.2g} of the residuals' spread {spread:.2g}: nearly least absolute deviation"
+    ]
+
+
+def interval_warnings(n: int, parameters: int, done: int, failed: int, asked: int) -> list[str]:
+    """What to know about a fit's intervals: none at all, a small design, failed refits."""
+    if asked and not done:
+        return [f"{n} points for {parameters} parameters leave no degree of freedom: the fit is exact and has no intervals"]
+    found = []
+    if done and (small := small_design_warning(n, parameters)):
+        found.append(small)
+    if failed:
+        found.append(f"{failed:,} of {done:,} bootstrap refits failed and are left out of the intervals")
+    return found
