@@ -145,8 +145,9 @@ def install_package(python):
     if not locked:
         say("uv cannot install them here; pip does, in 1 to 3 minutes (constraints.txt)")
     say("installing lst-scaling itself")
-    quiet = ["--quiet"] if locked else []
-    pip(python, "install", *quiet, "--editable", f"{ROOT}[dev]", "--constraint", str(ROOT / "constraints.txt"))
+    # The lock has setuptools: with it, pip needs no registry to build the package.
+    known = ["--quiet", "--no-build-isolation"] if locked else []
+    pip(python, "install", *known, "--editable", f"{ROOT}[dev]", "--constraint", str(ROOT / "constraints.txt"))
 
 
 def uv(python, verb, *arguments):
