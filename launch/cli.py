@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None, *, trainer_argv: Sequence[str] | Non
         arguments.overrides = [*arguments.overrides, *overrides]
     arguments.trainer_argv = trainer_argv
     try:
-        code: int = arguments.run(arguments)
+        code: int = arguments.command(arguments)
         sys.stdout.flush()
         return code
     except LstError as error:
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         waiting.add_argument(
             "--detach", action="store_true", help="leave at once; the runs go on (the default with cluster=slurm)"
         )
-        verb.set_defaults(run=_submit, failed=False, failure_class=[])
+        verb.set_defaults(command=_submit, failed=False, failure_class=[])
     again.add_argument("--failed", action="store_true", help="runs that have failed or were lost (the default)")
     again.add_argument(
         "--class",
@@ -90,17 +90,17 @@ def _parser() -> argparse.ArgumentParser:
     shape = status.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="a list with an object a run")
     shape.add_argument("--follow", action="store_true", help="look again every two seconds until all runs have ended")
-    status.set_defaults(run=_status)
+    status.set_defaults(command=_status)
     cancel = verbs.add_parser("cancel", help="stop running runs (they save and leave) and take back queued ones")
     cancel.add_argument("dir", type=Path, metavar="DIR")
     cancel.add_argument("--run", action="append", default=[], metavar="RUN", help="only this run; may be repeated")
-    cancel.set_defaults(run=_cancel)
+    cancel.set_defaults(command=_cancel)
     logs = verbs.add_parser("logs", help="what runs have printed: the one named, else those that failed, else those that run")
     logs.add_argument("dir", type=Path, metavar="DIR")
     logs.add_argument("runs", nargs="*", metavar="RUN")
     logs.add_argument("-n", "--lines", type=int, default=40, help="lines from the end (default 40)")
     logs.add_argument("--follow", action="store_true", help="go on printing what one run prints, until it ends")
-    logs.set_defaults(run=_logs)
+    logs.set_defaults(command=_logs)
     return parser
 
 

@@ -9,6 +9,8 @@ reaches the submitter alone), an environment by allow-list, and one owner of sig
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shlex
 import shutil
@@ -30,11 +32,10 @@ from submitit.local.local import LocalJob
 from launch.cluster import LocalCluster, SlurmCluster, environment_names
 from launch.environment import THREAD_LIMITS, job_environment, python_environment
 from launch.failures import one_line
+from launch.status import JOB_FILES
 from launch.worker import WorkerJob, run_job
 from lst.config import to_dict
 from lst.errors import LaunchError
-
-FOLDER = "submitit"
 
 
 class _SessionLocalExecutor(submitit.LocalExecutor):
@@ -108,7 +109,7 @@ def start_local(
     allow = environment_names(cluster.environment)
     environment = job_environment(os.environ, root=Path(job.root), threads=cluster.threads, allow=allow)
     environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(os.environ.get("CUDA_VISIBLE_DEVICES"), gpu)
-    folder = launch_dir / FOLDER / uuid.uuid4().hex[:12]
+    folder = launch_dir / JOB_FILES / uuid.uuid4().hex[:12]
     executor = _SessionLocalExecutor(folder, environment)
     folder.mkdir(parents=True, exist_ok=True)
     submitted = executor.submit(run_job, to_dict(job), list(trainer_argv) if trainer_argv else None)
@@ -132,7 +133,7 @@ def submit_slurm(
     `token` becomes the jobs' comment, by which they can be found again. Raises LaunchError with sbatch's own sentence.
     """
     assert jobs
-    folder = launch_dir / FOLDER / token
+    folder = launch_dir / JOB_FILES / token
     try:
         executor = submitit.SlurmExecutor(folder)
     except RuntimeError as error:
@@ -140,7 +141,8 @@ def submit_slurm(
     executor.update_parameters(**slurm_parameters(cluster, jobs[0], count=len(jobs), token=token))
     argv = list(trainer_argv) if trainer_argv else None
     try:
-        submitted = executor.map_array(run_job, [to_dict(job) for job in jobs], [argv] * len(jobs))
+        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints sbatch's complaint and raises it too
+            submitted = executor.map_array(run_job, [to_dict(job) for job in jobs], [argv] * len(jobs))
     except (FailedJobError, FailedSubmissionError, OSError) as error:
         raise LaunchError(f"sbatch refused the jobs ({one_line(str(error))}); change the cluster options it names.") from error
     return [job.job_id for job in submitted]

@@ -103,8 +103,13 @@ def failure_stamp(run_dir: Path) -> tuple[int, int] | None:
 
 def log_tail(run_dir: Path, since: int = 0) -> str:
     """The last kilobytes that the run printed, none from before byte `since`."""
+    return tail_of(run_dir / LOG, since)
+
+
+def tail_of(path: Path, since: int = 0) -> str:
+    """The last kilobytes of a text file, none from before byte `since`; empty where there is no file."""
     try:
-        with (run_dir / LOG).open("rb") as file:
+        with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(since, size - TAIL_BYTES, 0))
             return file.read(TAIL_BYTES).decode(errors="replace")

@@ -38,6 +38,7 @@ class Attempt:
     cause: str = ""
     gpus: int = 0
     cluster: str = ""  # local or slurm
+    token: str = ""  # names the submission, on SLURM: the jobs' comment, and the folder of their own logs
 
     def seconds(self, until: float) -> float:
         """Wall-clock seconds from its start to its end (or to `until`, while it has none)."""
@@ -88,8 +89,7 @@ def attempts_of(events: Iterable[dict[str, Any]]) -> dict[str, list[Attempt]]:
             continue
         attempts = runs.setdefault(run_id, {})
         changes: dict[str, Any] = {"job_id": str(event.get("job_id", ""))}
-        if event.get("cluster"):
-            changes["cluster"] = str(event["cluster"])
+        changes |= {key: str(event[key]) for key in ("cluster", "token") if event.get(key)}
         if kind == SUBMITTED:
             changes["submitted"] = at
         elif kind == STARTED:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.failures import failure_text, last_record, read_failure
+from launch.failures import failure_text, last_line, last_record, read_failure, tail_of
 from launch.lease import LEASE, holder
 from launch.ledger import DONE, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, read_attempts
 from launch.rows import Row, cost_of, read_rows
@@ -28,6 +28,7 @@ PLANNED, QUEUED, RUNNING, REFUSED = "planned", "queued", "running", "refused"
 STATES = (PLANNED, QUEUED, RUNNING, DONE, FAILED, LOST, REFUSED)
 OPEN_STATES = (QUEUED, RUNNING)
 LOCK = "lock"
+JOB_FILES = "submitit"  # below launch/: submitit's folder, one folder in it a submission
 START_SECONDS = 30.0  # a local job may take as long from its submission to its lease
 
 
@@ -169,7 +170,15 @@ def _state(
         return (RUNNING if last.started else QUEUED), "squeue does not answer", "ledger"
     if last.started is None and last.cluster != "slurm" and time.time() - (last.submitted or 0.0) < START_SECONDS:
         return QUEUED, "", "ledger"
-    return LOST, "its job is gone and left neither exit.json nor failure.json", "ledger"
+    return LOST, _last_words(folder.parents[1], last) or "its job is gone and left neither exit.json nor failure.json", "ledger"
+
+
+def _last_words(study: Path, attempt: Attempt) -> str:
+    """What a SLURM job itself printed last to its error file, where it did not get as far as the run's log."""
+    path = study / LAUNCH / JOB_FILES / attempt.token / f"{attempt.job_id}_0_log.err"
+    if not attempt.token or not path.is_file():
+        return ""
+    return last_line(tail_of(path))
 
 
 def _last(attempts: Sequence[Attempt]) -> Attempt | None:

@@ -23,7 +23,13 @@ def main(run_dir: Path) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, lambda n, _: asked.append(n))
     behaviour = read_json(run_dir / "behaviour.json") or {}
-    life = {"pid": os.getpid(), "lst": lst.__file__, "version": lst.__version__, "environment": dict(os.environ), "time": time.time()}
+    life = {
+        "pid": os.getpid(),
+        "lst": lst.__file__,
+        "version": lst.__version__,
+        "environment": dict(os.environ),
+        "time": time.time(),
+    }
     with (run_dir / "lives.jsonl").open("a") as file:
         file.write(json.dumps(life) + "\n")
     if (read_json(run_dir / EXIT) or {}).get("status") == "done":

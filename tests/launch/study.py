@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from launch.rows import NEEDED
+from launch.status import as_json, gather
 from lst.config import arm_config, to_dict
 from lst.records import read_jsonl, write_json
 
@@ -33,8 +33,17 @@ def make_study(folder: Path, *behaviours: dict[str, Any], gpus: int = 0) -> list
         run_dir.mkdir(parents=True)
         OmegaConf.save(OmegaConf.create({"run_id": config.run_id, "config": to_dict(config)}), run_dir / "run.yaml")
         write_json(run_dir / "behaviour.json", behaviour)
-        row = {"run_id": config.run_id, "arm": "baseline", "size": "tiny", "steps": steps, "planned_flops": 1e6 * steps, "gpus": gpus}
-        rows.append(row | {"est_gpu_hours": 0.0, "status": behaviour.get("status", "admitted"), "reason": behaviour.get("reason", "")})
+        row = {
+            "run_id": config.run_id,
+            "arm": "baseline",
+            "size": "tiny",
+            "steps": steps,
+            "planned_flops": 1e6 * steps,
+            "gpus": gpus,
+        }
+        rows.append(
+            row | {"est_gpu_hours": 0.0, "status": behaviour.get("status", "admitted"), "reason": behaviour.get("reason", "")}
+        )
     with (folder / "plan.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, NEEDED)
         writer.writeheader()
@@ -72,10 +81,8 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 
 
 def status(study: Path) -> dict[str, dict[str, Any]]:
-    """`status --json` by run_id."""
-    code, out, err = call("status", study, "--json")
-    assert code == 0, err
-    return {run["run_id"]: run for run in json.loads(out)}
+    """What `status --json` tells, by run_id."""
+    return {found.run_id: as_json(found) for found in gather(study)}
 
 
 def lives(study: Path, run_id: str) -> list[dict[str, Any]]:

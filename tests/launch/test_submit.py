@@ -245,7 +245,10 @@ def test_jobs_see_only_the_allowed_environment(tmp_path: Path) -> None:
 def test_refused_rows_are_not_submitted(tmp_path: Path) -> None:
     make_study(tmp_path, {"status": "refused", "reason": "too large for the memory"}, {"steps": 1})
     assert call("submit", tmp_path)[0] == 0
-    assert sorted((s["state"], s["cause"]) for s in status(tmp_path).values()) == [("done", ""), ("refused", "too large for the memory")]
+    assert sorted((s["state"], s["cause"]) for s in status(tmp_path).values()) == [
+        ("done", ""),
+        ("refused", "too large for the memory"),
+    ]
 
 
 def test_a_torn_ledger_line_is_tolerated(tmp_path: Path) -> None:

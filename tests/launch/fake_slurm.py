@@ -1,0 +1,75 @@
+"""A scheduler of files: sbatch, srun, squeue, scancel and scontrol on PATH, as far as the launcher talks to them.
+
+`FAKE_SLURM` is its folder: script-N.sh is what the Nth sbatch got, queue.txt what squeue prints, calls.txt every call.
+With `FAKE_SLURM_RUN=1` sbatch also runs each task of the script, at once and in the foreground. Jobs count from 4711.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+FIRST_JOB = 4711
+
+
+def install(folder: Path) -> dict[str, str]:
+    """Put the commands into `folder`; the environment variables that make them be found."""
+    folder.mkdir()
+    for name in ("sbatch", "srun", "squeue", "scancel", "scontrol"):
+        command = folder / name
+        command.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {Path(__file__)} {name} "$@"\n')
+        command.chmod(0o755)
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "FAKE_SLURM": str(folder)}
+
+
+def main(name: str, arguments: list[str]) -> int:
+    folder = Path(os.environ["FAKE_SLURM"])
+    with (folder / "calls.txt").open("a") as calls:
+        calls.write(" ".join([name, *arguments]) + "\n")
+    if name == "sbatch":
+        return sbatch(folder, Path(arguments[-1]))
+    if name == "srun":
+        return srun(arguments)
+    if name == "squeue":
+        if (folder / "squeue-is-down").exists():
+            sys.stderr.write("slurm_load_jobs error: Unable to contact slurm controller\n")
+            return 1
+        queue = folder / "queue.txt"
+        sys.stdout.write(queue.read_text() if queue.exists() else "")
+    return 0
+
+
+def sbatch(folder: Path, script: Path) -> int:
+    text = script.read_text()
+    if "--partition=nowhere" in text:
+        sys.stderr.write("sbatch: error: invalid partition specified: nowhere\n")
+        return 1
+    number = len(list(folder.glob("script-*.sh")))
+    (folder / f"script-{number}.sh").write_text(text)
+    job, array = FIRST_JOB + number, re.search(r"--array=0-(\d+)", text)
+    sys.stdout.write(f"Submitted batch job {job}\n")
+    sys.stdout.flush()
+    if os.environ.get("FAKE_SLURM_RUN") and os.fork() == 0:
+        os.setsid()
+        for stream in (0, 1, 2):
+            os.close(stream)
+        os.open(os.devnull, os.O_RDWR), os.dup(0), os.dup(0)
+        for task in range(int(array[1]) + 1) if array else [None]:
+            of_array = {} if task is None else {"SLURM_ARRAY_JOB_ID": str(job), "SLURM_ARRAY_TASK_ID": str(task)}
+            numbers = {"SLURM_JOB_ID": str(job + (task or 0)), "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
+            subprocess.run(["bash", str(folder / f"script-{number}.sh")], env={**os.environ, **numbers, **of_array}, check=False)
+        os._exit(0)
+    return 0
+
+
+def srun(arguments: list[str]) -> int:
+    while arguments[0].startswith("--"):
+        arguments = arguments[1 if arguments[0] == "--unbuffered" else 2 :]
+    os.execvp(arguments[0], arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

@@ -1,0 +1,177 @@
+"""The SLURM path as far as files go: the batch script's text, arrays, the queue, cancelling; the scheduler is a fake.
+
+.venv/bin/python -m pytest tests/launch/test_slurm.py --update-golden     writes tests/golden/sbatch.txt anew
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.scheduler import expand_job_id
+from lst.records import read_json, read_jsonl
+from tests.launch.fake_slurm import install
+from tests.launch.study import ROOT, call, lives, make_study, start, status, steps, wait_for
+
+GOLDEN = ROOT / "tests/golden/sbatch.txt"
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "slurm"
+    for name, value in install(folder).items():
+        monkeypatch.setenv(name, value)
+    return folder
+
+
+def scripts(slurm: Path, study: Path) -> list[str]:
+    """The batch scripts that sbatch got, with what differs from call to call replaced by names."""
+    texts = [path.read_text() for path in sorted(slurm.glob("script-*.sh"))]
+    named = [text.replace(str(study), "STUDY").replace(sys.executable, "PYTHON") for text in texts]
+    named = [re.sub(r"snapshot/[0-9a-f]{16}", "snapshot/HASH", text) for text in named]
+    return [re.sub(r"(submitit/|comment=)[0-9a-f]{12}", r"\1TOKEN", text) for text in named]
+
+
+def test_batch_scripts_hold_what_is_set_and_nothing_else(tmp_path: Path, slurm: Path, update_golden: bool) -> None:
+    study = tmp_path / "study"
+    make_study(study, {"steps": 2}, {"steps": 3}, {"steps": 4})
+    assert call("submit", study, "cluster=slurm")[0] == 0
+    rest = [
+        "partition=gpu,long",
+        "account=proj",
+        "qos=high",
+        "timeout_min=90",
+        "mem_gb=62.5",
+        "cpus_per_task=8",
+        "gpus_per_node=1",
+    ]
+    more = ["constraint=h100", "exclude=node7", "threads=8", "signal_seconds=300", "array_parallelism=2", "job_name=mine"]
+    options = ["options.reservation=night", "options.no-kill=true", "options.nice=null", "max_array_size=2"]
+    other = tmp_path / "other"
+    make_study(other, {"steps": 2}, {"steps": 3}, {"steps": 4})
+    assert call("submit", other, "cluster=slurm", *[f"cluster.{o}" for o in rest + more + options])[0] == 0
+    found = [text.replace(str(other), "STUDY") for text in scripts(slurm, study)]
+    assert len(found) == 3
+    text = "\n=====\n".join(found)
+    if update_golden:
+        GOLDEN.write_text(text)
+    assert text == GOLDEN.read_text()
+
+
+def test_rows_are_submitted_once_and_told_as_the_queue_has_them(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    short, long = make_study(study, {"steps": 2}, {"steps": 3})
+    (slurm / "queue.txt").write_text("4711_0 RUNNING\n4711_1 PENDING\n")
+    assert "2 runs submitted" in call("submit", study, "cluster=slurm")[1]
+    assert call("submit", study, "cluster=slurm")[1].startswith("nothing to submit")
+    assert call("submit", study, "cluster=local")[1].startswith("nothing to submit")
+    assert len(list(slurm.glob("script-*.sh"))) == 1
+    found = status(study)
+    assert {run: (found[run]["state"], found[run]["job_id"], found[run]["source"]) for run in found} == {
+        long: ("running", "4711_0", "squeue"),
+        short: ("queued", "4711_1", "squeue"),
+    }
+    (slurm / "queue.txt").write_text("4711_[0-1%4] PENDING\n")
+    assert {s["state"] for s in status(study).values()} == {"queued"}
+    (slurm / "queue.txt").write_text("")
+    assert {s["state"] for s in status(study).values()} == {"lost"}
+
+
+def test_a_silent_scheduler_submits_nothing_twice(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    make_study(study, {"steps": 2}, {"steps": 3})
+    call("submit", study, "cluster=slurm")
+    (slurm / "squeue-is-down").touch()
+    assert {(s["state"], s["cause"]) for s in status(study).values()} == {("queued", "squeue does not answer")}
+    assert call("submit", study, "cluster=slurm")[1].startswith("nothing to submit")
+    assert len(list(slurm.glob("script-*.sh"))) == 1
+
+
+def test_groups_of_equal_resources_make_arrays_and_cancel_takes_them_back(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    make_study(study, {"steps": 2}, {"steps": 3}, {"steps": 4}, gpus=4)
+    plan = study / "plan.csv"
+    plan.write_text(plan.read_text().replace(",4,0.0,", ",2,0.0,", 1))
+    call("submit", study, "cluster=slurm")
+    texts = [path.read_text() for path in sorted(slurm.glob("script-*.sh"))]
+    assert ["gpus-per-node=4" in texts[0], "--array=0-1%2" in texts[0]] == [True, True]
+    assert ["gpus-per-node=2" in texts[1], "--array" in texts[1]] == [True, False]
+    (slurm / "queue.txt").write_text("4711_0 PENDING\n4711_1 PENDING\n4712 PENDING\n")
+    assert "3 runs" in call("cancel", study)[1]
+    cancelled = next(line for line in (slurm / "calls.txt").read_text().splitlines() if line.startswith("scancel"))
+    assert sorted(cancelled.split()[2:]) == ["4711_0", "4711_1", "4712"]
+    (slurm / "queue.txt").write_text("")
+    assert {(s["state"], s["cause"].partition(";")[0]) for s in status(study).values()} == {("planned", "cancelled")}
+
+
+def test_sbatchs_refusal_is_one_sentence(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    make_study(study, {"steps": 2})
+    code, _, err = call("submit", study, "cluster=slurm", "partition=nowhere")
+    assert code == 2
+    assert "invalid partition specified: nowhere" in err
+    assert err.count("\n") == 1
+    assert {s["state"] for s in status(study).values()} == {"planned"}
+
+
+def test_without_slurm_the_user_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_study(tmp_path, {"steps": 2})
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, _, err = call("submit", tmp_path, "cluster=slurm")
+    assert code == 2
+    assert "needs sbatch and srun on PATH" in err
+
+
+def test_the_batch_script_trains_the_runs_from_the_snapshot(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SLURM_RUN", "1")
+    study = tmp_path / "study"
+    runs = make_study(study, {"steps": 2}, {"die_at": 1, "how": "raise"})
+    assert call("submit", study, "cluster=slurm", "threads=3")[0] == 0
+    wait_for(lambda: {s["state"] for s in status(study).values()} == {"done", "failed"}, "both jobs to end")
+    (life,) = lives(study, runs[0])
+    assert Path(life["lst"]).is_relative_to(study / "launch/snapshot")
+    assert life["environment"]["OMP_NUM_THREADS"] == "3"
+    events = read_jsonl(study / "launch/ledger.jsonl")
+    assert {(e["event"], e["attempt"], e["job_id"]) for e in events if e["run_id"] == runs[0]} == {
+        (event, 1, "4711_1") for event in ("submitted", "started", "ended")
+    }
+
+
+def test_usr2_saves_and_asks_slurm_to_queue_the_job_again(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SLURM_RUN", "1")
+    study = tmp_path / "study"
+    (run,) = make_study(study, {"steps": 400, "seconds_per_step": 0.05})
+    call("submit", study, "cluster=slurm")
+    wait_for(lambda: steps(study, run), "the job to train")
+    lease = read_json(study / "runs" / run / "lease.json")
+    assert lease is not None
+    os.kill(lease["process"][0], signal.SIGUSR2)
+    wait_for(lambda: "scontrol requeue 4711" in (slurm / "calls.txt").read_text(), "the requeue")
+    (slurm / "queue.txt").write_text("4711 PENDING\n")
+    assert status(study)[run]["state"] == "queued"
+
+
+def test_waiting_shows_the_runs_until_they_end(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SLURM_RUN", "1")
+    study = tmp_path / "study"
+    make_study(study, {"steps": 2}, {"die_at": 1, "how": "nan"})
+    (slurm / "queue.txt").write_text("4711_0 PENDING\n4711_1 PENDING\n")
+    process = start("submit", study, "cluster=slurm", "--wait")
+    wait_for(lambda: {s["state"] for s in status(study).values()} == {"done", "failed"}, "the jobs to end")
+    (slurm / "queue.txt").write_text("")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "[2/2]" in out
+    assert "nan: the loss is nan" in err
+
+
+def test_squeues_short_forms_are_spelled_out() -> None:
+    assert expand_job_id("12_[0-2,5%4]") == ["12_0", "12_1", "12_2", "12_5"]
+    assert expand_job_id("12_[0-6:3]") == ["12_0", "12_3", "12_6"]
+    assert expand_job_id("12_3") == ["12_3"]
+    assert expand_job_id("12") == ["12"]
