@@ -6,8 +6,9 @@ before synthesis (about 16 characters a second).
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -21,6 +22,11 @@ MIN_WORDS = 12
 
 # Characters to speak for each speaker: (train, heldout).
 BUDGETS: Mapping[str, tuple[int, int]] = {
+    **{f"espeak:{voice}": (172_000, 12_000) for voice in ESPEAK_VOICES},
+    **{f"kokoro:{voice}": (7_500, 900) for voice in KOKORO_VOICES},
+}
+# Characters set aside for each, at least its budget: a change of one voice's share leaves the other voices' texts alone.
+RESERVES: Mapping[str, tuple[int, int]] = {
     **{f"espeak:{voice}": (205_000, 12_000) for voice in ESPEAK_VOICES},
     **{f"kokoro:{voice}": (9_500, 1_800) for voice in KOKORO_VOICES},
 }
@@ -36,6 +42,11 @@ class Document:
     split: str
     text: str
 
+    @property
+    def key(self) -> str:
+        """Names what is made of it: another text or voice is another key."""
+        return content_key(self.speaker, self.text)
+
 
 @dataclass(frozen=True)
 class Paragraph:
@@ -45,6 +56,10 @@ class Paragraph:
     book: str
     split: str
     text: str
+
+
+def content_key(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
 def split_of(book: str) -> str:
@@ -66,7 +81,11 @@ def list_paragraphs(books: Mapping[str, list[Section]]) -> list[Paragraph]:
 
 
 def plan_documents(
-    paragraphs: list[Paragraph], *, budgets: Mapping[str, tuple[int, int]] = BUDGETS, limit: int | None = None
+    paragraphs: list[Paragraph],
+    *,
+    budgets: Mapping[str, tuple[int, int]] = BUDGETS,
+    reserves: Mapping[str, tuple[int, int]] = RESERVES,
+    limit: int | None = None,
 ) -> list[Document]:
     """Deal seeded, shuffled chunks to the speakers until each has its characters; speakers alternate in the result.
 
@@ -77,18 +96,23 @@ def plan_documents(
         chunks = [c for p in paragraphs if p.split == split for c in _chunks(p)]
         random.Random(f"{SEED} documents {split}").shuffle(chunks)
         supply = iter(chunks)
-        hands: list[list[Document]] = []
-        for speaker in sorted(budgets, reverse=True):  # Kokoro first: a change of espeak's share leaves its texts alone
-            hand, chars = list[Document](), 0
-            while chars < budgets[speaker][column] and (chunk := next(supply, None)):
-                hand.append(replace(chunk, speaker=speaker))
-                chars += len(chunk.text)
-            hands.append(hand)
+        hands = []
+        for speaker in sorted(budgets, reverse=True):
+            hand = list(_take(supply, reserves[speaker][column]))
+            hands.append([replace(chunk, speaker=speaker) for chunk in _take(iter(hand), budgets[speaker][column])])
         planned[split] = [d for row in zip_longest(*hands) for d in row if d is not None]
     if limit is not None:
         heldout = min(limit - 1, max(len(budgets), limit // 10))
         planned = {"train": planned["train"][: limit - heldout], "heldout": planned["heldout"][:heldout]}
     return planned["train"] + planned["heldout"]
+
+
+def _take(chunks: Iterator[Document], chars: int) -> Iterator[Document]:
+    """Chunks from the front until they have `chars` characters."""
+    taken = 0
+    while taken < chars and (chunk := next(chunks, None)):
+        taken += len(chunk.text)
+        yield chunk
 
 
 def _chunks(paragraph: Paragraph) -> list[Document]:

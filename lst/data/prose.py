@@ -32,7 +32,9 @@ HELDOUT_BOOKS = ("bryant-stories", "burgess-busterbrown", "carroll-alice")  # sh
 BOOKS = TRAIN_BOOKS + HELDOUT_BOOKS
 
 _MIN_WORDS = 4  # shorter paragraphs are headings, signatures and page furniture
-_ABBREVIATIONS = frozenset("mr mrs dr st messrs capt col gen rev esq hon prof viz vol chap no etc i.e e.g".split())
+_ABBREVIATIONS = frozenset(
+    ["mr", "mrs", "dr", "st", "messrs", "capt", "col", "gen", "rev", "esq", "hon", "prof", "viz", "vol", "chap", "no", "etc"]
+)
 _HEADING = re.compile(r"(chapter|volume|letter|epilogue|etymology|extracts|scene|act|part|book)\b", re.IGNORECASE)
 _CLOSING_DASH = re.compile(r"\s*-{2,}(?=['\")\]]*(\s|$))")
 _DASH = re.compile(r"\s*-{2,}\s*")

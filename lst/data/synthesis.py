@@ -21,6 +21,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,8 @@ class _Espeak:
         raw, uid = text.encode() + b"\0", C.c_uint()
         self._library.espeak_Synth(raw, C.c_size_t(len(raw)), 0, 1, 0, _UTF8, C.byref(uid), None)
         self._library.espeak_Synchronize()
-        return np.concatenate(pcm).astype(np.float32) / 32768, words, phones
+        audio = np.concatenate(pcm).astype(np.float32) / np.float32(32768)
+        return audio, words, phones
 
     def phonemes(self, clause: str) -> str:
         """IPA of a clause without punctuation."""
@@ -199,11 +201,11 @@ def word_spans(
     spans: list[tuple[float, float]] = []
     for first, following in zip(known, [*known[1:], len(spoken)], strict=True):
         begin = starts[first]
-        limit = max(starts[following] if following in starts else duration, begin)
+        limit = max(starts.get(following, duration), begin)
         end = next((p for p in pauses if begin < p < limit), limit)
         letters = np.cumsum([0] + [max(1, len(spoken[i].rstrip(".!?;:,"))) for i in range(first, following)])
         cuts = begin + (end - begin) * letters / letters[-1]
-        spans += [(float(a), float(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+        spans += [(float(a), float(b)) for a, b in pairwise(cuts)]
     return spans
 
 
