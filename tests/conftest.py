@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,3 +66,11 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
         if not any(name in report.keywords for report in passed):
             terminal.write_line(f"LST_REQUIRE={name}: no test with this marker passed", red=True)
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small prepared data set (tests/toy_corpus.py)."""
+    from tests.toy_corpus import write_toy_dataset
+
+    return write_toy_dataset(tmp_path_factory.mktemp("toy"))
