@@ -71,7 +71,21 @@ class Feeder:
         self._eta: float | None = None
 
     def run(self) -> None:
-        """Return when every run has ended, or when all have left after an interrupt."""
+        """Return when every run has ended, or when all have left after an interrupt.
+
+        Raises OSError on a full disk, for instance, after telling the running ones to save and leave.
+        """
+        try:
+            self._loop()
+        except OSError:
+            for slot in self.slots:
+                if slot.handle is not None:
+                    slot.handle.signal(signal.SIGTERM)
+            raise
+        finally:
+            self.display.clear()
+
+    def _loop(self) -> None:
         self.announce([row.run_id for row in self.queue])
         while self.queue or self.slots:
             look = time.monotonic() - self._looked >= LOOK_SECONDS
@@ -87,7 +101,6 @@ class Feeder:
             self.display.progress(ended, len(self.rows), len(self.slots), self._fraction, self._eta)
             if self.queue or self.slots:
                 time.sleep(POLL_SECONDS)
-        self.display.clear()
 
     def _fill(self) -> None:
         """Start runs while there are free slots. A run that somebody else began meanwhile is watched instead."""

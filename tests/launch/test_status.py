@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from launch.cli import main
 from launch.display import Display, bar, duration, summary, table
 from launch.failures import judge_death, last_record
 from launch.ledger import append_event
@@ -141,3 +145,21 @@ def test_a_snapshot_is_taken_once_and_an_altered_one_refused(tmp_path: Path) -> 
     module.write_text("# altered\n")
     with pytest.raises(LaunchError, match="was altered; delete it and submit again"):
         take_snapshot(tmp_path)
+
+
+def test_a_full_disk_is_one_sentence_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_study(tmp_path, {"steps": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr("launch.submit.shutil.disk_usage", lambda _: SimpleNamespace(free=5 * 2**20))
+        assert main(["submit", str(tmp_path)]) == 2
+    assert "has 5 MiB of free space, less than 64" in capsys.readouterr().err
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "launch/ledger.jsonl"))
+
+    monkeypatch.setattr("launch.submit.take_snapshot", full)
+    assert main(["submit", str(tmp_path)]) == 2
+    assert "no space is left: free some and call again" in capsys.readouterr().err
+    assert not (tmp_path / "launch/ledger.jsonl").exists()
