@@ -15,11 +15,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from lst.config import ARM_PATCHING, Arm, DataConfig, ModelConfig, OptimConfig, Patching, PatchingConfig, RunConfig, TrainConfig
+from lst.config import (
+    ARM_PATCHING,
+    Arm,
+    DataConfig,
+    ExecutionConfig,
+    ModelConfig,
+    OptimConfig,
+    Patching,
+    PatchingConfig,
+    RunConfig,
+    TrainConfig,
+)
 from lst.errors import PlanError
-from lst.flops import num_params, parameter_counts, six_nd
+from lst.flops import num_params, parameter_counts, six_nd, training_flops
 from lst.ladder import SIZES, model_shape
 from sweeps.admit import admit, group_warnings
 from sweeps.allocate import Allocation, Quantity, Target, allocate, copy_length
@@ -188,6 +200,7 @@ def _base_config(study: StudyConfig, measure: Measurements, group: Group, arm: A
     if group.length < study.stories_from or not measure.has_stories:
         evaluation = dataclasses.replace(evaluation, story_items=0)
     mixture = study.mixture
+    path = study.data if study.data == ExecutionConfig.data_path else str(Path(study.data).resolve())
     config = RunConfig(
         model=_model(study, measure, group.size, arm),
         patching=_patching(study, arm),
@@ -199,7 +212,7 @@ def _base_config(study: StudyConfig, measure: Measurements, group: Group, arm: A
         ),
         train=TrainConfig(seed=group.seed, dtype=study.dtype),
         evaluation=evaluation,
-        execution=dataclasses.replace(study.execution, data_path=study.data),
+        execution=dataclasses.replace(study.execution, data_path=path),
     )
     config.validate()
     if study.context_match is ContextMatch.TOKENS and arm != study.reference_arm:
@@ -275,8 +288,10 @@ def _parameter_columns(config: RunConfig) -> dict[str, Any]:
 
 def _schedule_columns(config: RunConfig, allocation: Allocation) -> dict[str, Any]:
     units = allocation.batch_sequences * config.data.seq_len_units
+    flops = training_flops(config, allocation.counts)
     return {
         "planned_flops": float(allocation.flops),
+        **{f"flops_share_{name}": float(part / flops.total) for name, part in flops.by_group.items()},
         "flops_per_step": float(allocation.flops / allocation.sequences * allocation.batch_sequences),
         "flops_convention": "exact",
         "six_nd": six_nd(config.model, allocation.counts.tokens),
@@ -350,6 +365,9 @@ def _warnings(study: StudyConfig, measure: Measurements, rows: list[PlanRow], ou
         detail, where = next(iter(outside.items()))
         recipe = study.recipe.name
         warnings.append(f"recipe '{recipe}' is used outside its range in {len(outside)} cases, the first is {where}: {detail}.")
+    for arm in study.arms:
+        if not study.sizes_of(arm):
+            warnings.append(f"arm '{arm}' has no rows: none of its arm_sizes={list(study.arm_sizes[arm])} is among the sizes.")
     if Arm.LST_ALIGNED in study.arms:
         warnings.append(
             "aligned boundaries are made from the future: losses of lst_aligned are conditional and enter no fit with other arms."

@@ -182,7 +182,9 @@ def compose_study(overrides: dict[str, str]) -> StudyConfig:
     if name is None:
         raise ConfigError(f"study is missing; known: {', '.join(study_names())}, as in: {EXAMPLE}")
     require_study_name(name)
-    return StudyConfig.from_dict(_compose([f"+study={name}"], overrides))
+    # a path is taken as it stands: Hydra's grammar would stumble over blanks and signs in it
+    paths = {key: overrides.pop(key) for key in ("data",) if key in overrides}
+    return StudyConfig.from_dict({**_compose([f"+study={name}"], overrides), **paths})
 
 
 def _with_overrides(study: StudyConfig, overrides: dict[str, str]) -> StudyConfig:

@@ -47,6 +47,11 @@ class PlanRow:
     match_group: str
     flops_budget: float
     planned_flops: float
+    flops_share_embedding: float
+    flops_share_encoder: float
+    flops_share_global: float
+    flops_share_decoder: float
+    flops_share_head: float
     flops_per_step: float
     flops_convention: str
     six_nd: float

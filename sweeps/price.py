@@ -1,7 +1,7 @@
 """What a run costs before it is spent: minutes, GPU-hours, and peak memory by part. Estimates, and named as such.
 
-Time is FLOPs over speed: on a CPU the measured FLOP/s of one training process plus the seconds it takes to start; on GPUs
-the card's peak times an assumed model FLOPs utilisation. Memory is a sum of parts for one process without sharding. Not
+Time is FLOPs over speed: on a CPU the FLOP/s of one training process, plus seconds a step and the seconds it takes to
+start (all three are options, to be set from a run's records); on GPUs the card's peak times an assumed utilisation. Memory is a sum of parts for one process without sharding. Not
 here: what the FLOPs are (`lst.flops`), or which runs are worth them (`sweeps.admit`).
 """
 
@@ -38,7 +38,8 @@ class PriceConfig:
     """On what the runs are priced. Changes no run, only its price."""
 
     device: str = CPU  # cpu, or a card of GPU_PEAK_FLOPS
-    cpu_flops_per_second: float = 1.5e10  # training FLOP/s of one process on one core
+    cpu_flops_per_second: float = 2e10  # training FLOP/s of one process on one core, step_seconds apart
+    step_seconds: float = 0.02  # seconds of a step that do not depend on its FLOPs (tiny networks wait for their operations)
     startup_seconds: float = 4.0  # seconds of a run before its first step
     gpus: int = 1  # cards of a run (device other than cpu)
     mfu: float = 0.4  # model FLOPs utilisation on a card (PAPER: about 0.4 fits its 17 hours on 32 cards)
@@ -49,8 +50,9 @@ class PriceConfig:
         for key in ("cpu_flops_per_second", "gpus"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
                 raise ConfigError(f"price.{key}={getattr(self, key)} must be a positive finite number.")
-        if not (math.isfinite(self.startup_seconds) and self.startup_seconds >= 0):
-            raise ConfigError(f"price.startup_seconds={self.startup_seconds} must be 0 or more.")
+        for key in ("startup_seconds", "step_seconds"):
+            if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
+                raise ConfigError(f"price.{key}={getattr(self, key)} must be a finite number, 0 or more.")
         if not 0 < self.mfu <= 1:
             raise ConfigError(f"price.mfu={self.mfu} must lie in (0, 1].")
 
@@ -83,7 +85,8 @@ class Price:
 def price_run(config: RunConfig, price: PriceConfig, *, train_flops: float, tokens: float) -> Price:
     """The estimate for a run of `train_flops` over `tokens` training tokens."""
     flops = train_flops + evaluation_flops(config, train_flops / tokens)
-    seconds = flops / price.flops_per_second + price.startup_seconds
+    waiting = price.startup_seconds + (config.train.steps * price.step_seconds if price.device == CPU else 0)
+    seconds = flops / price.flops_per_second + waiting
     return Price(
         minutes=_rounded(seconds / 60),
         gpu_hours=_rounded(seconds / 3600 * price.cards),

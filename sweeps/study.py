@@ -127,15 +127,15 @@ class StudyConfig:
     def sizes_of(self, arm: str) -> tuple[str, ...]:
         """The sizes at which `arm` is planned, in the ladder's order."""
         wanted = self.arm_sizes.get(arm, self.sizes)
-        return tuple(size for size in SIZES if size in wanted)
+        return tuple(size for size in SIZES if size in wanted and size in self.sizes)
 
     def validate(self) -> None:
         """Raises ConfigError on the first value that cannot be."""
         _check_names("arms", self.arms, list(Arm))
         _check_names("sizes", self.sizes, SIZES)
-        _check_names("arm_sizes", self.arm_sizes, self.arms)
+        _check_names("arm_sizes", self.arm_sizes, list(Arm))
         for arm, sizes in self.arm_sizes.items():
-            _check_names(f"arm_sizes.{arm}", sizes, self.sizes)
+            _check_names(f"arm_sizes.{arm}", sizes, SIZES)
         for key in _LISTS:
             _check_distinct(key, getattr(self, key))
         for key in ("arms", "sizes", "seeds"):

@@ -1,0 +1,189 @@
+"""`plan-sweep` as a user meets it: what it prints, one sentence for wrong input, no files left behind, no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeps.cli import compose_study, main
+from sweeps.show import WIDTH
+from sweeps.study import StudyConfig, load_study, study_names
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def small(toy_dataset: Path) -> list[str]:
+    """Overrides that make `study=demo` small and put it on the toy corpus: still 3 x 4 x 2 + 3 rows."""
+    lists = ["budgets=[1e9,2e9,3e9]", "sizes=[tiny,w32,w48,w64]", "seq_len_units=16"]
+    scalars = ["evaluation.heldout_documents=4", "evaluation.story_items=0", "stories_from=0", "admission.min_steps=2"]
+    loose = ["admission.min_batch_units=1", "admission.max_warmup_share=0.5", "recipe.warmup_steps=1"]
+    return ["study=demo", f"data={toy_dataset}", *lists, *scalars, *loose]
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one sentence of a call that must end with exit status 2."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("plan-sweep: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_demo_has_27_rows_and_reads_well_at_100_columns(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "demo"
+    assert main([*small, f"out={out}"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.replace(str(out), "").splitlines())) <= WIDTH
+    assert "study demo: 27 runs" in text
+    assert len([line for line in text.splitlines() if line.endswith(("admitted", "refused"))]) == 27
+    assert f"written: {out}" in text
+    assert len((out / "plan.csv").read_text().splitlines()) == 28
+    assert main([*small, f"out={out}"]) == 0
+    assert "unchanged" in capsys.readouterr().out
+
+
+def test_the_packaged_demo_is_3_budgets_by_4_sizes_by_2_arms_and_3_more() -> None:
+    study = load_study("demo")
+    assert len(study.lengths) == 3
+    assert {arm: len(study.sizes_of(arm)) for arm in study.arms} == {"baseline": 4, "lst_static": 4, "lst_curriculum": 1}
+    assert study.matching == "flop"
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_packaged_study_composes_alike_with_and_without_hydra(name: str) -> None:
+    assert load_study(name) == compose_study({"study": name})
+    assert load_study(name).name == name
+
+
+def test_overrides_reach_nested_fields_and_mappings() -> None:
+    study = compose_study({"study": "demo", "recipe.lr_scale": "0.5", "arm_sizes.lst_static": "[w48]", "data": "a b/c=d(1)"})
+    assert study.recipe.lr_scale == 0.5
+    assert study.sizes_of("lst_static") == ("w48",)
+    assert study.sizes_of("lst_curriculum") == ("w64",)
+    assert study.data == "a b/c=d(1)"
+
+
+def test_dry_run_writes_nothing(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*small, "out=there", "--dry-run"]) == 0
+    assert main([*small, "--dry-run"]) == 0
+    assert "nothing was written" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_planning_leaves_only_its_folder(small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*small, "out=there"]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+def test_json_is_one_object(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*small, "--dry-run", "--json", "--cores", "3"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert len(content["rows"]) == content["totals"]["rows"] == 27
+    assert content["totals"]["cores"] == 3
+    assert content["totals"]["wall_minutes"] < content["totals"]["process_minutes"]
+    assert content["written"] is None
+    assert "compute" in content["assumptions"]
+    assert "curriculum" in content["assumptions"]
+
+
+def test_diff_and_price_print(small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "a")
+    assert main([*small, f"out={out}"]) == 0
+    assert main(["diff", out, out]) == 0
+    assert main(["price", out, "price.device=h100", "--json"]) == 0
+    lines = capsys.readouterr().out
+    assert "the plans are the same: 27 runs" in lines
+    assert '"gpus": 1' in lines
+    assert "only fields of the section price" in error_of(capsys, "price", out, "seeds=[1]")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["study=dmeo"], "did you mean 'demo'?"),
+        (["study=demo", "sizs=[w32]"], "unknown key 'sizs'; did you mean 'sizes'?"),
+        (["study=demo", "recipe.lrr=1"], "did you mean 'lr'?"),
+        (["study=demo", "name.x=1"], "'name' has no fields"),
+        (["study=demo", "arms=[baselin]"], "did you mean 'baseline'?"),
+        (["study=demo", "sizes=[w33]"], "sizes has 'w33'"),
+        (["study=demo", "arm_sizes.lst_statc=[w32]"], "did you mean 'lst_static'?"),
+        (["study=demo", "recipe.name=smal"], "did you mean 'small'?"),
+        (["study=demo", "matching=flops"], "did you mean 'flop'?"),
+        (["study=demo", "budgets=[-1e9]"], "budgets[0]=-1000000000.0 must be a positive finite number"),
+        (["study=demo", "budgets=[0]"], "budgets[0]=0.0 must be"),
+        (["study=demo", "budgets=[nan]"], "budgets[0]=nan must be"),
+        (["study=demo", "budgets=[1e9,inf]"], "budgets[1]=inf must be"),
+        (["study=demo", "budgets=[1" + "0" * 400 + "]"], "budgets[0]=inf must be"),
+        (["study=demo", "budgets=[1e9,1e9]"], "twice"),
+        (["study=demo", "budgets=1e9"], "must be a list"),
+        (["study=demo", "budgets=[true]"], "must be of type float"),
+        (["study=demo", "budgets=[1e9"], "cannot be read"),
+        (["study=demo", "budgets=[]"], "exactly one length axis"),
+        (["study=demo", "tokens=[1e6]"], "budgets and tokens"),
+        (["study=demo", "seeds=[]"], "seeds is empty"),
+        (["study=demo", "seeds=[-1]"], "seeds has -1"),
+        (["study=demo", "seeds=[0]", "seeds=[1]"], "given twice"),
+        (["study=demo", "seq_len_units=0"], "must be positive"),
+        (["study=demo", "matching=unit", "reference_arm=lst_mixed"], "not among arms"),
+        (["study=demo", "matching=unit", "context_match=tokens"], "matching=unit wants equal units"),
+        (["study=demo", "matching=unit", "arm_sizes.baseline=[w32]"], "where the reference arm"),
+        (["study=demo", "execution.data_path=x"], "give data=FOLDER"),
+        (["study=demo", "price.mfu=2"], "price.mfu=2.0"),
+        (["study=demo", "price.cpu_flops_per_second=.inf"], "price.cpu_flops_per_second"),
+        (["study=demo", "data=nowhere"], "data 'nowhere' has no manifest.json"),
+        (["study=demo", "data=${oc.env:HOME}"], "a reference in configuration files"),
+        (["study=demo", "hydra.run.dir=x"], "unknown key 'hydra.run.dir'"),
+        (["stray"], "no key=value"),
+        ([], "study is missing"),
+    ],
+)
+def test_wrong_input_is_one_sentence(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert says in error_of(capsys, *arguments, "--dry-run")
+
+
+def test_a_missing_or_unwritable_out_is_one_sentence(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "out is missing" in error_of(capsys, *small)
+    (tmp_path / "file").write_text("")
+    assert "is a file" in error_of(capsys, *small, f"out={tmp_path / 'file'}")
+    assert "cannot be written" in error_of(capsys, *small, f"out={tmp_path / 'file' / 'below'}")
+
+
+def test_interrupt_ends_quietly_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: object) -> StudyConfig:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sweeps.cli.compose_study", interrupted)
+    assert main(["study=demo", "--dry-run"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_planning_never_imports_torch(small: list[str], tmp_path: Path) -> None:
+    """In a process of its own, as a user runs it; nor matplotlib, nor pandas for the command."""
+    arguments = [*small, "arms=[baseline,lst_curriculum]", f"out={tmp_path / 's'}"]
+    code = f"import sys; from sweeps.cli import main; code = main({arguments!r}); print([m for m in ('torch', 'matplotlib', 'pandas') if m in sys.modules], code)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.strip().splitlines()[-1] == "[] 0"
+
+
+def test_a_command_whose_reader_left_is_quiet(small: list[str]) -> None:
+    """plan-sweep ... | head -1"""
+    command = [sys.executable, "-m", "sweeps.cli", *small, "arms=[baseline]", "--dry-run", "--json"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()

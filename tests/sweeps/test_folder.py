@@ -1,0 +1,220 @@
+"""A plan on disk: written whole or not at all, unchanged when planned again, never over another plan."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from lst.config import RunConfig
+from lst.errors import PlanError
+from sweeps import folder
+from sweeps.columns import COLUMNS, read_rows, rows_to_csv
+from sweeps.diff import describe_diff, diff_plans
+from sweeps.folder import Written, to_yaml
+from sweeps.measure import Measurements
+from sweeps.plan import Plan, plan_with, read_plan
+from sweeps.reprice import reprice
+from sweeps.study import StudyConfig, study_to_dict
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def wider(small_study: dict[str, Any], measure: Measurements) -> Plan:
+    return plan_with(StudyConfig.from_dict({**small_study, "budgets": [2e9, 6e9, 9e9]}), measure)
+
+
+def test_planning_again_changes_no_byte(
+    small_plan: Plan, small_study: dict[str, Any], measure: Measurements, tmp_path: Path
+) -> None:
+    out = tmp_path / "deep" / "study"
+    assert small_plan.write(out) is Written.NEW
+    before, stamps = contents(out), {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    assert plan_with(StudyConfig.from_dict(small_study), measure).write(out) is Written.UNCHANGED
+    assert contents(out) == before
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == stamps
+    assert set(before) == {"plan.csv", "study.yaml", "references.json"} | {f"runs/{r}/run.yaml" for r in small_plan.run_configs}
+
+
+def test_two_folders_of_one_plan_are_equal(small_plan: Plan, tmp_path: Path) -> None:
+    small_plan.write(tmp_path / "a")
+    small_plan.write(str(tmp_path / "b"))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_run_yaml_reads_back_exactly_through_omegaconf(small_plan: Plan, tmp_path: Path) -> None:
+    small_plan.write(tmp_path / "s")
+    for run_id, config in small_plan.run_configs.items():
+        stored = OmegaConf.to_container(OmegaConf.load(tmp_path / "s" / "runs" / run_id / "run.yaml"))
+        assert stored["run_id"] == run_id == config.run_id
+        assert RunConfig.from_dict(stored["config"]) == config
+
+
+def test_yaml_keeps_every_scalar() -> None:
+    content = {
+        "floats": [1e18, 1e-8, 4e-4, 0.1, 1.0, 5e22, -2.5e-300, 100000000000.0],
+        "ints": [0, -3, 10**18],
+        "text": ["", "true", "1e5", "null", "a: b # c", 'quote " and \\', "line\nbreak", "ünïcode", "0x10", "~"],
+        "none": None,
+        "flags": [True, False],
+        "empty": {},
+        "nested": {"deep": {"list": []}},
+    }
+    text = to_yaml(content)
+    assert OmegaConf.to_container(OmegaConf.create(text)) == content
+
+
+def test_a_stored_plan_reads_back_equal(small_plan: Plan, tmp_path: Path) -> None:
+    small_plan.write(tmp_path / "s")
+    stored = read_plan(tmp_path / "s")
+    assert stored.rows == small_plan.rows
+    assert stored.study == small_plan.study
+    assert stored.totals == small_plan.totals
+    assert stored.table.equals(small_plan.table)
+
+
+def test_table_has_the_documented_columns(small_plan: Plan) -> None:
+    """docs/columns.md is the golden: its first table's first column, in order."""
+    lines = (Path(__file__).parents[2] / "docs" / "columns.md").read_text().split("## ")[1].splitlines()
+    names: list[str] = []
+    for cell in [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:]:
+        first, *others = [part.strip() for part in cell.split(",")]
+        # '_encoder' after 'num_params_embedding' is short for 'num_params_encoder'
+        names += [first] + [first.removesuffix("_embedding") + part if part.startswith("_") else part for part in others]
+    assert tuple(names) == COLUMNS
+    assert list(small_plan.table.columns) == list(COLUMNS)
+    assert rows_to_csv(small_plan.rows).splitlines()[0] == ",".join(COLUMNS)
+
+
+def test_widening_keeps_every_id_and_file(small_plan: Plan, wider: Plan, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    small_plan.write(out)
+    (out / "runs" / small_plan.rows[0].run_id / "train.jsonl").write_text("{}\n")
+    before = contents(out)
+    with pytest.raises(PlanError, match="--widen"):
+        wider.write(out)
+    assert contents(out) == before
+    assert wider.write(out, widen=True) is Written.WIDENED
+    after = contents(out)
+    kept = {name: data for name, data in before.items() if name.startswith("runs/")}
+    assert kept.items() <= after.items()
+    assert len(read_rows(out)) == 18
+    assert wider.write(out) is Written.UNCHANGED
+
+
+def test_another_plan_is_refused_even_when_widening(small_plan: Plan, wider: Plan, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    wider.write(out)
+    before = contents(out)
+    for widen in (False, True):
+        with pytest.raises(PlanError, match=r"another plan: 6 of its 18 runs"):
+            small_plan.write(out, widen=widen)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("widen", [False, True])
+def test_a_folder_that_is_not_ours_is_refused(small_plan: Plan, tmp_path: Path, widen: bool) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(PlanError, match="no plan of ours"):
+        small_plan.write(tmp_path, widen=widen)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_file_is_refused_and_an_empty_folder_is_taken(small_plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PlanError, match="is a file"):
+        small_plan.write(tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    assert small_plan.write(tmp_path / "empty") is Written.NEW
+
+
+def test_a_lost_or_damaged_file_is_put_back(small_plan: Plan, tmp_path: Path) -> None:
+    small_plan.write(tmp_path / "s")
+    before = contents(tmp_path / "s")
+    first, second = list(small_plan.run_configs)[:2]
+    (tmp_path / "s" / "runs" / first / "run.yaml").unlink()
+    (tmp_path / "s" / "runs" / second / "run.yaml").write_text("torn")
+    (tmp_path / "s" / "references.json").unlink()
+    assert small_plan.write(tmp_path / "s") is Written.UNCHANGED
+    assert contents(tmp_path / "s") == before
+
+
+def test_a_full_disk_leaves_nothing(small_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, written = Path.write_bytes, []
+
+    def full_after_three(self: Path, data: bytes) -> int:
+        if len(written) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(self)
+        return real(self, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full_after_three)
+    with pytest.raises(PlanError, match="No space left on device.*free some space"):
+        small_plan.write(tmp_path / "s")
+    assert len(written) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_widening_leaves_the_old_table(
+    small_plan: Plan, wider: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "s"
+    small_plan.write(out)
+    old = (out / "plan.csv").read_bytes()
+    real = folder.write_atomically
+
+    def full_at_the_end(path: Path, data: bytes) -> None:
+        if path.name == "plan.csv":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, data)
+
+    monkeypatch.setattr(folder, "write_atomically", full_at_the_end)
+    with pytest.raises(PlanError, match="free some space"):
+        wider.write(out, widen=True)
+    assert (out / "plan.csv").read_bytes() == old
+    monkeypatch.undo()
+    assert wider.write(out, widen=True) is Written.WIDENED
+    assert read_plan(out).rows == wider.rows
+
+
+def test_a_damaged_table_is_told_by_its_line(small_plan: Plan, tmp_path: Path) -> None:
+    small_plan.write(tmp_path / "s")
+    path = tmp_path / "s" / "plan.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], lines[2].replace("baseline", "baseline,"), *lines[3:]]))
+    with pytest.raises(PlanError, match="line 3 is damaged"):
+        read_plan(tmp_path / "s")
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(PlanError, match="columns"):
+        read_plan(tmp_path / "s")
+    with pytest.raises(PlanError, match="no readable plan.csv"):
+        read_plan(tmp_path / "nowhere")
+
+
+def test_diff_names_what_changed(small_plan: Plan, wider: Plan, tmp_path: Path) -> None:
+    small_plan.write(tmp_path / "a")
+    wider.write(tmp_path / "b")
+    diff = diff_plans(tmp_path / "a", tmp_path / "b")
+    assert (len(diff.only_a), len(diff.only_b), diff.common, diff.changed) == (0, 6, 12, {})
+    assert diff.study == {"budgets": ([2e9, 6e9], [2e9, 6e9, 9e9])}
+    assert "only in B" in describe_diff(diff)
+    assert describe_diff(diff_plans(tmp_path / "a", tmp_path / "a")) == "the plans are the same: 12 runs"
+
+
+def test_repricing_reads_the_frozen_configurations(small_plan: Plan, tmp_path: Path) -> None:
+    small_plan.write(tmp_path / "s")
+    stored = read_plan(tmp_path / "s")
+    assert reprice(stored, small_plan.study.price) == small_plan.rows
+    (tmp_path / "s" / "runs" / stored.rows[0].run_id / "run.yaml").unlink()
+    with pytest.raises(PlanError, match=r"run.yaml' is missing"):
+        reprice(stored, small_plan.study.price)
+
+
+def test_a_study_reads_back_from_its_plain_form(small_plan: Plan) -> None:
+    assert StudyConfig.from_dict(study_to_dict(small_plan.study)) == small_plan.study

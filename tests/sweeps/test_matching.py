@@ -1,0 +1,162 @@
+"""Matched rows agree in what is matched, and what the planner counted is what the stream holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lst.data.shards import open_dataset
+from lst.data.stream import Stream
+from lst.errors import PlanError
+from lst.flops import SequenceCounts, training_flops
+from sweeps.allocate import Quantity, Target, allocate
+from sweeps.columns import PlanRow
+from sweeps.measure import Measurements
+from sweeps.plan import Plan, plan_with
+from sweeps.study import StudyConfig
+
+
+def planned(study: dict[str, Any], measure: Measurements, **changes: Any) -> Plan:
+    return plan_with(StudyConfig.from_dict({**study, **changes}), measure)
+
+
+def pairs(plan: Plan) -> list[tuple[PlanRow, PlanRow]]:
+    references = {row.match_group: row for row in plan.rows if row.arm == "baseline"}
+    return [(row, references[row.match_group]) for row in plan.rows if row.arm != "baseline"]
+
+
+def test_flop_matched_rows_land_on_the_budget(small_plan: Plan) -> None:
+    assert len(small_plan.rows) == 12
+    for row in small_plan.rows:
+        assert row.planned_flops == pytest.approx(row.flops_budget, rel=0.005)
+
+
+def test_planned_flops_are_those_of_the_sequences_that_the_stream_makes(small_plan: Plan) -> None:
+    """Every batch of a baseline, a static and a curriculum run, added up as the trainer adds them."""
+    dataset = open_dataset(small_plan.study.data)
+    for row in small_plan.rows[:3]:
+        config = small_plan.run_configs[row.run_id]
+        stream = Stream(dataset, config)
+        spent = SequenceCounts()
+        for step in range(row.steps):
+            spent += stream.batch(step).counts
+        assert training_flops(config, spent).total == pytest.approx(row.planned_flops, rel=1e-9)
+        assert (spent.tokens, spent.units, spent.speech_tokens) == (row.tokens, row.units, row.speech_tokens)
+
+
+def test_the_nearest_whole_number_of_sequences_is_taken(small_plan: Plan) -> None:
+    """Off the budget by at most the half of one of the run's longer sequences."""
+    for row in small_plan.rows:
+        sequences = row.batch_sequences * (row.steps - 1) + (row.final_batch_sequences or row.batch_sequences)
+        assert abs(row.planned_flops - row.flops_budget) <= 1.5 * row.planned_flops / sequences
+
+
+def test_unit_matched_rows_share_steps_units_and_batches(small_study: dict[str, Any], measure: Measurements) -> None:
+    plan = planned(small_study, measure, matching="unit")
+    assert pairs(plan)
+    for row, reference in pairs(plan):
+        for name in ("steps", "batch_sequences", "final_batch_sequences", "units", "units_per_step", "flops_budget"):
+            assert getattr(row, name) == getattr(reference, name)
+        assert reference.planned_flops == pytest.approx(reference.flops_budget, rel=0.005)
+        assert row.planned_flops != pytest.approx(reference.planned_flops, rel=0.005)
+        assert row.tokens > reference.tokens
+
+
+def test_data_matched_rows_share_tokens(small_study: dict[str, Any], measure: Measurements) -> None:
+    plan = planned(small_study, measure, matching="data")
+    for row, reference in pairs(plan):
+        assert row.tokens == pytest.approx(reference.tokens, rel=0.005)
+        assert row.speech_tokens == pytest.approx(reference.speech_tokens, rel=0.1)
+        assert row.units < reference.units
+
+
+@pytest.mark.parametrize("axis", ["tokens", "units"])
+def test_a_length_in_tokens_or_units_is_met_by_the_reference(
+    axis: str, small_study: dict[str, Any], measure: Measurements
+) -> None:
+    plan = planned(small_study, measure, budgets=[], **{axis: [8000]})
+    for row, reference in pairs(plan):
+        assert getattr(reference, axis) == pytest.approx(8000, rel=0.005)
+        assert row.planned_flops == pytest.approx(reference.planned_flops, rel=0.005)
+        assert row.flops_budget == reference.planned_flops
+
+
+def test_tokens_per_param_scale_with_the_reference_size(small_study: dict[str, Any], measure: Measurements) -> None:
+    plan = planned(small_study, measure, budgets=[], tokens_per_param=[0.5], arms=["baseline"])
+    for row in plan.rows:
+        assert row.tokens_per_param == pytest.approx(0.5, rel=0.005)
+    assert plan.rows[0].tokens < plan.rows[1].tokens
+
+
+def test_context_match_tokens_gives_patched_arms_shorter_sequences(small_study: dict[str, Any], measure: Measurements) -> None:
+    plan = planned(small_study, measure, context_match="tokens", seq_len_units=64)
+    for row, reference in pairs(plan):
+        assert row.seq_len_units < reference.seq_len_units == 64
+        tokens = [r.tokens / r.units * r.seq_len_units for r in (row, reference)]
+        assert tokens[0] == pytest.approx(tokens[1], rel=0.03)
+
+
+def test_a_run_longer_than_is_counted_is_matched_in_the_mean(small_plan: Plan, measure: Measurements) -> None:
+    config = next(c for c in small_plan.run_configs.values() if c.model.arm == "lst_static")
+    long = allocate(config, measure, batch_sequences=64, target=Target(quantity=Quantity.FLOPS, value=1e15))
+    assert long.sequences > 100 * measure.count_limit(config)
+    assert long.flops == pytest.approx(1e15, rel=1e-5)
+
+
+def test_a_sequence_too_coarse_for_the_budget_is_refused_with_the_reason(
+    small_study: dict[str, Any], measure: Measurements
+) -> None:
+    """Half a sequence is over 0.5% of the budget, and few steps remain: the rows stay in the plan, refused."""
+    plan = planned(small_study, measure, budgets=[1e8], seq_len_units=256)
+    assert plan.totals.refused == len(plan.rows) == 6
+    assert plan.run_configs == {}
+    assert any("off by" in row.reason for row in plan.rows)
+    assert all("steps are fewer" in row.reason for row in plan.rows)
+    assert plan.warnings[0].startswith("6 of 6 rows are refused")
+
+
+def test_a_budget_under_half_a_sequence_is_an_error(small_study: dict[str, Any], measure: Measurements) -> None:
+    with pytest.raises(PlanError, match="less than half of one sequence"):
+        planned(small_study, measure, budgets=[10.0])
+
+
+def test_budgets_that_round_to_one_run_are_an_error(small_study: dict[str, Any], measure: Measurements) -> None:
+    with pytest.raises(PlanError, match="round to the same run"):
+        planned(small_study, measure, budgets=[2e9, 2.00001e9], arms=["baseline"])
+
+
+def test_what_a_row_gets_does_not_depend_on_the_rest_of_the_plan(
+    small_study: dict[str, Any], toy_dataset: Any, small_plan: Plan
+) -> None:
+    """Planned alone, with nothing counted before, the rows of one budget keep their ids."""
+    alone = planned(small_study, Measurements(open_dataset(toy_dataset)), budgets=[2e9])
+    assert [row.run_id for row in alone.rows] == [row.run_id for row in small_plan.rows if row.flops_budget == 2e9]
+
+
+def test_price_threads_and_names_leave_ids_alone(small_study: dict[str, Any], measure: Measurements, small_plan: Plan) -> None:
+    other = planned(small_study, measure, name="other", price={"cpu_flops_per_second": 1e9}, execution={"threads": 2})
+    assert [row.run_id for row in other.rows] == [row.run_id for row in small_plan.rows]
+    assert other.totals.process_minutes > small_plan.totals.process_minutes
+
+
+def test_patch_size_changes_the_ids_of_patched_arms_only(
+    small_study: dict[str, Any], measure: Measurements, small_plan: Plan
+) -> None:
+    other = planned(small_study, measure, patching={"patch_size": 3})
+    same = {row.arm for row, old in zip(other.rows, small_plan.rows, strict=True) if row.run_id == old.run_id}
+    assert same == {"baseline"}
+
+
+def test_rows_are_ordered_by_budget_size_arm_seed(small_study: dict[str, Any], measure: Measurements) -> None:
+    plan = planned(small_study, measure, budgets=[6e9, 2e9], seeds=[1, 0], sizes=["w48", "tiny"], arms=["lst_static", "baseline"])
+    sizes, arms = ["tiny", "w48"], ["baseline", "lst_static"]
+    keys = [(row.flops_budget, sizes.index(row.size), arms.index(row.arm), row.seed) for row in plan.rows]
+    assert keys == sorted(keys)
+    assert len(set(keys)) == 16
+
+
+def test_epochs_and_passes_follow_from_the_unique_tokens(small_plan: Plan, measure: Measurements) -> None:
+    for row in small_plan.rows:
+        assert row.speech_epochs == pytest.approx(row.speech_tokens / measure.unique_speech_tokens)
+        assert row.corpus_passes == pytest.approx(3 * row.speech_epochs)  # a third of the words stays speech
