@@ -199,26 +199,53 @@ def _json(content: dict[str, Any]) -> str:
 
 
 def _told(content: dict[str, Any]) -> str:
-    """The study's fits as text: every result with its warnings."""
-    from analysis.results import IsoflopFit, MultiplierCurve, PowerLawFit, SharedFit, SurfaceFit
-
-    lines = []
+    """The study's fits in a few lines each; fits.json has the rest."""
+    kinds = {(f["n_kind"], f["d_kind"], f["flops_convention"], ", ".join(f["matching"])) for f in content["fits"]}
+    lines = [
+        f"N = {n}, D = {d}, FLOPs {convention}, matching: {matching or 'unknown'}" for n, d, convention, matching in sorted(kinds)
+    ]
     for entry in content["fits"]:
-        kinds = f"N = {entry['n_kind']}, D = {entry['d_kind']}, FLOPs {entry['flops_convention']}"
-        lines.append(f"== {entry['arm']}, {entry['target']} ({kinds}, matching {', '.join(entry['matching']) or 'unknown'})")
-        for name, kind in (("loss_surface", SurfaceFit), ("isoflop", IsoflopFit), ("loss_curve", PowerLawFit)):
-            lines += [repr(kind.from_json(entry[name]))] if entry[name] else []
-        lines += [f"  ! {w}" for w in entry["warnings"]]
+        lines.append(f"{entry['arm']}, {entry['target']}{' (conditional)' if entry['conditional'] else ''}")
+        if (surface := entry["loss_surface"]) is not None:
+            lines.append("  L(N, D): " + ", ".join(_ranged(surface, name) for name in ("E", "alpha", "beta")))
+        if (isoflop := entry["isoflop"]) is not None:
+            inside = sum(p["status"] == "interior" for p in isoflop["profiles"])
+            law = isoflop["optimal_params"]
+            lines.append(
+                f"  isoFLOP: {inside} of {len(isoflop['profiles'])} budgets have an interior minimum"
+                + (f"; N* ~ C^{_ranged(law, 'exponent', bare=True)}" if law else "")
+            )
+        lines += [f"  ! {w}" for w in dict.fromkeys([*entry["warnings"], *(surface or {}).get("warnings", ())])]
     for entry in content["comparisons"]:
-        lines.append(f"== {entry['arm']} against {entry['baseline']}, {entry['target']}")
-        for name, result in (("curve", MultiplierCurve), ("shared", SharedFit), ("shared_separate", SharedFit)):
-            lines += [repr(result.from_json(entry[name]))] if entry[name] else []
+        lines.append(f"{entry['arm']} against {entry['baseline']}, {entry['target']}")
+        if (curve := entry["curve"]) is not None:
+            low, high = curve["overlap"]
+            lines.append(
+                f"  compute multiplier {_band(curve['mean'], curve['mean_interval'])} over losses {low:.4g} to {high:.4g}"
+            )
+        if (shared := entry["shared"]) is not None:
+            arm = entry["arm"]
+            band = _band(shared["efficiencies"][arm].get("compute"), shared["intervals"][arm].get("compute"))
+            lines.append(f"  with shared exponents {band}")
         if (pairs := entry["matched"]) is not None:
-            band = "" if pairs["interval"] is None else f" [{pairs['interval'][0]:+.4f}, {pairs['interval'][1]:+.4f}]"
-            lines.append(f"  {pairs['n']} matched pairs: mean loss difference {pairs['mean']:+.4f}{band} nats")
-        lines += [f"  ! {w}" for w in entry["warnings"]]
-    lines += [f"! {w}" for w in content["warnings"]]
-    return "\n".join(lines)
+            lines.append(
+                f"  {pairs['n']} matched pairs: mean loss difference {_band(pairs['mean'], pairs['interval'], '+.4f', ' nats')}"
+            )
+        lines += [f"  ! {w}" for w in dict.fromkeys([*entry["warnings"], *(curve or {}).get("warnings", ())])]
+    return "\n".join([*lines, *(f"! {w}" for w in content["warnings"])])
+
+
+def _ranged(fit: dict[str, Any], name: str, *, bare: bool = False) -> str:
+    band = _band(fit[name], fit["intervals"].get(name), ".4g", "")
+    return band if bare else f"{name} {band}"
+
+
+def _band(value: float | None, interval: list[float] | None, form: str = ".3g", unit: str = "x") -> str:
+    """A number with its interval, as 1.29x [1.18, 1.4]."""
+    if value is None:
+        return "not determined"
+    ends = "" if interval is None else f" [{interval[0]:{form}}, {interval[1]:{form}}]"
+    return f"{value:{form}}{unit}{ends}"
 
 
 def _sync(options: argparse.Namespace) -> int:

@@ -97,7 +97,7 @@ def least_squares(problem: Problem, start: Floats, log_loss: Floats) -> Floats:
         xtol=1e-12,
         ftol=1e-12,
         gtol=1e-12,
-        max_nfev=100,
+        max_nfev=30,
     )
     found: Floats = whole(floats(end.x))[0]
     return found

@@ -30,7 +30,7 @@ def chunk_rows(points: int) -> int:
     return min(max(CACHED // points, 64), 1024)
 
 
-STAGES = ((100, 12), (10, 12), (1, 300))  # multiples of Huber's delta, and the Newton steps spent at each
+COARSE, FINE = ((100, 12), (10, 12)), ((1, 150),)  # multiples of Huber's delta, and the Newton steps spent at each
 
 
 @dataclass(frozen=True)
@@ -144,17 +144,25 @@ def derivatives(problem: Problem, theta: Floats, log_loss: Floats, weight: Float
     return gradient, hessian, np.maximum(scale, 1e-14 * scale.max(1, keepdims=True) + 1e-300)
 
 
-def minimise(problem: Problem, start: Floats, log_loss: Floats, weight: Floats, *, tolerance: float = 1e-14) -> Solutions:
+def minimise(
+    problem: Problem,
+    start: Floats,
+    log_loss: Floats,
+    weight: Floats,
+    *,
+    tolerance: float = 1e-14,
+    stages: tuple[tuple[int, int], ...] = COARSE + FINE,
+) -> Solutions:
     """Local minima from `start` (P, p); log_loss and weight are (P, n); `tolerance` is relative, on the objective.
 
-    Huber's delta shrinks through STAGES x delta, so that the nearly absolute deviation is met with the right points inside.
+    Huber's delta shrinks through the stages, so that the nearly absolute deviation is met with the right points inside.
     """
     parts = []
     size = chunk_rows(len(problem.x))
     for first in range(0, len(start), size):
         rows = slice(first, first + size)
         theta = start[rows]
-        for stage, steps in STAGES if np.isfinite(problem.delta) else STAGES[-1:]:
+        for stage, steps in stages if np.isfinite(problem.delta) else FINE:
             part = _newton(problem, theta, log_loss[rows], weight[rows], problem.delta * stage, steps, tolerance)
             theta = part.theta
         parts.append(part)

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from analysis.laws import Floats
-from analysis.solver import Problem, Solutions, minimise, model, objective, projected_starts
+from analysis.solver import COARSE, FINE, Problem, Solutions, minimise, model, objective, projected_starts
 
 WILD_BELOW = 12
 """Runs under which the design is kept and residuals are resampled."""
@@ -28,7 +28,7 @@ SMALL_DESIGN = 20
 PAIRS = "pairs bootstrap over runs, stratified by budget"
 WILD = "wild bootstrap of residuals, design kept"
 MAX_LEVERAGE = 0.95
-REFIT_TOLERANCE = 1e-10
+REFIT_TOLERANCE = 1e-9
 """Relative change of the objective at which a resample's refit stops: far under the scatter of resamples."""
 
 
@@ -110,24 +110,17 @@ def bootstrap(
 
 
 def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats, *, projected: int = 2) -> Solutions:
-    """The optimum of each resample (R, n). Starts compete after the coarse stage; the best goes on to the end."""
+    """The optimum of each resample (R, n): starts compete after the coarse stages, the best one goes on to the end."""
     starts = projected_starts(problem, log_loss, weight, keep=projected, points=12)
     starts = np.concatenate([np.broadcast_to(near, (len(log_loss), 1, problem.size)), starts], axis=1)
     count = starts.shape[1]
     repeated = [np.repeat(values, count, axis=0) for values in (log_loss, weight)]
     flat = starts.reshape(-1, problem.size)
-    coarse = min(problem.delta * 100, 1e9)
-    value = objective(problem, flat, repeated[0], repeated[1], coarse).reshape(-1, count)
-    chosen = np.argsort(value, axis=1)[:, :2]  # two of them, so that one misleading start costs nothing
-    ends = [
-        minimise(problem, starts[np.arange(len(starts)), chosen[:, k]], log_loss, weight, tolerance=REFIT_TOLERANCE)
-        for k in range(min(2, count))
-    ]
-    stacked = np.stack([np.where(end.converged, end.objective, np.inf) for end in ends])
-    winner = np.argmin(stacked, axis=0)
-    rows = np.arange(len(starts))
-    pick = [np.stack([getattr(end, f) for end in ends])[winner, rows] for f in ("theta", "objective", "converged")]
-    return Solutions(*pick)
+    if np.isfinite(problem.delta):
+        flat = minimise(problem, flat, repeated[0], repeated[1], tolerance=1e-6, stages=COARSE).theta
+    value = objective(problem, flat, repeated[0], repeated[1], problem.delta).reshape(-1, count)
+    best = flat.reshape(starts.shape)[np.arange(len(starts)), value.argmin(1)]
+    return minimise(problem, best, log_loss, weight, tolerance=REFIT_TOLERANCE, stages=FINE)
 
 
 def small_design_warning(n: int, parameters: int) -> str | None:
