@@ -41,14 +41,14 @@ class Display:
             f"{status.step:,}/{status.steps:,} steps  {duration(status.seconds)}{loss}{cause}"
         )
 
-    def progress(self, done: int, total: int, running: int, fraction: float, eta: float | None) -> None:
+    def progress(self, ended: int, total: int, running: int, fraction: float, eta: float | None) -> None:
         """Redraw the bar, at most a few times a second. `fraction` is the share of the planned work, by cost."""
         now = time.monotonic()
         if not self._live or now - self._drawn < REDRAW_SECONDS:
             return
         self._drawn = now
         left = f"  ETA {duration(eta)}" if eta is not None else ""
-        line = f"{bar(fraction)} {fraction:4.0%}  {done}/{total} done  {running} running{left}"
+        line = f"{bar(fraction)} {fraction:4.0%}  {ended}/{total} ended  {running} running{left}"
         columns = shutil.get_terminal_size().columns
         self._stream.write(f"\r\x1b[K{line[: columns - 1]}")
         self._stream.flush()

@@ -132,7 +132,9 @@ def test_the_batch_script_trains_the_runs_from_the_snapshot(tmp_path: Path, slur
     study = tmp_path / "study"
     runs = make_study(study, {"steps": 2}, {"die_at": 1, "how": "raise"})
     assert call("submit", study, "cluster=slurm", "threads=3")[0] == 0
-    wait_for(lambda: {s["state"] for s in status(study).values()} == {"done", "failed"}, "both jobs to end")
+    wait_for(lambda: (slurm / "calls.txt").read_text().count("srun") == 2, "both jobs to start")
+    wait_for(lambda: [e["event"] for e in read_jsonl(study / "launch/ledger.jsonl")].count("ended") == 2, "both jobs to end")
+    assert {s["state"] for s in status(study).values()} == {"done", "failed"}
     (life,) = lives(study, runs[0])
     assert Path(life["lst"]).is_relative_to(study / "launch/snapshot")
     assert life["environment"]["OMP_NUM_THREADS"] == "3"

@@ -120,7 +120,7 @@ def test_the_bar_is_live_on_a_terminal_and_absent_elsewhere() -> None:
         display = Display(stream)
         display.progress(1, 4, 2, 0.5, 90.0)
         display.note("a line")
-    assert "50%  1/4 done  2 running  ETA 1 min 30 s" in screen.getvalue()
+    assert "50%  1/4 ended  2 running  ETA 1 min 30 s" in screen.getvalue()
     assert screen.getvalue().endswith("\r\x1b[Ka line\n")
     assert file.getvalue() == "a line\n"
 
