@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lst.config import from_dict
 from lst.errors import ConfigError, did_you_mean
+from lst.plain import from_dict
 
 CONF = Path(__file__).parent / "conf" / "cluster"
 OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")

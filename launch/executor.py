@@ -34,8 +34,8 @@ from launch.environment import THREAD_LIMITS, job_environment, python_environmen
 from launch.failures import one_line
 from launch.status import JOB_FILES
 from launch.worker import WorkerJob, run_job
-from lst.config import to_dict
 from lst.errors import LaunchError
+from lst.plain import to_dict
 
 
 class _SessionLocalExecutor(submitit.LocalExecutor):

@@ -36,7 +36,7 @@ from launch.failures import (
 from launch.lease import LEASE, Lease, process_mark
 from launch.ledger import DONE, ENDED, FAILED, INTERRUPTED, STARTED, append_event, next_attempt, read_attempts
 from launch.snapshot import code_hash
-from lst.config import from_dict
+from lst.plain import from_dict
 from lst.records import EXIT, LOG, TRAIN_RECORDS, read_json
 
 RESTART = 75  # the trainer has saved and asks to be run again

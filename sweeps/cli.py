@@ -189,7 +189,7 @@ def compose_study(overrides: dict[str, str]) -> StudyConfig:
 
 def _with_overrides(study: StudyConfig, overrides: dict[str, str]) -> StudyConfig:
     """A study that is not in the package's folder, with overrides."""
-    from lst.config import merge
+    from lst.plain import merge
     from sweeps.study import StudyConfig, study_to_dict
 
     return StudyConfig.from_dict(merge(study_to_dict(study), _compose([], overrides)))

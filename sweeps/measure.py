@@ -13,8 +13,9 @@ import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lst.config import DataConfig, EvalConfig, Patching, RunConfig, to_dict
+from lst.config import DataConfig, EvalConfig, Patching, RunConfig
 from lst.errors import DataError
+from lst.plain import to_dict
 
 if TYPE_CHECKING:
     from lst.data.shards import Dataset
@@ -30,6 +31,7 @@ class Measurements:
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._prefixes: dict[str, SequenceTable] = {}
+        self._runs: dict[str, SequenceTable] = {}
         self._mixtures: dict[str, DataConfig] = {}
 
     @property
@@ -91,7 +93,11 @@ class Measurements:
         from lst.data.statistics import count_sequences
 
         train = dataclasses.replace(config.train, steps=steps, batch_sequences=batch_sequences, final_batch_sequences=0)
-        return count_sequences(self._dataset, dataclasses.replace(config, train=train), limit or self.count_limit(config))
+        limit = limit or self.count_limit(config)
+        key = _key(config.data, config.patching, train, _windows(config), limit)
+        if key not in self._runs:
+            self._runs[key] = count_sequences(self._dataset, dataclasses.replace(config, train=train), limit)
+        return self._runs[key]
 
     def references(self, evaluation: EvalConfig, data: DataConfig) -> dict[str, Any]:
         """Content of references.json."""

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lst.config import RunConfig, to_dict
+from lst.config import RunConfig
 from lst.errors import PlanError
+from lst.plain import to_dict
 from sweeps.columns import PLAN_TABLE, PlanRow, read_rows, rows_to_csv
 from sweeps.folder import STUDY_FILE, Written, run_file, to_yaml, write_plan
 from sweeps.price import wall_minutes

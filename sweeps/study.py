@@ -18,9 +18,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from lst.config import Arm, DataConfig, EvalConfig, ExecutionConfig, PatchingConfig, from_dict
+from lst.config import Arm, DataConfig, EvalConfig, ExecutionConfig, PatchingConfig
 from lst.errors import ConfigError, did_you_mean
 from lst.ladder import SIZES
+from lst.plain import from_dict
 from sweeps.admit import AdmissionConfig
 from sweeps.price import PriceConfig
 from sweeps.recipe import RecipeConfig
@@ -216,7 +217,7 @@ _LISTS: dict[str, type] = {
 
 def study_to_dict(study: StudyConfig) -> dict[str, Any]:
     """A study as plain values, as `StudyConfig.from_dict` reads them."""
-    from lst.config import to_dict
+    from lst.plain import to_dict
 
     plain = to_dict(study)
     plain["arm_sizes"] = {arm: list(sizes) for arm, sizes in study.arm_sizes.items()}

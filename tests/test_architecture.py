@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         {
             "lst",
             "lst.config",
+            "lst.plain",  # dataclasses from and to plain values
             "lst.ladder",  # size -> shape lies with the model, so that lst.config.arm_config needs no planner
             "lst.flops",
             "lst.errors",
@@ -36,7 +37,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "lst.data.shards",  # to open the data set that statistics are made of
         }
     ),
-    "launch": frozenset({"lst", "lst.config", "lst.records", "lst.errors", "sweeps.plan", "sweeps.price"}),
+    "launch": frozenset({"lst", "lst.config", "lst.plain", "lst.records", "lst.errors", "sweeps.plan", "sweeps.price"}),
     "analysis": frozenset({"lst", "lst.records", "lst.flops", "lst.errors", "lst.assumptions", "sweeps.plan"}),
     "reports": frozenset({"lst", "lst.errors", "lst.assumptions", "sweeps.plan", "analysis.results"}),
 }

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lst.config import from_dict
 from lst.errors import ConfigError, DataError, LstError
+from lst.plain import from_dict
 
 EXAMPLE = "prepare-data input=speech.jsonl out=data/mine"
 

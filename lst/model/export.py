@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lst.config import RunConfig, to_dict
+from lst.config import RunConfig
 from lst.errors import CheckpointError, LstError
+from lst.plain import to_dict
 
 if TYPE_CHECKING:
     import torch

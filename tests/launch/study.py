@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 
 from launch.rows import NEEDED
 from launch.status import as_json, gather
-from lst.config import arm_config, to_dict
+from lst.config import arm_config
+from lst.plain import to_dict
 from lst.records import read_jsonl, write_json
 
 ROOT = Path(__file__).resolve().parents[2]

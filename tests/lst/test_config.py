@@ -2,8 +2,9 @@
 
 import pytest
 
-from lst.config import ARM_PATCHING, Arm, Patching, PatchingConfig, RunConfig, arm_config, merge, to_dict
+from lst.config import ARM_PATCHING, Arm, Patching, PatchingConfig, RunConfig, arm_config
 from lst.errors import ConfigError
+from lst.plain import merge, to_dict
 
 
 @pytest.mark.parametrize("arm", list(Arm))

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import sentencepiece
 
-from lst.config import RunConfig, arm_config, merge, to_dict
+from lst.config import RunConfig, arm_config
 from lst.data.shards import write_dataset
+from lst.plain import merge, to_dict
 from lst.records import WALL_CLOCK_FIELDS, read_jsonl
 
 SPEECH_VOCAB = 40

@@ -1,0 +1,99 @@
+"""Frozen dataclasses from and to plain values (what YAML and JSON hold), read strictly; and the hash of plain values.
+
+An unknown key, a missing one or a wrong type is a ConfigError that names the key's path and the closest known name. Only an
+int is widened (to float); nothing else is converted. Not here: what the fields mean (`lst.config`, `sweeps.study`, ...).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from lst.errors import ConfigError, did_you_mean
+
+RUN_ID_DIGITS = 12
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A new dict: `base` with the nested values of `over` put over it."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def content_hash(content: Any, digits: int = RUN_ID_DIGITS) -> str:
+    """First hex digits of the SHA-256 of `content` as canonical JSON (sorted keys, shortest round-trip floats)."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON-able values (enums as strings, tuples as lists)."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
+    """Build dataclass `cls` from plain values; `path` is the prefix that errors name. Raises ConfigError."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path or cls.__name__}={values!r} is no mapping; give its fields by name.")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown key '{_join(path, key)}'; {did_you_mean(str(key), known)}")
+    for name, spec in known.items():
+        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise ConfigError(f"missing key '{_join(path, name)}'; give it a value.")
+    return cls(**{key: _convert(hints[key], value, _join(path, key)) for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """`value` as the annotated type, widening int to float only."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, path)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return value if isinstance(value, hint) else from_dict(hint, value, path)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        if value not in list(hint):
+            raise ConfigError(f"{path}={value!r} is unknown; {did_you_mean(str(value), list(hint))}")
+        return hint(value)
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or len(value) != len(arguments):
+            raise ConfigError(f"{path}={value!r} must be a list of {len(arguments)} values.")
+        return tuple(_convert(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True)))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{path}={value!r} must be of type {hint.__name__}, not {type(value).__name__}.")
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(f"{path}={value!r} must be finite.")
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _join(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
