@@ -3,8 +3,8 @@
     L_bi = p_b + q_b x_i + k x_i^2,  x = ln N - mean;   N*_b = exp(mean - q_b / (2 k)),  L*_b = p_b - q_b^2 / (4 k)
 
 (approach 2 of Hoffmann et al. 2022, section 3.2, with one curvature k for all budgets where sizes are few, else k_b each.)
-Least squares on the loss itself, so everything is linear and the intervals are a wild bootstrap with the design kept
-(`analysis.uncertainty`). N*(C) and D*(C) are power laws fitted apart, in logs, through interior minima only; D* is read off
+Least squares on the loss itself, so everything is linear and the intervals come from resampled residuals with the design
+kept (`analysis.uncertainty`). N*(C) and D*(C) are power laws fitted apart, in logs, through interior minima only; D* is read off
 the budget's own runs (ln D against ln N), not from 6ND. Not here: which runs count (`analysis.exclude`).
 """
 
@@ -20,7 +20,7 @@ from analysis.diagnose import check_options, interval_warnings, robust_spread
 from analysis.laws import Floats, IsoflopParabola, PowerLaw
 from analysis.results import IsoflopFit, IsoflopProfile, PowerLawFit, percentile_interval
 from analysis.table import Points, read_points
-from analysis.uncertainty import WILD, leverages, wild_errors
+from analysis.uncertainty import RESIDUAL, leverages, residual_errors
 from lst.errors import FitError, did_you_mean
 
 SHARED, PER_BUDGET, AUTO = "shared", "per_budget", "auto"
@@ -112,11 +112,11 @@ class Regression:
         )
 
     def draws(self, *, resamples: int, level: float, rng: np.random.Generator) -> tuple[Parabolas, Parabolas]:
-        """The fit (R = 1) and its wild resamples."""
+        """The fit (R = 1) and its resamples."""
         best = self.solve(self.losses[None])
         fitted = self.design @ np.linalg.pinv(self.design) @ self.losses
         residual = self.losses - fitted
-        errors = wild_errors(residual, leverages(self.design), self.design.shape[1], level, resamples, rng)
+        errors = residual_errors(residual, leverages(self.design), self.design.shape[1], level, resamples, rng)
         return best, self.solve(fitted + errors)
 
     @property
@@ -169,7 +169,7 @@ def fit_isoflop(
         "objective": float((regression.residual**2).sum() / 2),
         "residual_spread": robust_spread(regression.residual),
         "level": level,
-        "interval_method": WILD if count else "none",
+        "interval_method": RESIDUAL if count else "none",
         "resamples": count,
     }
     laws = [_law(name, points, best, draws, profiles, basis) for name in ("optimal_params", "optimal_tokens")]

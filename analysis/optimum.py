@@ -16,7 +16,9 @@ from scipy import optimize
 
 from analysis.laws import Floats, floats
 from analysis.solver import (
+    COARSE,
     CONSTANT,
+    FINE,
     IN_D,
     IN_N,
     Problem,
@@ -62,8 +64,12 @@ def solve(problem: Problem, log_loss: Floats) -> Optimum:
 
 
 def _minimise_one(problem: Problem, starts: Floats, log_loss: Floats) -> Solutions:
-    losses = np.repeat(log_loss[None], len(starts), axis=0)
-    return minimise(problem, starts, losses, np.ones_like(losses))
+    """Minima of one fit from several starts; those that the coarse stages bring together go on as one."""
+    losses, weight = np.repeat(log_loss[None], len(starts), axis=0), np.ones((len(starts), len(log_loss)))
+    if np.isfinite(problem.delta):
+        starts = minimise(problem, starts, losses, weight, stages=COARSE).theta
+    _, distinct = np.unique(np.round(starts, 5), axis=0, return_index=True)
+    return minimise(problem, starts[distinct], losses[distinct], weight[distinct], stages=FINE)
 
 
 def least_squares(problem: Problem, start: Floats, log_loss: Floats) -> Floats:

@@ -2,10 +2,13 @@
 
 Two ways. With enough runs, a pairs bootstrap over runs, stratified by budget: each resample draws, within each budget, as
 many runs as it has, with replacement (Efron and Tibshirani 1993, chapter 9); budgets of one or two runs are pooled. With few,
-a resample would often lose a size altogether, so the design is kept and residuals get random signs: a wild bootstrap (Wu 1986;
-signs after Liu 1988), each residual divided by sqrt(1 - leverage) and all scaled to the variance RSS / (n - p) times (t / z)^2,
+a resample would often lose a size altogether, so the design is kept and the errors are resampled: magnitudes drawn from all
+residuals, each divided by sqrt(1 - leverage), with random signs. They are scaled to the variance RSS / (n - p) times (t / z)^2,
 t and z the quantiles of Student's t with n - p degrees of freedom and of the normal at the interval's level: small designs get
-the width that their degrees of freedom ask for. Intervals are percentiles of the refits that converged;
+the width that their degrees of freedom ask for.
+(A wild bootstrap, Wu 1986, keeps each residual at its own point. It allows noise
+that differs between points, but at a handful of degrees of freedom it rests on one or two residuals and covers too little;
+`tests/analysis/test_uncertainty.py` shows both.) Intervals are percentiles of the refits that converged;
 the others are counted.
 """
 
@@ -19,14 +22,14 @@ from scipy import stats
 from analysis.laws import Floats
 from analysis.solver import COARSE, FINE, Problem, Solutions, minimise, model, objective, projected_starts
 
-WILD_BELOW = 12
+RESIDUAL_BELOW = 12
 """Runs under which the design is kept and residuals are resampled."""
 POOLED_BELOW = 3
 """Runs of a budget under which it is pooled with other such budgets in the pairs bootstrap."""
 SMALL_DESIGN = 20
 """Runs under which every interval carries a warning."""
 PAIRS = "pairs bootstrap over runs, stratified by budget"
-WILD = "wild bootstrap of residuals, design kept"
+RESIDUAL = "bootstrap of residuals with random signs, design kept"
 MAX_LEVERAGE = 0.95
 REFIT_TOLERANCE = 1e-9
 """Relative change of the objective at which a resample's refit stops: far under the scatter of resamples."""
@@ -54,7 +57,7 @@ def stratified_counts(strata: np.ndarray, resamples: int, rng: np.random.Generat
     return counts
 
 
-def wild_errors(
+def residual_errors(
     residual: Floats, leverage: Floats, parameters: int, level: float, resamples: int, rng: np.random.Generator
 ) -> Floats:
     """(resamples, n) errors to add to the fitted values; all 0 where no degree of freedom is left."""
@@ -67,14 +70,14 @@ def wild_errors(
     size = float(np.sqrt((scaled**2).mean()))
     tail = 0.5 + level / 2
     scaled = scaled * (np.sqrt(variance) / size if size > 0 else 0.0) * stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
-    errors: Floats = rng.choice([-1.0, 1.0], size=(resamples, n)) * scaled
+    errors: Floats = rng.choice(scaled, size=(resamples, n)) * rng.choice([-1.0, 1.0], size=(resamples, n))
     return errors
 
 
 def leverages(jacobian: Floats) -> Floats:
     """Diagonal of the hat matrix of an (n, p) Jacobian; columns without influence do no harm."""
     scale = np.linalg.norm(jacobian, axis=0)
-    used = jacobian[:, scale > 1e-12 * scale.max()]
+    used = jacobian[:, scale > 0]
     left, singular, _ = np.linalg.svd(used / np.linalg.norm(used, axis=0), full_matrices=False)
     result: Floats = (left[:, singular > 1e-10 * singular[0]] ** 2).sum(1)
     return result
@@ -92,21 +95,21 @@ def bootstrap(
 ) -> Draws:
     """Refits of `problem` around its optimum `best` (p,), each from variable projection and from `best`, at its own optimum."""
     n = len(log_loss)
-    wild = n < WILD_BELOW
+    kept_design = n < RESIDUAL_BELOW
     if resamples < 1 or n <= problem.free_parameters:
         return Draws(np.empty((0, problem.size)), "none", 0, 0)
     weight, losses = np.ones((resamples, n)), np.repeat(log_loss[None], resamples, axis=0)
-    if wild:
+    if kept_design:
         value, slope = model(problem, best[None])
         fitted = np.log(value[0])
         jacobian = np.delete(slope[0] / value[0][:, None], problem.unused(), axis=1)
-        losses = fitted + wild_errors(log_loss - fitted, leverages(jacobian), problem.free_parameters, level, resamples, rng)
+        losses = fitted + residual_errors(log_loss - fitted, leverages(jacobian), problem.free_parameters, level, resamples, rng)
     else:
         weight = stratified_counts(strata, resamples, rng)
     enough = (weight > 0).sum(1) >= problem.free_parameters
     solved = refit(problem, best, losses[enough], weight[enough])
     kept = solved.theta[solved.converged]
-    return Draws(kept, WILD if wild else PAIRS, resamples, resamples - len(kept))
+    return Draws(kept, RESIDUAL if kept_design else PAIRS, resamples, resamples - len(kept))
 
 
 def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats, *, projected: int = 2) -> Solutions:

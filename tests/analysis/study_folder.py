@@ -89,17 +89,25 @@ def write_study(folder: Path, study: Synthetic | None = None) -> Path:
     return folder
 
 
-def write_run(folder: Path, row: PlanRow, loss: float, *, stories: bool = True, steps: int = STEPS, finished: bool = True) -> None:
+def write_run(
+    folder: Path, row: PlanRow, loss: float, *, stories: bool = True, steps: int = STEPS, finished: bool = True
+) -> None:
     """The records of one run, as the trainer writes them."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / records.RUN_CONFIG).write_text(f"run_id: {row.run_id}\nconfig: {{model: {{arm: {row.arm}}}, train: {{steps: {STEPS}}}}}\n")
+    (folder / records.RUN_CONFIG).write_text(
+        f"run_id: {row.run_id}\nconfig: {{model: {{arm: {row.arm}}}, train: {{steps: {STEPS}}}}}\n"
+    )
     with records.JsonLinesWriter(folder / records.TRAIN_RECORDS) as file:
         for step in range(1, steps + 1):
             file.write(train_record(row, step, loss + 3.0 * (1 - step / STEPS)))
     if not finished:
         return
     with records.JsonLinesWriter(folder / records.EVAL_RECORDS) as file:
-        for task, direction, shift in (("heldout_mixture", "ST->ST", 0.0), ("heldout_speech", "S->S", 0.4), ("heldout_text", "T->T", 0.2)):
+        for task, direction, shift in (
+            ("heldout_mixture", "ST->ST", 0.0),
+            ("heldout_speech", "S->S", 0.4),
+            ("heldout_text", "T->T", 0.2),
+        ):
             file.write(eval_record(row, task, direction, "nats_per_token", loss + shift, 1000))
         if stories:
             for metric, value in (("accuracy", 0.75), ("chance", 0.5)):
@@ -110,14 +118,30 @@ def write_run(folder: Path, row: PlanRow, loss: float, *, stories: bool = True, 
                 right = {"correct": item != 0, "scores": [-1.0 - 2 * (item == 0), -2.0]}
                 file.write({"step": STEPS, "task": "story_elsewhere", "direction": "S->S", "item": item} | right)
     spent = {name: getattr(row, name) for name in ("units", "tokens", "text_tokens", "speech_tokens")}
-    ended = {"run_id": row.run_id, "status": "done", "step": STEPS, "train_flops": row.planned_flops, "seconds": 12.5, "attempts": 1}
-    records.write_json(folder / records.EXIT, ended | spent | {"versions": {"torch": "2"}, "num_params": {"global": row.num_params_global}})
+    ended = {
+        "run_id": row.run_id,
+        "status": "done",
+        "step": STEPS,
+        "train_flops": row.planned_flops,
+        "seconds": 12.5,
+        "attempts": 1,
+    }
+    records.write_json(
+        folder / records.EXIT, ended | spent | {"versions": {"torch": "2"}, "num_params": {"global": row.num_params_global}}
+    )
 
 
 def train_record(row: PlanRow, step: int, loss: float) -> dict[str, Any]:
     share = step / STEPS
     spent = {name: getattr(row, name) * share for name in ("units", "tokens", "text_tokens", "text_only_tokens", "speech_tokens")}
-    return {"step": step, "loss": loss, "lr": 1e-3, "grad_norm": 1.0, "train_flops": row.planned_flops * share, "time": 1e9 + step} | spent
+    return {
+        "step": step,
+        "loss": loss,
+        "lr": 1e-3,
+        "grad_norm": 1.0,
+        "train_flops": row.planned_flops * share,
+        "time": 1e9 + step,
+    } | spent
 
 
 def eval_record(row: PlanRow, task: str, direction: str, metric: str, value: float, n_items: int) -> dict[str, Any]:

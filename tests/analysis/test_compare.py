@@ -15,7 +15,9 @@ from tests.analysis.tables import TRUTH, isoflop_table
 DENSE = tuple(np.geomspace(1e18, 1e20, 9))
 
 
-def two_arms(efficiency: float, *, noise: float = 0.0, budgets: tuple[float, ...] = DENSE, sizes: int = 5, seed: int = 0) -> pd.DataFrame:
+def two_arms(
+    efficiency: float, *, noise: float = 0.0, budgets: tuple[float, ...] = DENSE, sizes: int = 5, seed: int = 0
+) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     base = isoflop_table(noise=noise, budgets=budgets, sizes=sizes, rng=rng)
     arm = isoflop_table(noise=noise, budgets=budgets, sizes=sizes, rng=rng, efficiency=efficiency, arm="lst")

@@ -78,7 +78,9 @@ def test_solution_meets_its_conditions_and_is_not_above_scipy_from_many_starts()
             assert best.objective <= value * (1 + 1e-9)
 
 
-@pytest.mark.skipif(not CHINCHILLA.is_file(), reason="the published points have no licence file, so the project does not ship them")
+@pytest.mark.skipif(
+    not CHINCHILLA.is_file(), reason="the published points have no licence file, so the project does not ship them"
+)
 def test_optimum_of_the_published_chinchilla_points() -> None:
     """240 points of Besiroglu et al. 2024 (the five highest losses dropped), Huber on log loss, delta 1e-3, sum."""
     raw = pd.read_csv(CHINCHILLA)
@@ -142,7 +144,12 @@ def test_table_that_cannot_support_a_surface_is_refused(case: str) -> None:
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"objective": "hubre"}, "did you mean 'huber'"), ({"delta": 0.0}, "delta=0.0"), ({"level": 1.5}, "level=1.5"), ({"resamples": -1}, "resamples=-1")],
+    [
+        ({"objective": "hubre"}, "did you mean 'huber'"),
+        ({"delta": 0.0}, "delta=0.0"),
+        ({"level": 1.5}, "level=1.5"),
+        ({"resamples": -1}, "resamples=-1"),
+    ],
 )
 def test_option_out_of_range_is_refused(options: dict[str, object], sentence: str) -> None:
     with pytest.raises(FitError, match=sentence):
@@ -172,7 +179,9 @@ def test_result_predicts_prints_and_goes_through_json() -> None:
 def test_fine_delta_against_the_noise_is_told() -> None:
     fit = fit_loss_surface(isoflop_table(noise=0.05, sizes=10), resamples=0)
     assert any("Huber's delta" in w for w in fit.warnings)
-    assert not any("Huber's delta" in w for w in fit_loss_surface(isoflop_table(noise=0.05), objective="squares", resamples=0).warnings)
+    assert not any(
+        "Huber's delta" in w for w in fit_loss_surface(isoflop_table(noise=0.05), objective="squares", resamples=0).warnings
+    )
 
 
 def test_influence_of_an_outlier_is_bounded_by_delta() -> None:

@@ -1,0 +1,171 @@
+"""Run folders to tables: contents, tolerance of torn and repeated records, exclusions, equal bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from analysis import exclude
+from analysis.collect import ATTEMPT_COLUMNS, RESULT_COLUMNS, RUN_COLUMNS, collect
+from lst import records
+from lst.errors import FitError
+from tests.analysis.study_folder import STEPS, Synthetic, rows, train_record, write_run, write_study
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "columns.md"
+SMALL = Synthetic(budgets=(1e18,), sizes=2)
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    collect(folder).write(folder)
+    names = ("results.csv", "runs.csv", "attempts.csv", "curves.parquet", "items.parquet")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def test_tables_have_the_documented_columns(tmp_path: Path) -> None:
+    collected = collect(write_study(tmp_path, SMALL))
+    text = DOCS.read_text()
+    documented = {
+        section.split("\n", 1)[0].split(" ")[0]: [
+            w.split(" (")[0].strip() for w in section.split("\n\n")[1].replace("\n", " ").split(",")
+        ]
+        for section in text.split("## ")[2:]
+    }
+    assert documented["results.csv"] == RESULT_COLUMNS == list(collected.results.columns)
+    assert documented["attempts.csv"] == ATTEMPT_COLUMNS == list(collected.attempts.columns)
+    assert documented["curves.parquet"] == collected.curves.schema.names
+    assert documented["items.parquet"] == collected.items.schema.names
+    assert documented["runs.csv"][: len(RUN_COLUMNS) - 1] == RUN_COLUMNS[:-1]
+    assert list(collected.runs.columns) == RUN_COLUMNS
+
+
+def test_complete_study_is_collected_whole(tmp_path: Path) -> None:
+    collected = collect(write_study(tmp_path, SMALL))
+    assert len(collected.runs) == 4
+    assert set(collected.runs["state"]) == {"done"}
+    assert set(collected.runs["excluded"]) == {""}
+    assert len(collected.results) == 4 * 5
+    assert collected.curves.num_rows == 4 * STEPS
+    assert collected.items.num_rows == 4 * 4
+    assert len(collected.attempts) == 4
+    run = collected.runs.iloc[0]
+    assert run["train_flops"] == 1e18
+    assert float(run["planned_flops"]) == 1e18
+    assert run["step"] == STEPS
+    last_loss = collected.curves.to_pandas().query("run_id == @run.run_id")["loss"].iloc[-2:].mean()
+    assert run["final_loss"] == pytest.approx(last_loss)
+
+
+def test_collecting_twice_gives_equal_bytes(tmp_path: Path) -> None:
+    write_study(tmp_path, SMALL)
+    assert written(tmp_path) == written(tmp_path)
+
+
+def test_restarted_run_has_each_step_once_as_last_written(tmp_path: Path) -> None:
+    write_study(tmp_path, SMALL)
+    before = written(tmp_path)
+    row, _ = rows(SMALL)[0]
+    path = tmp_path / "runs" / row.run_id / records.TRAIN_RECORDS
+    lines = path.read_text().splitlines(keepends=True)
+    stale = json.dumps(train_record(row, 20, 99.0)) + "\n"
+    path.write_text("".join([*lines[:19], stale, "{torn li\n", *lines[19:], lines[-1], '{"step": 41, "lo']))
+    assert written(tmp_path) == before
+
+
+def test_run_ids_that_look_like_numbers_stay_text(tmp_path: Path) -> None:
+    write_study(tmp_path, SMALL)
+    plan = (tmp_path / "plan.csv").read_text()
+    run_id = plan.splitlines()[1].split(",")[0]
+    (tmp_path / "plan.csv").write_text(plan.replace(run_id, "0012e4567890"))
+    (tmp_path / "runs" / run_id).rename(tmp_path / "runs" / "0012e4567890")
+    written(tmp_path)
+    assert "0012e4567890" in set(pd.read_csv(tmp_path / "runs.csv", dtype=str)["run_id"])
+    assert "0012e4567890" in pq.read_table(tmp_path / "curves.parquet")["run_id"].to_pylist()
+
+
+def test_incomplete_runs_are_excluded_with_reasons(tmp_path: Path) -> None:
+    study = Synthetic(budgets=(1e18,), sizes=3)
+    write_study(tmp_path, study)
+    planned = rows(study)
+    folders = [tmp_path / "runs" / row.run_id for row, _ in planned]
+    for file in folders[0].iterdir():
+        file.unlink()
+    folders[0].rmdir()
+    for index in (1, 2):
+        (folders[index] / records.EXIT).unlink()
+    records.write_json(folders[2] / records.FAILURE, {"class": "oom", "cause": "out of memory", "step": 3})
+    (folders[3] / records.EVAL_RECORDS).unlink()
+    path = folders[4] / records.TRAIN_RECORDS
+    path.unlink()
+    with records.JsonLinesWriter(path) as file:
+        for step in range(1, STEPS + 1):
+            file.write(train_record(planned[4][0], step, 3.0 + 9.0 * (step > 30)))
+    runs = collect(tmp_path).runs
+    assert list(runs["state"]) == ["not_started", "unfinished", "failed", "done", "done", "done"]
+    reasons = list(runs["excluded"])
+    assert reasons[0] == "not started"
+    assert reasons[1] == f"unfinished: step {STEPS} of {STEPS}"
+    assert reasons[2] == "failed (oom): out of memory"
+    assert reasons[3] == f"no evaluation at the final step {STEPS}"
+    assert reasons[4].startswith("diverged: the training loss ends at 12.000")
+    assert reasons[5] == ""
+
+
+def test_run_that_stopped_early_is_excluded_though_it_says_done(tmp_path: Path) -> None:
+    write_study(tmp_path, SMALL)
+    row, _ = rows(SMALL)[0]
+    path = tmp_path / "runs" / row.run_id / records.EXIT
+    records.write_json(path, (records.read_json(path) or {}) | {"step": STEPS - 5})
+    assert collect(tmp_path).runs["excluded"].iloc[0] == f"stopped at step {STEPS - 5} of {STEPS}"
+
+
+def test_run_refused_by_the_plan_keeps_its_reason(tmp_path: Path) -> None:
+    write_study(tmp_path, SMALL)
+    plan = pd.read_csv(tmp_path / "plan.csv", dtype=str, keep_default_na=False)
+    plan.loc[0, ["status", "reason"]] = ["refused", "too few steps"]
+    plan.to_csv(tmp_path / "plan.csv", index=False)
+    (tmp_path / "runs" / str(plan["run_id"].iloc[0]) / records.EXIT).unlink()
+    run = collect(tmp_path).runs.iloc[0]
+    assert (run["state"], run["excluded"]) == ("refused", "refused by the plan: too few steps")
+
+
+def test_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FitError, match=r"holds no plan\.csv"):
+        collect(tmp_path)
+
+
+def test_progress_is_told_a_run_at_a_time(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    collect(write_study(tmp_path, SMALL), progress=lambda done, total: told.append((done, total)))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "diverged"),
+    [
+        ([9.0 - 0.1 * i for i in range(40)], False),
+        ([3.0, 2.0, 5.0], True),
+        ([3.0, 2.5, 2.6], False),
+        ([5.0] * 10 + [2.0] * 10 + [2.9] * 20, False),
+        ([5.0] * 10 + [2.0] * 10 + [3.1] * 20, True),
+        ([3.0, 3.0], True),
+        ([2.0], False),
+        ([], False),
+    ],
+)
+def test_divergence(losses: list[float], diverged: bool) -> None:
+    assert bool(exclude.divergence(losses)) is diverged
+
+
+def test_unfinished_run_written_by_the_trainer_so_far(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    row, loss = rows(SMALL)[1]
+    for file in (study / "runs" / row.run_id).iterdir():
+        file.unlink()
+    write_run(study / "runs" / row.run_id, row, loss, steps=7, finished=False)
+    run = collect(study).runs.iloc[1]
+    assert (run["state"], run["step"], run["excluded"]) == ("unfinished", 7, f"unfinished: step 7 of {STEPS}")
+    assert run["train_flops"] == pytest.approx(1e18 * 7 / STEPS)
