@@ -62,3 +62,19 @@ def group_warnings(rows: list[PlanRow]) -> list[str]:
     if not partial:
         return []
     return [f"{len(partial)} match groups have admitted and refused rows, so no full comparison; the first is '{partial[0]}'."]
+
+
+def modality_warnings(rows: list[PlanRow], tolerance: float) -> list[str]:
+    """Data matching holds all tokens together; where text or speech alone differs inside a group, that is said."""
+    groups: dict[str, list[PlanRow]] = {}
+    for row in rows:
+        groups.setdefault(row.match_group, []).append(row)
+    warnings = []
+    for name in ("text_tokens", "speech_tokens"):
+        values = [[getattr(row, name) for row in group] for group in groups.values()]
+        gap = max((max(counts) / min(counts) - 1 for counts in values if min(counts) > 0), default=0.0)
+        if gap > tolerance:
+            warnings.append(
+                f"matching=data holds all tokens equal, yet {name.replace('_', ' ')} differ by up to {gap:.1%} in a group."
+            )
+    return warnings

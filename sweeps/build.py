@@ -33,7 +33,7 @@ from lst.config import (
 from lst.errors import PlanError
 from lst.flops import num_params, parameter_counts, six_nd, training_flops
 from lst.ladder import SIZES, model_shape
-from sweeps.admit import admit, group_warnings
+from sweeps.admit import admit, group_warnings, modality_warnings
 from sweeps.allocate import Allocation, Quantity, Target, allocate, copy_length
 from sweeps.columns import PlanRow, format_value
 from sweeps.measure import Measurements
@@ -358,6 +358,8 @@ def _require_distinct(runs: list[PlannedRun]) -> None:
 
 def _warnings(study: StudyConfig, measure: Measurements, rows: list[PlanRow], outside: dict[str, str]) -> list[str]:
     warnings = group_warnings(rows)
+    if study.matching is Matching.DATA:
+        warnings += modality_warnings(rows, study.admission.max_match_gap)
     refused = [row for row in rows if not row.admitted]
     if refused:
         warnings.insert(0, f"{len(refused)} of {len(rows)} rows are refused and will not run; the column reason says why.")

@@ -1,8 +1,9 @@
 """What a run costs before it is spent: minutes, GPU-hours, and peak memory by part. Estimates, and named as such.
 
 Time is FLOPs over speed: on a CPU the FLOP/s of one training process, plus seconds a step and the seconds it takes to
-start (all three are options, to be set from a run's records); on GPUs the card's peak times an assumed utilisation. Memory is a sum of parts for one process without sharding. Not
-here: what the FLOPs are (`lst.flops`), or which runs are worth them (`sweeps.admit`).
+start (all three are options, to be set from a run's records); on GPUs the card's peak times an assumed utilisation.
+Memory is a sum of parts for one process without sharding. Not here: what the FLOPs are (`lst.flops`), or which runs are
+worth them (`sweeps.admit`).
 """
 
 from __future__ import annotations

@@ -82,16 +82,17 @@ def matching_text(study: StudyConfig, rows: Sequence[PlanRow]) -> str:
     """What is equal inside a match group, and for each arm what is not, as ratios to the reference arm."""
     what = f"{MATCHED[study.matching]}; in a sequence: {_context(study)}"
     lines = [wrapped("matched: ", f"{what}. As ratios to {study.reference_arm}, the lowest and the highest:")]
-    table = [["arm", "FLOPs", "steps", "units", "tokens", "text", "speech", "speech epochs", "corpus passes"]]
+    table = [["arm", "FLOPs", "units", "tokens", "text", "speech", "epochs", "passes"]]
     for arm in [arm for arm in Arm if arm in study.arms]:
         pairs = _pairs(rows, arm, study.reference_arm)
         mine = [row for row in rows if row.arm == arm]
         if not mine:
             continue
-        names = ("planned_flops", "steps", "units", "tokens", "text_tokens", "speech_tokens")
-        ratios = [_ratio(pairs, name) for name in names]
+        ratios = [_ratio(pairs, name) for name in ("units", "tokens", "text_tokens", "speech_tokens")]
+        ratios.insert(0, _ratio(pairs, "planned_flops", digits=3))
         table.append([arm.value, *ratios, _range([r.speech_epochs for r in mine]), _range([r.corpus_passes for r in mine])])
-    return "\n".join([*lines, aligned(table, left={0})])
+    foot = "(epochs: speech tokens kept / unique; passes over the spoken documents, of which each keeps a share as speech)"
+    return "\n".join([*lines, aligned(table, left={0}), wrapped("", foot)])
 
 
 def assumptions_touched(study: StudyConfig) -> tuple[Assumption, ...]:
@@ -171,9 +172,9 @@ def _pairs(rows: Sequence[PlanRow], arm: str, reference: str) -> list[tuple[Plan
     return [(row, references[row.match_group]) for row in rows if row.arm == arm and row.match_group in references]
 
 
-def _ratio(pairs: Sequence[tuple[PlanRow, PlanRow]], column: str) -> str:
+def _ratio(pairs: Sequence[tuple[PlanRow, PlanRow]], column: str, digits: int = 2) -> str:
     ratios = [getattr(row, column) / getattr(reference, column) for row, reference in pairs if getattr(reference, column)]
-    return _range(ratios, digits=3) if ratios else "-"
+    return _range(ratios, digits) if ratios else "-"
 
 
 def _range(values: Sequence[float], digits: int = 2) -> str:

@@ -21,14 +21,15 @@ def measure(toy_dataset: Path) -> Measurements:
 
 @pytest.fixture(scope="session")
 def small_study(toy_dataset: Path) -> dict[str, Any]:
-    """Two budgets, two sizes, three arms; a few hundred sequences a run."""
+    """Two budgets, two sizes, two arms and a third at one size: ten rows of a few hundred sequences."""
     return {
         "name": "small",
         "data": str(toy_dataset),
         "arms": ["baseline", "lst_static", "lst_curriculum"],
         "sizes": ["tiny", "w48"],
-        "budgets": [2e9, 6e9],
-        "seq_len_units": 32,
+        "arm_sizes": {"lst_curriculum": ["tiny"]},
+        "budgets": [2e9, 4e9],
+        "seq_len_units": 16,
         "evaluation": {"heldout_documents": 8, "context_tokens": 64},
         "admission": {"max_speech_epochs": 1e6},
     }

@@ -27,7 +27,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def wider(small_study: dict[str, Any], measure: Measurements) -> Plan:
-    return plan_with(StudyConfig.from_dict({**small_study, "budgets": [2e9, 6e9, 9e9]}), measure)
+    return plan_with(StudyConfig.from_dict({**small_study, "budgets": [2e9, 4e9, 6e9]}), measure)
 
 
 def test_planning_again_changes_no_byte(
@@ -104,7 +104,7 @@ def test_widening_keeps_every_id_and_file(small_plan: Plan, wider: Plan, tmp_pat
     after = contents(out)
     kept = {name: data for name, data in before.items() if name.startswith("runs/")}
     assert kept.items() <= after.items()
-    assert len(read_rows(out)) == 18
+    assert len(read_rows(out)) == 15
     assert wider.write(out) is Written.UNCHANGED
 
 
@@ -113,7 +113,7 @@ def test_another_plan_is_refused_even_when_widening(small_plan: Plan, wider: Pla
     wider.write(out)
     before = contents(out)
     for widen in (False, True):
-        with pytest.raises(PlanError, match=r"another plan: 6 of its 18 runs"):
+        with pytest.raises(PlanError, match=r"another plan: 5 of its 15 runs"):
             small_plan.write(out, widen=widen)
     assert contents(out) == before
 
@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_nothing(small_plan: Plan, tmp_path: Path, monkeypatc
         return real(self, data)
 
     monkeypatch.setattr(Path, "write_bytes", full_after_three)
-    with pytest.raises(PlanError, match="No space left on device.*free some space"):
+    with pytest.raises(PlanError, match=r"No space left on device.*free some space"):
         small_plan.write(tmp_path / "s")
     assert len(written) == 3
     assert list(tmp_path.iterdir()) == []
@@ -187,13 +187,13 @@ def test_a_damaged_table_is_told_by_its_line(small_plan: Plan, tmp_path: Path) -
     small_plan.write(tmp_path / "s")
     path = tmp_path / "s" / "plan.csv"
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:2], lines[2].replace("baseline", "baseline,"), *lines[3:]]))
+    path.write_text("\n".join([*lines[:2], lines[2].replace(",", ",,", 1), *lines[3:]]))
     with pytest.raises(PlanError, match="line 3 is damaged"):
         read_plan(tmp_path / "s")
     path.write_text("a,b\n1,2\n")
     with pytest.raises(PlanError, match="columns"):
         read_plan(tmp_path / "s")
-    with pytest.raises(PlanError, match="no readable plan.csv"):
+    with pytest.raises(PlanError, match=r"no readable plan\.csv"):
         read_plan(tmp_path / "nowhere")
 
 
@@ -201,10 +201,10 @@ def test_diff_names_what_changed(small_plan: Plan, wider: Plan, tmp_path: Path) 
     small_plan.write(tmp_path / "a")
     wider.write(tmp_path / "b")
     diff = diff_plans(tmp_path / "a", tmp_path / "b")
-    assert (len(diff.only_a), len(diff.only_b), diff.common, diff.changed) == (0, 6, 12, {})
-    assert diff.study == {"budgets": ([2e9, 6e9], [2e9, 6e9, 9e9])}
+    assert (len(diff.only_a), len(diff.only_b), diff.common, diff.changed) == (0, 5, 10, {})
+    assert diff.study == {"budgets": ([2e9, 4e9], [2e9, 4e9, 6e9])}
     assert "only in B" in describe_diff(diff)
-    assert describe_diff(diff_plans(tmp_path / "a", tmp_path / "a")) == "the plans are the same: 12 runs"
+    assert describe_diff(diff_plans(tmp_path / "a", tmp_path / "a")) == "the plans are the same: 10 runs"
 
 
 def test_repricing_reads_the_frozen_configurations(small_plan: Plan, tmp_path: Path) -> None:
