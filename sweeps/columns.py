@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import typing
 from dataclasses import dataclass
@@ -96,7 +97,11 @@ class PlanRow:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(PlanRow))
-_TYPES: dict[str, type] = typing.get_type_hints(PlanRow)
+
+
+@functools.cache
+def _column_types() -> dict[str, type]:
+    return typing.get_type_hints(PlanRow)
 
 
 def rows_to_csv(rows: typing.Iterable[PlanRow]) -> str:
@@ -131,7 +136,7 @@ def format_value(value: Any) -> str:
 
 def _read_row(path: Path, number: int, line: list[str]) -> PlanRow:
     try:
-        values: dict[str, Any] = {name: _TYPES[name](cell) for name, cell in zip(COLUMNS, line, strict=True)}
+        values: dict[str, Any] = {name: _column_types()[name](cell) for name, cell in zip(COLUMNS, line, strict=True)}
     except ValueError as error:
         raise PlanError(f"'{path}' line {number} is damaged ({error}); plan again into another folder.") from error
     return PlanRow(**values)

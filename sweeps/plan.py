@@ -16,20 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lst.config import RunConfig
 from lst.errors import PlanError
-from lst.plain import to_dict
-from sweeps.columns import PLAN_TABLE, PlanRow, read_rows, rows_to_csv
-from sweeps.folder import STUDY_FILE, Written, run_file, to_yaml, write_plan
-from sweeps.price import wall_minutes
-from sweeps.study import StudyConfig, load_study, study_to_dict
 
 Progress = Callable[[int, int], None]
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from lst.config import RunConfig
+    from sweeps.columns import PlanRow
+    from sweeps.folder import Written
     from sweeps.measure import Measurements
+    from sweeps.study import StudyConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +77,17 @@ class Plan:
 
     def wall_minutes(self, cores: int) -> float:
         """Estimated wall clock of all admitted runs on `cores` processes, in plan order."""
+        from sweeps.price import wall_minutes
+
         return wall_minutes((row.est_minutes for row in self.rows if row.admitted), cores)
 
     def files(self) -> dict[str, bytes]:
         """The plan's files by their path in the study's folder, references.json apart."""
+        from lst.plain import to_dict
+        from sweeps.columns import PLAN_TABLE, rows_to_csv
+        from sweeps.folder import STUDY_FILE, run_file, to_yaml
+        from sweeps.study import study_to_dict
+
         files = {STUDY_FILE: to_yaml(study_to_dict(self.study)), PLAN_TABLE: rows_to_csv(self.rows)}
         for run_id, config in self.run_configs.items():
             files[run_file(run_id)] = to_yaml({"run_id": run_id, "config": to_dict(config)})
@@ -90,6 +95,8 @@ class Plan:
 
     def write(self, out: Path | str, *, widen: bool = False) -> Written:
         """Write the study's folder. Raises PlanError if `out` holds another plan, other files, or cannot be written."""
+        from sweeps.folder import write_plan
+
         return write_plan(Path(out), self.files(), self._references, widen=widen)
 
     def _references(self) -> bytes:
@@ -152,6 +159,10 @@ def read_plan(folder: Path | str) -> StoredPlan:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError  # type: ignore[import-untyped]
 
+    from sweeps.columns import read_rows
+    from sweeps.folder import STUDY_FILE
+    from sweeps.study import StudyConfig
+
     folder = Path(folder)
     rows = read_rows(folder)
     path = folder / STUDY_FILE
@@ -175,6 +186,8 @@ def rows_to_frame(rows: tuple[PlanRow, ...]) -> pd.DataFrame:
 
 
 def _as_study(study: StudyConfig | Mapping[str, Any] | str) -> StudyConfig:
+    from sweeps.study import StudyConfig, load_study
+
     if isinstance(study, str):
         return load_study(study)
     if isinstance(study, StudyConfig):

@@ -156,7 +156,7 @@ def test_wrong_input_is_one_sentence(arguments: list[str], says: str, capsys: py
 def test_a_missing_or_unwritable_out_is_one_sentence(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = [*small, "arms=[baseline]", "sizes=[w64]"]
+    small = [*small, "arms=[baseline]", "recipe.lr=1e-3"]
     assert "out is missing" in error_of(capsys, *small)
     (tmp_path / "file").write_text("")
     assert "is a file" in error_of(capsys, *small, f"out={tmp_path / 'file'}")
