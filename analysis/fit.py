@@ -31,7 +31,7 @@ from analysis.laws import Floats, LossSurface, PowerLaw
 from analysis.optimum import solve
 from analysis.results import PowerLawFit, SurfaceFit, percentile_interval
 from analysis.solver import CONSTANT, IN_D, IN_N, Problem
-from analysis.table import Frame, read_points, require_points, require_spread
+from analysis.table import Frame, read_points, require_one_kind, require_points, require_spread
 from analysis.uncertainty import bootstrap
 from lst.errors import FitError
 
@@ -56,6 +56,7 @@ def fit_loss_surface(
     """
     delta = chosen_delta(objective, delta)
     check_options(resamples, level)
+    require_one_kind(table)
     points = read_points(table, params=params, tokens=tokens, loss=loss)
     require_points(points, 5, "L(N, D)")
     require_spread(points)

@@ -19,7 +19,7 @@ import pandas as pd
 from analysis.diagnose import check_options, interval_warnings, robust_spread
 from analysis.laws import Floats, IsoflopParabola, PowerLaw
 from analysis.results import IsoflopFit, IsoflopProfile, PowerLawFit, percentile_interval
-from analysis.table import Points, read_points
+from analysis.table import Points, read_points, require_one_kind
 from analysis.uncertainty import RESIDUAL, leverages, residual_errors
 from lst.errors import FitError, did_you_mean
 
@@ -152,6 +152,7 @@ def fit_isoflop(
     has an interior minimum; a single budget without one is a status of its profile.
     """
     check_options(resamples, level)
+    require_one_kind(table)
     points = read_points(table, params=params, tokens=tokens, loss=loss)
     regression = Regression.of(points, curvature)
     rng = np.random.default_rng(0) if rng is None else rng

@@ -68,6 +68,16 @@ def arm_rows(table: pd.DataFrame, arm: str) -> pd.DataFrame:
     return rows
 
 
+def require_one_kind(table: pd.DataFrame) -> None:
+    """One law is of one arm, one data set and one way of counting FLOPs. Raises FitError on a table that mixes them."""
+    for name in ("arm", "data_id", "flops_convention"):
+        values = sorted(set(table[name].dropna().astype(str))) if name in table.columns else []
+        if len(values) > 1:
+            raise FitError(
+                f"the table mixes {len(values)} values of {name} ({', '.join(values)}); fit the rows of one at a time."
+            )
+
+
 def budgets(table: pd.DataFrame, flops: Floats) -> tuple[np.ndarray, Floats]:
     """Each row's budget as an index in rising order, and the budgets: by column flops_budget, else by gaps in the FLOPs."""
     named = table["flops_budget"] if "flops_budget" in table.columns else pd.Series(dtype=float)

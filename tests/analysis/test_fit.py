@@ -131,6 +131,8 @@ REFUSED = {
     "one ray": (isoflop_table().assign(tokens=lambda t: 20 * t["num_params"]), "one ray"),
     "one size": (isoflop_table().assign(num_params=1e8), "num_params takes only 1"),
     "missing column": (isoflop_table().drop(columns="loss"), "no column 'loss'"),
+    "two arms": (isoflop_table().assign(arm=["baseline", "lst"] * 6), r"mixes 2 values of arm \(baseline, lst\)"),
+    "two data sets": (isoflop_table().assign(data_id=["a", "b"] * 6), "mixes 2 values of data_id"),
     "no rows": (isoflop_table().iloc[:0], "no rows"),
 }
 
