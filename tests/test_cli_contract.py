@@ -9,6 +9,7 @@ purpose, and write the file anew with
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -73,19 +74,22 @@ def test_the_five_commands_are_declared() -> None:
 
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
 def test_help_comes_within_half_a_second(name: str) -> None:
-    """The median of three. A busy neighbour may spoil one round, so up to four rounds are allowed to show that it can."""
+    """The median of three in processor time, which no busy neighbour changes; by the wall clock the quickest of nine at most.
+
+    On a free core the two agree, for starting up only computes: on an idle machine a first round settles both.
+    """
     help_text(name)  # warms the file cache and the byte code
-    medians = []
-    for _ in range(4):
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            run(name, "--help")
-            seconds.append(time.perf_counter() - start)
-        medians.append(statistics.median(seconds))
-        if medians[-1] < HELP_SECONDS:
+    processor, wall = [], []
+    for _ in range(9):
+        before, start = os.times(), time.perf_counter()
+        run(name, "--help")
+        after = os.times()
+        wall.append(time.perf_counter() - start)
+        processor.append(after.children_user + after.children_system - before.children_user - before.children_system)
+        if len(wall) >= 3 and min(wall) < HELP_SECONDS:
             break
-    assert min(medians) < HELP_SECONDS
+    assert statistics.median(processor) < HELP_SECONDS
+    assert min(wall) < HELP_SECONDS
 
 
 @pytest.mark.parametrize("name", sorted(SCRIPTS))
