@@ -17,6 +17,8 @@ from reports.numbers import fixed, interval, is_number, level_name, listed, perc
 from reports.study import BASELINE, CONDITIONAL_ARMS, GROUPS, Study
 
 REFERENCES = ("unigram", "trigram")
+FEW_PAIRS = 6
+"""Below this many pairs even a unanimous sign test has p above 0.05."""
 MATCHED = {"flop": "equal training FLOPs", "unit": "equal steps and units", "data": "equal tokens"}
 
 
@@ -100,6 +102,7 @@ def multiplier_clause(study: Study, target: str, arm: str) -> str:
             "cannot tell whether it differs from 1"
         )
     band = f"{level} interval {interval(m.low, m.high, fixed(2))}"
+    band += f", {plural(len(found.warnings), 'warning')} below" if found.warnings else ""
     where = " where their losses overlap" if found.curve else f" by {found.method}"
     if m.low > 1:
         saved = percent(0)(1 / m.value)
@@ -164,11 +167,14 @@ def pairs_sentence(study: Study, target: str) -> str:
 def _pairs_clause(pairs: MatchedPairs) -> str:
     nats, count, p = fixed(3), len(pairs.differences), sign_test(pairs.differences)
     lower = sum(d < 0 for d in pairs.differences)
-    shown = "p < 0.001" if p < 0.001 else f"p = {fixed(3)(p)}"
+    shown = "p\u00a0<\u00a00.001" if p < 0.001 else f"p\u00a0=\u00a0{fixed(3)(p)}"
     if pairs.mean.has_interval:
         holds = pairs.mean.low <= 0 <= pairs.mean.high
         band = f"{level_name(pairs.level)} interval {interval(pairs.mean.low, pairs.mean.high, nats)}"
-        spread = f"{band}, which {'holds 0: too few or too noisy to tell' if holds else 'excludes 0'}"
+        verdict = (
+            "holds 0: too few or too noisy to tell" if holds else "excludes 0, though the pairs are few" * (count < FEW_PAIRS)
+        )
+        spread = f"{band}, which {verdict or 'excludes 0'}"
     else:
         spread = f"from {nats(min(pairs.differences))} to {nats(max(pairs.differences))}, no interval"
     return (

@@ -13,9 +13,9 @@ import pandas as pd
 
 from reports import style
 from reports.figures import FLOPS_LABEL
-from reports.numbers import listed, percent, plural, scientific, short
+from reports.numbers import clipped, listed, percent, plural, scientific, short
 from reports.study import GROUPS, Study
-from reports.style import Panel, legend_below, log_x
+from reports.style import Panel, legend_below, log_x, slug
 
 CURVE_POINTS = 120
 """Points of a training curve as drawn: means over equal stretches of ln FLOPs."""
@@ -94,7 +94,7 @@ def curve_panels(study: Study) -> list[Panel]:
             legend_below(figure, axes, columns=4)
             runs = rows["run_id"].nunique()
             description = f"Training loss of {plural(runs, 'run')} of {arm} against FLOPs, a colour for each size."
-            panels.append(Panel(f"curves-{arm}", description, figure))
+            panels.append(Panel(f"curves-{slug(arm)}", description, figure))
     return panels
 
 
@@ -116,10 +116,10 @@ def share_panels(study: Study, kind: str) -> list[Panel]:
     rows = group_shares(study.plan, kind)
     if rows.empty:
         return []
-    height = 1.5 + 0.34 * len(rows)
+    height = 1.7 + 0.34 * len(rows)
     what = "training FLOPs" if kind == "flops_share" else "parameters"
     with style.drawing():
-        figure, axes = style.new_panel("", f"share of {what} (%)", "", size=(7.0, height))
+        figure, axes = style.new_panel("", f"share of {what} (%)", "", size=(style.PANEL[0], height))
         left = np.zeros(len(rows))
         y = np.arange(len(rows))
         for group in GROUPS:
@@ -134,7 +134,8 @@ def share_panels(study: Study, kind: str) -> list[Panel]:
                 linewidth=0.8,
                 label=group,
             )
-            for index in np.flatnonzero(width >= 8):
+            ink = style.PAPER if group in ("global", "decoder") else style.ON_COLOUR
+            for index in np.flatnonzero(width >= 9):
                 axes.text(
                     left[index] + width[index] / 2,
                     y[index],
@@ -142,14 +143,14 @@ def share_panels(study: Study, kind: str) -> list[Panel]:
                     ha="center",
                     va="center",
                     fontsize=9.5,
-                    color="#101010",
+                    color=ink,
                 )
             left += width
-        axes.set_yticks(y, [f"{r.arm} {r.size}" for r in rows.itertuples()])
+        axes.set_yticks(y, [clipped(f"{r.arm} {r.size}") for r in rows.itertuples()])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(0, 100)
         axes.grid(visible=False)
-        legend_below(figure, axes, columns=5)
+        legend_below(figure, axes, columns=3)
     smallest = rows.iloc[0]
     said = listed([f"{g} {percent(0)(smallest[g])}" for g in GROUPS if smallest[g] > 0])
     return [

@@ -16,10 +16,10 @@ import pandas as pd
 
 from reports import style
 from reports.laws import ArmFit, Comparison, Profile
-from reports.numbers import fixed, interval, is_number, level_name, listed, percent, plural, scientific, short
+from reports.numbers import clipped, fixed, interval, is_number, level_name, listed, percent, plural, scientific, short
 from reports.stories import StoryScore
 from reports.study import CONDITIONAL_ARMS, TARGETS, Study
-from reports.style import Panel, legend_below, log_ticks, log_x
+from reports.style import Panel, legend_below, log_ticks, log_x, slug
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ def isoflop_panels(study: Study, target: str) -> list[Panel]:
             log_x(axes, final[n_kind], short)
             _same_y(axes, final["loss"])
             legend_below(figure, axes, columns=3 if len(budgets) <= 3 else 2)
-            panels.append(Panel(f"isoflop-{target}-{arm}", _isoflop_description(arm, target, rows, profiles), figure))
+            panels.append(Panel(f"isoflop-{target}-{slug(arm)}", _isoflop_description(arm, target, rows, profiles), figure))
     return panels
 
 
@@ -124,11 +124,13 @@ def _draw_arm(axes: Axes, fit: ArmFit | None, arm: str, rows: pd.DataFrame) -> N
     axes.plot(rows["flops"], rows["loss"], marker, color=colour, alpha=0.45, markersize=4.5, markeredgewidth=0)
     minima = sorted((p for p in fit.profiles() if p.inside), key=lambda p: p.flops) if fit else []
     label = f"{arm} (conditional)" if arm in CONDITIONAL_ARMS else arm
+    fitted = fit is not None and fit.curve is not None
     if minima:
-        _draw_minima(axes, minima, colour, marker, f"{label}: minima", joined=fit is None or fit.curve is None)
+        _draw_minima(axes, minima, colour, marker, f"{label}: minima", joined=not fitted)
     else:
         best = rows.loc[rows.groupby(rows["flops_budget"].fillna(rows["flops"]))["loss"].idxmin()].sort_values("flops")
-        axes.plot(best["flops"], best["loss"], "--", color=colour, marker=marker, label=f"{label}: best run")
+        dashes = "none" if fitted else "--"
+        axes.plot(best["flops"], best["loss"], linestyle=dashes, color=colour, marker=marker, label=f"{label}: best run")
     if fit is not None and fit.curve is not None:
         x = np.geomspace(*fit.curve.range, 40)
         axes.plot(x, fit.curve.predict(x), color=colour)
@@ -137,7 +139,7 @@ def _draw_arm(axes: Axes, fit: ArmFit | None, arm: str, rows: pd.DataFrame) -> N
 def _draw_minima(axes: Axes, minima: Sequence[Profile], colour: str, marker: str, label: str, *, joined: bool) -> None:
     """isoFLOP minima with the band of their intervals."""
     x, y = [p.flops for p in minima], [p.minimum.value for p in minima]
-    axes.plot(x, y, "-" if joined else "none", color=colour, marker=marker, label=label)
+    axes.plot(x, y, linestyle="-" if joined else "none", color=colour, marker=marker, label=label)
     if all(p.minimum.has_interval for p in minima):
         low, high = [p.minimum.low for p in minima], [p.minimum.high for p in minima]
         axes.fill_between(x, low, high, color=colour, alpha=BAND, linewidth=0)
@@ -194,12 +196,11 @@ def story_panels(scores: Sequence[StoryScore]) -> list[Panel]:
             spread = max(flops) / min(flops) > 1.5
             (_stories_by_flops if spread else _stories_by_size)(axes, here)
             chance = here[0].chance
-            axes.axhline(100 * chance, color=style.MUTED, linewidth=1.2, dashes=(6, 2))
-            _line_label(axes, f"chance {percent(0)(chance)}", (1, 100 * chance), (-2, -3), "right", "top")
+            axes.axhline(100 * chance, color=style.MUTED, linewidth=1.2, dashes=(6, 2), label=f"chance {percent(0)(chance)}")
             low = min(100 * chance - 6, *(100 * s.low for s in here))
             axes.set_ylim(max(0, low - 2), min(100, max(100 * s.high for s in here) + 3))
-            legend_below(figure, axes)
-            name = f"stories-{task}-{direction.replace('->', '-to-').lower()}"
+            legend_below(figure, axes, columns=2)
+            name = f"stories-{slug(task)}-{slug(direction.replace('->', '-to-').lower())}"
             panels.append(Panel(name, _story_description(task, direction, here), figure))
     return panels
 
@@ -277,29 +278,31 @@ def _multiplier_curve(curves: Sequence[Comparison], target: str) -> Panel:
 
 
 def _multiplier_forest(comparisons: Sequence[Comparison]) -> Panel:
-    height = 1.5 + 0.42 * len(comparisons)
-    figure, axes = style.new_panel("over the whole overlap", "compute multiplier (×)", "", size=(style.PANEL[0], height))
+    """A row an arm and target; full markers from the arms' curves, hollow ones from shared exponents."""
+    rows = list(dict.fromkeys((c.arm, c.target) for c in comparisons))
+    both = len({c.shared for c in comparisons}) == 2
+    size = (style.PANEL[0], 1.6 + 0.55 * len(rows))
+    figure, axes = style.new_panel("over the whole overlap", "compute multiplier (×)", "", size=size)
     axes.axvline(1, color=style.MUTED, linewidth=1.2)
-    for index, c in enumerate(comparisons):
+    named = set()
+    for c in comparisons:
         colour, marker = style.arm_style(c.arm)
-        m = c.multiplier
-        if m.has_interval:
-            axes.plot([m.low, m.high], [index, index], "-", color=colour)
-        axes.plot([m.value], [index], marker, color=colour, markersize=7)
-        axes.annotate(
-            f"{m.value:.2f}",
-            (m.value, index),
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="center",
-            fontsize=10,
-            bbox=style.LABEL_BOX,
+        y = rows.index((c.arm, c.target)) + (0.2 if c.shared else -0.12) * both
+        if c.multiplier.has_interval:
+            axes.plot([c.multiplier.low, c.multiplier.high], [y, y], "-", color=colour, linewidth=1.3)
+        label = "shared exponents" if c.shared else "from the curves"
+        face = style.PAPER if c.shared else colour
+        shown = None if label in named else label
+        named.add(label)
+        axes.plot(
+            [c.multiplier.value], [y], marker, color=colour, markerfacecolor=face, markersize=6.5, label=shown, linestyle="none"
         )
-    axes.set_yticks(range(len(comparisons)), [f"{c.arm}\n{c.target}, {c.method}" for c in comparisons])
-    axes.set_ylim(len(comparisons) - 0.5, -0.6)
+    axes.set_yticks(range(len(rows)), [f"{clipped(arm)},\n{target}" for arm, target in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.grid(visible=False, axis="y")
     ends = [v for c in comparisons for v in (c.multiplier.value, c.multiplier.low, c.multiplier.high) if is_number(v) and v > 0]
     log_x(axes, [*ends, 1.0], lambda v: f"{v:.3g}")
+    legend_below(figure, axes, columns=2)
     said = [
         f"{c.arm} on {c.target} ({c.method}) {c.multiplier.value:.2f} {interval(c.multiplier.low, c.multiplier.high, fixed(2))}"
         for c in comparisons

@@ -104,7 +104,8 @@ class Comparison:
     baseline: str
     arm: str
     target: str
-    method: str
+    method: str  # how it came about, in words
+    shared: bool = False  # from shared exponents, not from the two arms' curves
     multiplier: Estimate = field(default_factory=Estimate)  # over the whole overlap (geometric mean)
     overlap: Interval | None = None  # lowest and highest loss both arms reach, nats a token
     curve: tuple[CurvePoint, ...] = ()
@@ -188,7 +189,12 @@ def _comparisons(entry: Mapping[str, Any]) -> Iterator[Comparison]:
         compute = fit.efficiencies.get(names["arm"], {}).get("compute")
         estimate = as_estimate(compute, fit.intervals.get(names["arm"], {}).get("compute"))
         yield Comparison(
-            **names, method="shared exponents", multiplier=estimate, level=fit.level, warnings=warnings + fit.warnings
+            **names,
+            method="shared exponents",
+            shared=True,
+            multiplier=estimate,
+            level=fit.level,
+            warnings=warnings + fit.warnings,
         )
     if not curve and not shared:
         yield Comparison(**names, method="none", warnings=warnings)

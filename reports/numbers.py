@@ -109,6 +109,11 @@ def level_name(level: float) -> str:
     return f"{100 * level:.3g}%"
 
 
+def clipped(words: str, length: int = 24) -> str:
+    """`words`, cut to `length` characters with an ellipsis: a label must not crowd out its figure."""
+    return words if len(words) <= length else words[: length - 1] + "…"
+
+
 def plural(number: int, noun: str) -> str:
     """'1 run', '2 runs'."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

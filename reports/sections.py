@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from reports import answer, diagnostics, figures, tables
+from reports import answer, diagnostics, figures, fit_tables, tables
 from reports.numbers import fixed, is_number, level_name, listed, percent, plural, scientific, text
 from reports.stories import StoryScore
 from reports.study import BASELINE, CONDITIONAL_ARMS, Study
@@ -195,10 +195,10 @@ def loss_section(study: Study) -> Section:
     levels = sorted({level_name(f.isoflop.level) for f in study.fits.arms if f.isoflop})
     band = f" Bands and bars are {listed(levels)} bootstrap intervals of the minima." if levels else ""
     caption = (
-        "Held-out loss against training FLOPs by arm, for the training mixture, for speech and for text. Pale points are runs; "
-        "full ones are isoFLOP minima or, where no minimum lies inside the trained sizes, the best run of each "
-        "budget (dashed), as the "
-        "legend says; lines through minima are the fitted L(C) where there is one."
+        "Held-out loss against training FLOPs by arm, for the training mixture, for speech and for text. Pale points are runs. "
+        "Full points are isoFLOP minima or, where no minimum lies inside the trained sizes, the best run of each budget, as the "
+        "legend says. "
+        "Lines are the fitted L(C); where none could be fitted, full points are joined."
         f"{band} Grey lines: n-gram models counted on the training split and scored on the same held-out tokens. "
         f"{_matched_words(study)}"
     )
@@ -206,7 +206,7 @@ def loss_section(study: Study) -> Section:
     verdicts = answer.reference_verdicts(study)
     blocks.append(_paragraph(answer.reference_sentence(study)))
     if verdicts:
-        blocks.append(Block(kind="table", table=tables.references_table(verdicts)))
+        blocks.append(Block(kind="table", table=fit_tables.references_table(verdicts)))
     conditional = [a for a in CONDITIONAL_ARMS if a in study.arms]
     if conditional:
         blocks.append(
@@ -259,7 +259,7 @@ def multiplier_section(study: Study, target: str) -> Section:
             )
         )
     if found:
-        blocks.append(Block(kind="table", table=tables.comparisons_table(found)))
+        blocks.append(Block(kind="table", table=fit_tables.comparisons_table(found)))
     return Section(anchor="multiplier", title="Compute multiplier", blocks=tuple(blocks))
 
 
@@ -270,7 +270,7 @@ def residuals_section(study: Study, target: str) -> Section:
     )
     otherwise = "No loss surface has been fitted, so there are no residuals."
     block = _figure(diagnostics.residual_panels(study, target), caption, otherwise, "residuals")
-    table = tables.residuals_table(diagnostics.residual_table(study, target))
+    table = fit_tables.residuals_table(diagnostics.residual_table(study, target))
     blocks = [block, *([Block(kind="table", table=table)] if table.rows else [])]
     return Section(anchor="residuals", title="Residuals of the loss surfaces", blocks=tuple(blocks))
 
@@ -312,7 +312,8 @@ def plan_section(study: Study) -> Section:
     states = study.runs["state"].value_counts(sort=False)
     counted = [f"{number} {str(state).replace('_', ' ')}" for state, number in sorted(states.items())]
     excluded = int((study.runs["state"] == "done").sum()) - len(study.usable())
-    said = f"{plural(len(study.plan), 'run')}: {listed(counted)}; {excluded} of the done ones excluded from figures and fits."
+    kept = f"{excluded} of the done runs excluded" if excluded else "no done run is excluded"
+    said = f"{plural(len(study.plan), 'run')}: {listed(counted)}; {kept} from figures and fits."
     blocks = [_paragraph(said), Block(kind="table", table=tables.plan_table(study))]
     left_out = tables.states_table(study)
     blocks.append(_table(left_out, "")) if left_out.rows else blocks.append(_paragraph("No run is left out."))
@@ -320,7 +321,7 @@ def plan_section(study: Study) -> Section:
 
 
 def fits_section(study: Study) -> Section:
-    table = tables.fits_table(study.fits.arms)
+    table = fit_tables.fits_table(study.fits.arms)
     blocks = [_table(table, "No loss surface has been fitted.")]
     warnings = [
         f"{f.arm}, {f.target}: {w}" for f in study.fits.arms if f.surface is None or not f.surface.warnings for w in f.warnings
@@ -330,7 +331,7 @@ def fits_section(study: Study) -> Section:
     warnings += study.fits.warnings
     if warnings:
         blocks += [_paragraph("Further warnings:"), Block(kind="list", lines=tuple(warnings))]
-    minima = tables.minima_table(study.fits.arms)
+    minima = fit_tables.minima_table(study.fits.arms)
     if minima.rows:
         blocks.append(Block(kind="table", table=minima))
     return Section(anchor="fits", title="Fits", blocks=tuple(blocks))

@@ -37,7 +37,7 @@ class StoryScore:
         """Where the interval lies against chance."""
         if self.low > self.chance:
             return "above chance"
-        return "below chance" if self.high < self.chance else "chance is inside the interval"
+        return "below chance" if self.high < self.chance else "not told from chance"
 
 
 def wilson(right: float, items: int, level: float) -> tuple[float, float]:

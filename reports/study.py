@@ -48,7 +48,9 @@ PLAN_COLUMNS = _names(
     "speech_tokens patch_size mean_patch_length tokens_per_param speech_epochs corpus_passes lr batch_units seed recipe "
     "data_id est_minutes status reason"
 )
-RUN_COLUMNS = _names("state reason step steps train_flops units tokens text_tokens speech_tokens seconds final_loss excluded")
+RUN_COLUMNS = _names(
+    "run_id state reason step steps train_flops units tokens text_tokens speech_tokens seconds final_loss excluded"
+)
 RESULT_COLUMNS = _names("run_id arm size step train_flops units text_tokens speech_tokens task direction metric value n_items")
 ATTEMPT_COLUMNS = _names("run_id attempt job_id submitted started ended state cause")
 CURVE_COLUMNS = _names("run_id step train_flops loss loss_text loss_speech lr grad_norm tokens")
@@ -181,9 +183,9 @@ def _with_columns(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 def _runs(plan: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     """Each planned run with what it did; planned totals stay as `planned_*`. A run without a record is 'refused' or 'planned'."""
-    spent = [c for c in RUN_COLUMNS if c in plan.columns]
+    spent = [c for c in RUN_COLUMNS if c in plan.columns and c != "run_id"]
     joined = plan.rename(columns={c: f"planned_{c}" for c in spent})
-    joined = joined.merge(runs[["run_id", *RUN_COLUMNS]].drop_duplicates("run_id"), on="run_id", how="left")
+    joined = joined.merge(runs[RUN_COLUMNS].drop_duplicates("run_id"), on="run_id", how="left")
     refused = joined["status"].fillna("").isin(("refused",))
     joined["state"] = joined["state"].fillna(refused.map({True: "refused", False: "planned"}))
     joined["reason"] = joined["reason"].fillna(joined["planned_reason"])

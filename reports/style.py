@@ -9,6 +9,7 @@ Not here: what a figure shows (`figures`, `diagnostics`).
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, GRID, PAPER = "#1b1b1b", "#5f6368", "#dfe1e5", "#fefefe"
+ON_COLOUR = "#101010"  # text on a light colour; the same in dark mode
 ARM_COLOURS = {
     "baseline": "#0072b2",
     "bpe": "#56b4e9",
@@ -124,19 +126,23 @@ class Panel:
     figure: Figure
 
 
+def slug(name: str) -> str:
+    """`name` as part of a file name and id: other characters than a-z, 0-9, _ . - become a hash of the name."""
+    plain = re.sub(r"[^a-z0-9_.-]+", "", name.lower())
+    return plain if plain == name else f"{plain[:24]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def log_ticks(low: float, high: float) -> list[float]:
-    """Three to seven round values on a log axis from `low` to `high`."""
-    ladders: tuple[tuple[float, ...], ...] = (
-        (1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.5, 1.8, 2.2, 2.7, 3.3, 4, 5, 6, 7.5, 9),
-    )  # fmt: skip
+    """Two to six round values on a log axis from `low` to `high`."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks: list[float] = []
-    for ladder in ladders:
+    for ladder in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         ticks = [m * 10.0**d for d in decades for m in ladder if low <= m * 10.0**d <= high]
         if len(ticks) >= 3:
-            break
-    step = math.ceil(len(ticks) / 6)
-    return ticks[::step]
+            return ticks[:: math.ceil(len(ticks) / 6)]
+    rough = (high - low) / 4  # less than a factor of about three: equal steps read better
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough)
+    return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def log_x(axes: Axes, values: Iterable[float], formatter: Formatter, *, pad: float = 0.06) -> None:

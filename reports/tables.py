@@ -17,10 +17,8 @@ import pandas as pd
 
 from lst.assumptions import ASSUMPTIONS
 from reports import numbers
-from reports.answer import ReferenceVerdict
 from reports.diagnostics import group_shares
-from reports.laws import SURFACE_PARAMETERS, ArmFit, Comparison
-from reports.numbers import Formatter, fixed, general, interval, percent, scientific, short, text
+from reports.numbers import Formatter, fixed, general, interval, level_name, listed, percent, scientific, short, text
 from reports.stories import StoryScore
 from reports.study import BASELINE, GROUPS, TARGETS, Study, records
 
@@ -80,6 +78,7 @@ class Table:
             *(" & ".join(latex_escape(cell) for cell in row) + r" \\" for row in self.cells()),
             "\\bottomrule",
             "\\end{tabular}",
+            *(rf"\par\footnotesize {latex_escape(note)}" for note in self.notes),
             "\\end{table}",
         ]
         return "\n".join(lines) + "\n"
@@ -91,12 +90,14 @@ def latex_escape(value: str) -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return "; ".join(str(v) for v in value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
-def _records(table: pd.DataFrame) -> tuple[dict[str, Any], ...]:
+def as_rows(table: pd.DataFrame) -> tuple[dict[str, Any], ...]:
     return tuple(records(table))
 
 
@@ -105,7 +106,7 @@ PLAN_TABLE = (
     Column("arm", "arm", numeric=False),
     Column("size", "size", numeric=False),
     Column("num_params", "parameters", short),
-    Column("num_params_global", "of these global", short),
+    Column("num_params_global", "global parameters", short),
     Column("flops_budget", "budget (FLOPs)", scientific),
     Column("planned_flops", "planned FLOPs", lambda v: scientific(v, 4)),
     Column("train_flops", "spent FLOPs", lambda v: scientific(v, 4)),
@@ -128,7 +129,7 @@ def plan_table(study: Study) -> Table:
     caption = (
         "All planned runs in the plan's order; units and tokens as planned, spent FLOPs accumulated from the actual batches."
     )
-    return Table("plan", caption, PLAN_TABLE, _records(study.runs))
+    return Table("plan", caption, PLAN_TABLE, as_rows(study.runs))
 
 
 def matching_table(study: Study) -> Table:
@@ -216,7 +217,7 @@ def losses_table(study: Study) -> Table:
         Column("flops", "FLOPs", lambda v: scientific(v, 4)),
         *(Column(target, f"{target} loss (nats / token)", fixed(4)) for target in TARGETS),
     )
-    return Table("losses", "Held-out losses at the end of each usable run.", columns, _records(merged))
+    return Table("losses", "Held-out losses at the end of each usable run.", columns, as_rows(merged))
 
 
 def stories_table(scores: Sequence[StoryScore]) -> Table:
@@ -224,82 +225,22 @@ def stories_table(scores: Sequence[StoryScore]) -> Table:
     rows = tuple({**r, "interval": interval(r["low"], r["high"], percent(1))} for r in rows)
     columns = (
         Column("task", "task", numeric=False),
-        Column("direction", "direction", numeric=False),
+        Column("direction", "direction", lambda v: text(v).replace("->", "→"), numeric=False),
         Column("arm", "arm", numeric=False),
         Column("size", "size", numeric=False),
         Column("flops", "FLOPs", scientific),
         Column("items", "items", numbers.count),
         Column("accuracy", "accuracy", percent(1)),
         Column("interval", "interval", numeric=False),
-        Column("level", "level", percent(0)),
         Column("chance", "chance", percent(0)),
         Column("verdict", "against chance", numeric=False),
     )
-    return Table("stories", "Story completion on final checkpoints, with Wilson's binomial interval.", columns, rows)
-
-
-def fits_table(fits: Sequence[ArmFit]) -> Table:
-    """A row a fitted surface; parameters with their intervals, warnings in full."""
-    rows = []
-    for fit in fits:
-        if fit.surface is None:
-            continue
-        row: dict[str, Any] = {
-            "arm": fit.arm, "target": fit.target, "kinds": f"{fit.n_kind}, {fit.d_kind}", "points": fit.surface.n,
-            "objective": fit.surface.objective, "level": fit.surface.level,
-            "warnings": "; ".join(fit.surface.warnings + fit.warnings) or "none",
-        }  # fmt: skip
-        for name in SURFACE_PARAMETERS:
-            band = fit.surface.intervals.get(name)
-            row[name] = general(getattr(fit.surface.law, name)) + (f" {interval(*band, general)}" if band else "")
-        rows.append(row)
-    greek = {"alpha": "α", "beta": "β"}
-    columns = (
-        Column("arm", "arm", numeric=False),
-        Column("target", "target", numeric=False),
-        Column("kinds", "N and D", numeric=False),
-        Column("points", "runs", numbers.count),
-        *(Column(name, greek.get(name, name), numeric=False) for name in SURFACE_PARAMETERS),
-        Column("objective", "objective", general),
-        Column("level", "interval level", percent(0)),
-        Column("warnings", "warnings", numeric=False),
-    )
-    return Table("fits", "Loss surfaces L(N, D) = E + A / N^α + B / D^β, with bootstrap intervals.", columns, tuple(rows))
-
-
-def comparisons_table(comparisons: Sequence[Comparison]) -> Table:
-    rows = []
-    for c in comparisons:
-        low, high = c.overlap or (math.nan, math.nan)
-        rows.append(
-            {
-                "arm": c.arm,
-                "baseline": c.baseline,
-                "target": c.target,
-                "method": c.method,
-                "multiplier": c.multiplier.value,
-                "interval": interval(c.multiplier.low, c.multiplier.high, fixed(2)),
-                "level": c.level,
-                "overlap": interval(low, high, fixed(3)),
-                "warnings": "; ".join(c.warnings) or "none",
-            }
-        )
-    columns = (
-        Column("arm", "arm", numeric=False),
-        Column("baseline", "against", numeric=False),
-        Column("target", "target", numeric=False),
-        Column("method", "method", numeric=False),
-        Column("multiplier", "compute multiplier (×)", fixed(2)),
-        Column("interval", "interval", numeric=False),
-        Column("level", "level", percent(0)),
-        Column("overlap", "overlap (nats / token)", numeric=False),
-        Column("warnings", "warnings", numeric=False),
-    )
-    return Table("multipliers", "Compute multipliers inside the overlap of losses.", columns, tuple(rows))
+    levels = listed(sorted({level_name(s.level) for s in scores}))
+    return Table("stories", f"Story completion on final checkpoints, with {levels} binomial intervals (Wilson).", columns, rows)
 
 
 def shares_table(study: Study, kind: str) -> Table:
-    rows = _records(group_shares(study.plan, kind))
+    rows = as_rows(group_shares(study.plan, kind))
     columns = (
         Column("arm", "arm", numeric=False),
         Column("size", "size", numeric=False),
@@ -316,80 +257,3 @@ def assumptions_table() -> Table:
         Column(key, label, numeric=False) for key, label in (("name", "what"), ("value", "chosen"), ("source", "why"))
     )
     return Table("assumptions", "What the paper leaves open, and what was chosen.", columns, rows)
-
-
-def references_table(verdicts: Sequence[ReferenceVerdict]) -> Table:
-    rows = tuple(
-        {
-            **{f: getattr(v, f) for f in v.__dataclass_fields__},
-            "margin": v.margin,
-            "verdict": "beaten" if v.beaten else "not beaten",
-        }
-        for v in verdicts
-    )
-    columns = (
-        Column("modality", "modality", numeric=False),
-        Column("reference", "reference", numeric=False),
-        Column("reference_loss", "reference's loss (nats / token)", fixed(3)),
-        Column("arm", "arm", numeric=False),
-        Column("run_id", "best run", numeric=False),
-        Column("loss", "run's loss (nats / token)", fixed(3)),
-        Column("margin", "reference minus run (nats)", fixed(3)),
-        Column("verdict", "verdict", numeric=False),
-    )
-    return Table(
-        "references",
-        "The best run of each arm at the largest budget against n-gram models of the same held-out tokens.",
-        columns,
-        rows,
-    )
-
-
-def residuals_table(table: pd.DataFrame) -> Table:
-    columns = (
-        Column("run_id", "run", numeric=False),
-        Column("arm", "arm", numeric=False),
-        Column("size", "size", numeric=False),
-        Column("flops", "FLOPs", scientific),
-        Column("loss", "measured (nats / token)", fixed(4)),
-        Column("fitted", "fitted (nats / token)", fixed(4)),
-        Column("residual", "residual of ln loss", percent(2)),
-    )
-    return Table("residuals", "Measured and fitted losses.", columns, _records(table))
-
-
-def minima_table(fits: Sequence[ArmFit]) -> Table:
-    """The isoFLOP minima of every arm and target."""
-    rows = []
-    for fit in fits:
-        for p in fit.profiles():
-            rows.append(
-                {
-                    "arm": fit.arm,
-                    "target": fit.target,
-                    "flops_budget": p.budget,
-                    "status": p.status.replace("_", " "),
-                    "optimal_params": p.optimum.value,
-                    "params_interval": interval(p.optimum.low, p.optimum.high, short),
-                    "optimal_loss": p.minimum.value,
-                    "loss_interval": interval(p.minimum.low, p.minimum.high, fixed(3)),
-                    "level": fit.isoflop.level if fit.isoflop else math.nan,
-                }
-            )
-    columns = (
-        Column("arm", "arm", numeric=False),
-        Column("target", "target", numeric=False),
-        Column("flops_budget", "budget (FLOPs)", scientific),
-        Column("status", "minimum", numeric=False),
-        Column("optimal_params", "parameters", short),
-        Column("params_interval", "interval", numeric=False),
-        Column("optimal_loss", "loss (nats / token)", fixed(3)),
-        Column("loss_interval", "interval", numeric=False),
-        Column("level", "level", percent(0)),
-    )
-    return Table(
-        "minima",
-        "Minima of the isoFLOP parabolas with bootstrap intervals; a dash where the minimum is not inside the trained sizes.",
-        columns,
-        tuple(rows),
-    )

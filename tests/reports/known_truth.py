@@ -148,7 +148,7 @@ def run_row(row: dict[str, Any], failed: bool) -> dict[str, Any]:
         **{k: row[k] for k in same}, "state": "failed" if failed else "done", 
         "reason": "loss became nan at step 200" if failed else "", "step": int(400 * share), "steps": 400,
         "train_flops": row["planned_flops"] * share, "seconds": 20.0, "final_loss": 4.2,
-        "excluded": "failed" if failed else "",
+        "excluded": "failed (nan): loss became nan at step 200" if failed else "",
     }  # fmt: skip
 
 
