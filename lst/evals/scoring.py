@@ -64,8 +64,11 @@ class Scorer:
         interleaved = any(s.modality == "speech" for s in document)
         return PackedRow.pack([encoded], self.vocabulary, interleaved=interleaved)
 
-    def score(self, documents: Sequence[Document]) -> list[Scored]:
-        """The documents' losses, in the documents' order."""
+    def score(self, documents: Sequence[Document], *, first: Sequence[int] | None = None) -> list[Scored]:
+        """The documents' losses, in the documents' order; those before position `first[i]` of document i are left at 0.
+
+        The head runs on scored positions alone, which matters where an ending follows a long prompt.
+        """
         import torch
 
         from lst.model import Batch
@@ -80,6 +83,9 @@ class Scorer:
                 for part in batches_by_length([r.tokens for r in rows], self.config.execution.micro_batch_tokens):
                     self._stop()
                     batch = Batch.from_packed(PackedBatch([rows[i] for i in part]), self.device)
+                    if first is not None:
+                        for place, i in enumerate(part):
+                            batch.target_BT[place, : first[i]] = -1
                     nats_BT = token_losses(self.model, batch, dtype=self.config.train.dtype).double().cpu().numpy()
                     for place, i in enumerate(part):
                         scored[i] = Scored(row=rows[i], nats_T=nats_BT[place, : rows[i].tokens])

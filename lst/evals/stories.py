@@ -106,9 +106,9 @@ def _ending_scores(scorer: Scorer, sequences: list[tuple[str, NDArray[np.int64],
     BOS  <s>  p0  p1  e0  e1     prompt of 2 and ending of 2: e0 is predicted at position 3 = 1 + len(prompt)
     """
     documents = [[Segment(modality, np.concatenate([prompt, ending]))] for modality, prompt, ending in sequences]
+    firsts = [1 + len(prompt) for _, prompt, _ in sequences]
     scores = []
-    for scored, (modality, prompt, ending) in zip(scorer.score(documents), sequences, strict=True):
-        first = 1 + len(prompt)
+    for scored, first, (modality, prompt, ending) in zip(scorer.score(documents, first=firsts), firsts, sequences, strict=True):
         offset = scorer.vocabulary.text if modality == "speech" else 0
         assert np.array_equal(scored.row.ids[2 : 2 + len(prompt)], prompt + offset), (
             "the prompt's tokens must not depend on the ending"

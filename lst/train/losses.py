@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     Network = Baseline | LatentSpeechText
 
-CHUNK_LOGITS = 4 * 2**20  # logits of one chunk: 16 MiB in fp32
+CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**26}  # of one chunk: 4 MiB in fp32 stay in a CPU's cache, a GPU wants large products
+CHUNK_ROWS = 256  # positions of a chunk at least: fewer would read the head's weights more often than they use them
 
 
 @dataclass
@@ -98,7 +99,7 @@ def _head_gradients(model: Network, h_CE: torch.Tensor, target_C: torch.Tensor, 
     """Losses of one chunk; its gradients are added to the head and to `h_CE`. The logits live no longer than this call."""
     with autocast(h_CE.device, dtype):
         logits_CV = model.head(h_CE)
-    loss_C, grad_CV = _loss_and_gradient(logits_CV.detach(), target_C, scale)
+    loss_C, grad_CV = _losses_and_gradient(logits_CV.detach(), target_C, scale)
     _backward(logits_CV, grad_CV)
     return loss_C
 
@@ -130,7 +131,7 @@ def _targets(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def _chunks(model: Network, h_NE: torch.Tensor, target_N: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    size = max(1, CHUNK_LOGITS // model.head.out_features)
+    size = max(CHUNK_ROWS, CHUNK_LOGITS[h_NE.device.type] // model.head.out_features)
     return list(zip(torch.split(h_NE, size), torch.split(target_N, size), strict=True))
 
 
@@ -138,11 +139,16 @@ def _losses(logits_CV: torch.Tensor, target_C: torch.Tensor) -> torch.Tensor:
     return logits_CV.logsumexp(1) - logits_CV.gather(1, target_C[:, None]).squeeze(1)
 
 
-def _loss_and_gradient(logits_CV: torch.Tensor, target_C: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """-log softmax at the targets, and its gradient (softmax - onehot) x scale in the logits' dtype."""
-    log_p_CV = torch.log_softmax(logits_CV, 1, dtype=torch.float32)
-    index_C1 = target_C[:, None]
-    loss_C = -log_p_CV.gather(1, index_C1).squeeze(1)
-    grad_CV = log_p_CV.exp_()
-    grad_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, -1, dtype=grad_CV.dtype))
-    return loss_C, grad_CV.mul_(scale).to(logits_CV.dtype)
+def _losses_and_gradient(logits_CV: torch.Tensor, target_C: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """-log softmax at the targets, and (softmax - onehot) x scale, its gradient, in the logits' dtype.
+
+    With m the largest logit and z = sum exp(x - m): loss = m + log z - x_target. One pass of exponentials serves both.
+    """
+    x_CV, index_C1 = logits_CV.float(), target_C[:, None]
+    m_C1 = x_CV.amax(1, keepdim=True)
+    p_CV = (x_CV - m_C1).exp_()
+    z_C1 = p_CV.sum(1, keepdim=True)
+    loss_C = (m_C1 + z_C1.log() - x_CV.gather(1, index_C1)).squeeze(1)
+    p_CV.mul_(scale / z_C1)
+    p_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, -scale, dtype=p_CV.dtype))
+    return loss_C, p_CV.to(logits_CV.dtype)

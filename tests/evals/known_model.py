@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from torch import nn
@@ -26,4 +28,4 @@ class BigramModel(nn.Module):
 
     def nats(self, ids: list[int]) -> float:
         """Of each id after the first, summed."""
-        return -float(sum(self.log_p[a, b] for a, b in zip(ids[:-1], ids[1:], strict=True)))
+        return -float(sum(self.log_p[a, b] for a, b in itertools.pairwise(ids)))

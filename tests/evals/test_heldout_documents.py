@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def test_every_arm_is_evaluated_on_the_same_ids(tiny_data: Path) -> None:
         scorer = Scorer(build_model(config), config, device=DEVICE)
         rows = {name: [scorer.row(d) for d in documents[name]] for name in documents}
         seen[arm] = {name: [r.ids.tolist() for r in rows[name]] for name in rows}
-        assert all(len(ids) <= config.evaluation.context_tokens for ids in sum(seen[arm].values(), []))
+        assert all(len(ids) <= config.evaluation.context_tokens for ids in itertools.chain.from_iterable(seen[arm].values()))
     assert all(ids == seen["baseline"] for ids in seen.values())
     assert len({r for row in seen["baseline"].values() for r in map(tuple, row)}) > 12
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def test_document_losses_are_those_of_the_table(known: Scorer) -> None:
     log_p = known.model.log_p
     scored = known.score(documents)[0]
     assert scored.row.ids.tolist() == ids
-    expected = [-log_p[a, b] for a, b in zip(ids[:-1], ids[1:], strict=True)] + [0.0]
+    expected = [-log_p[a, b] for a, b in itertools.pairwise(ids)] + [0.0]
     assert scored.nats_T == pytest.approx(expected, rel=1e-6)
     assert scored.sums() == (pytest.approx(sum(expected), rel=1e-6), 9)
     assert scored.sums(TEXT) == (pytest.approx(expected[1] + expected[2] + expected[8], rel=1e-6), 3)

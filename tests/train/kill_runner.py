@@ -2,9 +2,10 @@
 
     python tests/train/kill_runner.py RUN_DIR SEED KILLS
 
-torch is imported once and each attempt is a fork, so that an attempt costs a fraction of a second. Half of the kills come
-after a random time; the others at a random call that changes the disk (write, fsync, rename, remove), half-done where it is
-a write, so that saves are hit. Prints one JSON line: how many attempts were killed, and in what.
+torch is imported once and each attempt is a fork, so that an attempt costs a fraction of a second. Half of the kills come a
+random time after the attempt's first step, however fast the machine; the others at a random call that changes the disk
+(write, fsync, rename, remove), half-done where it is a write, so that saves are hit. Prints one JSON line: how many attempts
+were killed, and in what.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import lst.train.trainer  # noqa: F401  (so that the forks need not)
+from lst.records import read_jsonl
 from lst.train.__main__ import main
 
 DISK_CALLS = (
@@ -69,6 +71,7 @@ def attempt(run_dir: str, *, disk_call: int, seconds: float) -> tuple[int, str]:
         os._exit(main([run_dir]))
     os.close(writer)
     if not disk_call:
+        wait_for_a_step(Path(run_dir) / "train.jsonl", child)
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
@@ -77,13 +80,20 @@ def attempt(run_dir: str, *, disk_call: int, seconds: float) -> tuple[int, str]:
     return status, what
 
 
+def wait_for_a_step(file: Path, child: int) -> None:
+    """Until the file has a record more than now, or the child has ended (it stays a zombie until it is waited for)."""
+    before = len(read_jsonl(file))
+    while len(read_jsonl(file)) <= before and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(0.002)
+
+
 def run(run_dir: str, seed: int, kills: int) -> dict[str, Any]:
     generator = random.Random(seed)
     killed: collections.Counter[str] = collections.Counter()
     while sum(killed.values()) < kills:
         by_call = generator.random() < 0.5
-        call = generator.randint(1, 60) if by_call else 0
-        status, what = attempt(run_dir, disk_call=call, seconds=generator.uniform(0.05, 0.8))
+        call = generator.randint(1, 50) if by_call else 0
+        status, what = attempt(run_dir, disk_call=call, seconds=generator.uniform(0, 0.02))
         if os.WIFSIGNALED(status):
             killed[what] += 1
         elif os.WEXITSTATUS(status) == 0:

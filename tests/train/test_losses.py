@@ -23,7 +23,8 @@ def case(request: pytest.FixtureRequest, tiny_data: Path, monkeypatch: pytest.Mo
     """A model, the micro-batches of its first step, and chunks of a few positions only."""
     config = tiny_config(request.param, tiny_data)
     packed = Stream(open_dataset(tiny_data), config).batch(0)
-    monkeypatch.setattr(losses, "CHUNK_LOGITS", 37 * (config.model.text_vocab + config.model.speech_vocab + 2))
+    monkeypatch.setattr(losses, "CHUNK_LOGITS", {"cpu": 37 * (config.model.text_vocab + config.model.speech_vocab + 2)})
+    monkeypatch.setattr(losses, "CHUNK_ROWS", 1)
     return build_model(config), packed
 
 

@@ -28,19 +28,19 @@ def outcome(run_dir: Path) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("arm", ["lst_curriculum", "baseline"])
-def test_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, tiny_data: Path, arm: str) -> None:
+@pytest.mark.parametrize(("arm", "kills"), [("lst_curriculum", 9), ("baseline", 6)])
+def test_killed_run_ends_like_an_undisturbed_one(tmp_path: Path, tiny_data: Path, arm: str, kills: int) -> None:
     execution = {"checkpoint_every_seconds": 1e-6}  # after each step: most of the time is spent saving
-    calm = write_run(tmp_path / "calm", tiny_config(arm, tiny_data, train={"steps": 14}))
-    harried = write_run(tmp_path / "harried", tiny_config(arm, tiny_data, train={"steps": 14}, execution=execution))
+    calm = write_run(tmp_path / "calm", tiny_config(arm, tiny_data, train={"steps": 20}))
+    harried = write_run(tmp_path / "harried", tiny_config(arm, tiny_data, train={"steps": 20}, execution=execution))
     assert train(calm).returncode == 0
     environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(RUNNER), str(harried), "11", "12"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
+    command = [sys.executable, str(RUNNER), str(harried), "11", str(kills)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170, check=False)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.splitlines()[-1])
     assert report["exit_code"] == 0
-    assert sum(report["killed"].values()) >= 6, report
-    assert len(report["killed"]) >= 3, report  # between steps and inside writes, flushes or renames
+    assert sum(report["killed"].values()) >= 5, report
+    assert len(report["killed"]) >= 2, report  # between steps, and inside writes, flushes or renames
     assert outcome(harried) == outcome(calm)
-    assert [r["step"] for r in records(harried)["train.jsonl"]] == list(range(1, 15))
+    assert [r["step"] for r in records(harried)["train.jsonl"]] == list(range(1, 21))
