@@ -147,7 +147,10 @@ def flops_at(curve: BestLosses, log_loss: Floats, at: Floats, method: str) -> Fl
     if len(curve.log_flops) == 1:
         return np.broadcast_to(curve.log_flops, (len(log_loss), len(at)))
     if method == ENVELOPE:
-        return np.array([_inverse(curve.log_flops, row, at) for row in log_loss]).reshape(-1, len(at))
+        found = _falling_inverse(curve.log_flops, log_loss, at)
+        for row in np.flatnonzero((np.diff(log_loss, axis=1) >= 0).any(1)):
+            found[row] = _inverse(curve.log_flops, log_loss[row], at)
+        return found
     x = curve.log_flops - curve.log_flops.mean()
     kinds = (CONSTANT, IN_N) if len(x) >= LAW_ASYMPTOTE_BUDGETS else (IN_N,)
     problem = Problem(x, np.zeros_like(x), np.ones((len(x), len(kinds))), kinds, np.inf)
@@ -160,6 +163,16 @@ def flops_at(curve: BestLosses, log_loss: Floats, at: Floats, method: str) -> Fl
     with np.errstate(divide="ignore", invalid="ignore"):
         needed = -np.log(above / theta[:, [len(kinds) - 1]]) / theta[:, [len(kinds)]]
     result: Floats = np.where(above > 0, needed, np.inf) + curve.log_flops.mean()
+    return result
+
+
+def _falling_inverse(log_flops: Floats, log_loss: Floats, at: Floats) -> Floats:
+    """`_inverse` of many curves (R, B) at once, right where each falls from budget to budget."""
+    piece = np.clip((log_loss[:, None, :] > at[:, None]).sum(-1) - 1, 0, len(log_flops) - 2)
+    high, low = (np.take_along_axis(log_loss, piece + k, axis=1) for k in (0, 1))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = (log_flops[piece + 1] - log_flops[piece]) / (high - low)
+        result: Floats = log_flops[piece] + (high - at) * slope
     return result
 
 

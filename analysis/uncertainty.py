@@ -112,9 +112,9 @@ def bootstrap(
     return Draws(kept, RESIDUAL if kept_design else PAIRS, resamples, resamples - len(kept))
 
 
-def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats, *, projected: int = 2) -> Solutions:
+def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats, *, projected: int = 1) -> Solutions:
     """The optimum of each resample (R, n): starts compete after the coarse stages, the best one goes on to the end."""
-    starts = projected_starts(problem, log_loss, weight, keep=projected, points=12)
+    starts = projected_starts(problem, log_loss, weight, keep=projected, points=8)
     starts = np.concatenate([np.broadcast_to(near, (len(log_loss), 1, problem.size)), starts], axis=1)
     count = starts.shape[1]
     repeated = [np.repeat(values, count, axis=0) for values in (log_loss, weight)]

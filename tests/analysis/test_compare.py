@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import MultiplierCurve, SharedFit, compute_multiplier, fit_shared_exponents
+from analysis.compare import _falling_inverse, _inverse
 from lst.errors import FitError
 from tests.analysis.tables import TRUTH, isoflop_table
 
@@ -146,3 +147,16 @@ def test_results_go_through_json() -> None:
     assert SharedFit.from_json(json.loads(json.dumps(shared.to_json()))) == shared
     assert "lst: compute 1.3" in repr(shared)
     assert "MultiplierCurve" in repr(curve)
+
+
+def test_curves_are_inverted_together_as_one_by_one() -> None:
+    log_flops, at = np.log(np.array(DENSE)), np.linspace(0.8, 1.3, 9)
+    falling = 1.3 - 0.06 * np.arange(9) + 0.01 * np.random.default_rng(0).random((5, 9))
+    together = _falling_inverse(log_flops, falling, at)
+    np.testing.assert_allclose(together, [_inverse(log_flops, row, at) for row in falling])
+    np.testing.assert_allclose(np.interp(together[0], log_flops, falling[0])[2:-1], at[2:-1])
+
+
+def test_curve_that_rises_counts_its_lowest_loss_so_far() -> None:
+    log_flops, losses = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 0.8, 0.9, 0.6])
+    np.testing.assert_allclose(_inverse(log_flops, losses, np.array([0.9, 0.8, 0.7])), [1.5, 2.0, 3.0])
