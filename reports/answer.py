@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from reports.laws import Comparison, Estimate, MatchedPairs
-from reports.numbers import fixed, interval, is_number, level_name, listed, percent, plural, scientific, short
+from reports.numbers import count, fixed, interval, is_number, level_name, listed, percent, plural, scientific, short
 from reports.study import BASELINE, CONDITIONAL_ARMS, GROUPS, Study
 
 REFERENCES = ("unigram", "trigram")
@@ -151,9 +151,9 @@ def matched_pairs(study: Study, target: str, arm: str) -> MatchedPairs | None:
 
 def sign_test(differences: Sequence[float]) -> float:
     """Two-sided sign test: the chance of a split of signs at least as uneven, were both arms equally good."""
-    count, lower = len(differences), sum(d < 0 for d in differences)
-    tail = sum(math.comb(count, k) for k in range(max(lower, count - lower), count + 1))
-    return min(1.0, 2 * tail / float(2**count))
+    number, lower = len(differences), sum(d < 0 for d in differences)
+    tail = sum(math.comb(number, k) for k in range(max(lower, number - lower), number + 1))
+    return min(1.0, 2 * tail / float(2**number))
 
 
 def pairs_sentence(study: Study, target: str) -> str:
@@ -165,20 +165,20 @@ def pairs_sentence(study: Study, target: str) -> str:
 
 
 def _pairs_clause(pairs: MatchedPairs) -> str:
-    nats, count, p = fixed(3), len(pairs.differences), sign_test(pairs.differences)
+    nats, number, p = fixed(3), len(pairs.differences), sign_test(pairs.differences)
     lower = sum(d < 0 for d in pairs.differences)
     shown = "p\u00a0<\u00a00.001" if p < 0.001 else f"p\u00a0=\u00a0{fixed(3)(p)}"
     if pairs.mean.has_interval:
         holds = pairs.mean.low <= 0 <= pairs.mean.high
         band = f"{level_name(pairs.level)} interval {interval(pairs.mean.low, pairs.mean.high, nats)}"
         verdict = (
-            "holds 0: too few or too noisy to tell" if holds else "excludes 0, though the pairs are few" * (count < FEW_PAIRS)
+            "holds 0: too few or too noisy to tell" if holds else "excludes 0, though the pairs are few" * (number < FEW_PAIRS)
         )
         spread = f"{band}, which {verdict or 'excludes 0'}"
     else:
         spread = f"from {nats(min(pairs.differences))} to {nats(max(pairs.differences))}, no interval"
     return (
-        f"{pairs.arm} has the lower {pairs.target} loss in {lower} of {plural(count, 'pair')} (mean difference "
+        f"{pairs.arm} has the lower {pairs.target} loss in {lower} of {plural(number, 'pair')} (mean difference "
         f"{nats(pairs.mean.value)} nats, "
         f"{spread}; sign test {shown})"
     )
@@ -224,7 +224,8 @@ def reference_sentence(study: Study) -> str:
     for modality in dict.fromkeys(v.modality for v in verdicts):
         here = [v for v in verdicts if v.modality == modality]
         parts = [_reference_part([v for v in here if v.reference == name]) for name in dict.fromkeys(v.reference for v in here)]
-        clauses.append(f"in {modality} {listed(parts)}")
+        items = study.references[modality].get("n_items")
+        clauses.append(f"in {modality}{f' ({count(items)} held-out tokens)' if items else ''} {listed(parts)}")
     return f"At the largest budget, judged by the best run of each arm, {'; '.join(clauses)}."
 
 
@@ -251,11 +252,14 @@ def shares_sentence(shares: pd.DataFrame, what: str) -> str:
     sentences = []
     for arm, rows in shares.groupby("arm", sort=False):
         ends = [rows.iloc[0]] if len(rows) == 1 else [rows.iloc[0], rows.iloc[-1]]
-        has_local = ends[0]["encoder"] + ends[0]["decoder"] > 0
-        modules, verb = ("Head and local modules", "dominate") if has_local else ("The head", "dominates")
-        ruling = verb if ends[0]["global"] < 0.5 else f"{'do' if has_local else 'does'} not dominate"
+        first = ends[0]
+        modules = ["head"] + ["local modules"] * bool(first["encoder"] + first["decoder"] > 0)
+        modules += ["embedding"] * bool(first["embedding"] > 0)
+        several = len(modules) > 1
+        who = listed(modules).capitalize() if several else "The head"
+        ruling = f"dominate{'' if several else 's'}" if first["global"] < 0.5 else f"do{'' if several else 'es'} not dominate"
         said = listed([f"{percent(0)(1 - row['global'])} at {row['size']} ({_shares_outside(row)})" for row in ends])
-        sentences.append(f"{modules} {ruling} {arm}'s smallest model: outside the global transformer lie {said} of its {what}.")
+        sentences.append(f"{who} {ruling} {arm}'s smallest model: outside the global transformer lie {said} of its {what}.")
     return " ".join(sentences)
 
 

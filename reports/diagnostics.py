@@ -171,4 +171,5 @@ def group_shares(plan: pd.DataFrame, kind: str) -> pd.DataFrame:
     table = plan[["arm", "size", "num_params"]].join(values.div(values.sum(axis=1), axis=0).set_axis(list(GROUPS), axis=1))
     table = table[values.sum(axis=1) > 0]
     means: pd.DataFrame = table.groupby(["arm", "size"], as_index=False, sort=False).mean()
-    return means.sort_values(["num_params", "arm"], kind="stable", ignore_index=True)
+    means["rank"] = means.groupby("size")["num_params"].transform("min")  # a size's arms together, whatever each counts
+    return means.sort_values(["rank", "arm"], kind="stable", ignore_index=True).drop(columns="rank")

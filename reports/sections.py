@@ -19,11 +19,8 @@ from reports.tables import Table
 
 EMBEDDED_LIMITS = (
     "The speech is synthetic: a few text-to-speech voices reading public-domain books.",
-    "The speech tokens are k-means units of an English speech-recognition encoder (Whisper), not HuBERT's: they keep "
-    "words better than "
-    "self-supervised units would, and only English ones.",
-    "None of these numbers may be compared with the paper's: data, tokens, sizes and budgets are others, by many "
-    "orders of magnitude.",
+    "The speech tokens are k-means units of an English speech-recognition encoder, not HuBERT's.",
+    "None of these numbers may be compared with the paper's: data, tokens, sizes and budgets are others, by orders of magnitude.",
     "Story completion is this corpus's own task, made from held-out books; it is no published benchmark.",
 )
 LATER_COMMANDS = (
@@ -323,12 +320,7 @@ def plan_section(study: Study) -> Section:
 def fits_section(study: Study) -> Section:
     table = fit_tables.fits_table(study.fits.arms)
     blocks = [_table(table, "No loss surface has been fitted.")]
-    warnings = [
-        f"{f.arm}, {f.target}: {w}" for f in study.fits.arms if f.surface is None or not f.surface.warnings for w in f.warnings
-    ]
-    warnings += [f"{f.arm}, {f.target}, isoFLOP: {w}" for f in study.fits.arms if f.isoflop for w in f.isoflop.warnings]
-    warnings += [f"{f.arm}, {f.target}, L(C): {w}" for f in study.fits.arms if f.curve for w in f.curve.warnings]
-    warnings += study.fits.warnings
+    warnings = _grouped_warnings(study)
     if warnings:
         blocks += [_paragraph("Further warnings:"), Block(kind="list", lines=tuple(warnings))]
     minima = fit_tables.minima_table(study.fits.arms)
@@ -337,9 +329,24 @@ def fits_section(study: Study) -> Section:
     return Section(anchor="fits", title="Fits", blocks=tuple(blocks))
 
 
+def _grouped_warnings(study: Study) -> list[str]:
+    """Warnings of the fits that have no row of their own, each said once with the arms and targets that it is about."""
+    about: dict[str, dict[str, list[str]]] = {}
+    for fit in study.fits.arms:
+        found = list(fit.warnings if fit.surface is None else ())
+        found += [f"isoFLOP: {w}" for w in (fit.isoflop.warnings if fit.isoflop else ())]
+        found += [f"L(C): {w}" for w in (fit.curve.warnings if fit.curve else ())]
+        for warning in found:
+            about.setdefault(warning, {}).setdefault(fit.arm, []).append(fit.target)
+    said = [f"{w.rstrip('.')}: {'; '.join(f'{arm} ({listed(t)})' for arm, t in of.items())}." for w, of in about.items()]
+    return said + list(study.fits.warnings)
+
+
 def assumptions_section(study: Study) -> Section:
     seeds = study.plan["seed"].dropna().nunique()
     limits = list(EMBEDDED_LIMITS if is_embedded(study) else ())
+    notes = study.config.get("notes")
+    limits += [str(note) for note in notes] if isinstance(notes, list) else []
     spread = answer.seed_spread(study, "mixture")
     if is_number(spread):
         limits.append(f"The largest difference between seeds of one cell is {fixed(3)(spread)} nats of mixture loss.")

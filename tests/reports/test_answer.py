@@ -111,7 +111,7 @@ def test_paired_interval_decides(make_study: MakeStudy) -> None:
 
 
 def test_references_are_judged_in_each_modality(make_study: MakeStudy) -> None:
-    references = {"speech": {"unigram": 9.0, "trigram": 1.0}, "text": {"unigram": 9.0, "trigram": 4.44}}
+    references = {"speech": {"unigram": 9.0, "trigram": 1.0, "n_items": 30_000}, "text": {"unigram": 9.0, "trigram": 4.44}}
     study = read_study(make_study(arms=("baseline", "lst_static"), references=references))
     said = answer.reference_sentence(study)
     verdicts = {(v.modality, v.reference, v.arm): v for v in answer.reference_verdicts(study)}
@@ -121,7 +121,7 @@ def test_references_are_judged_in_each_modality(make_study: MakeStudy) -> None:
     final = study.final("speech")
     at_largest = final[(final["arm"] == "baseline") & (final["flops_budget"] == 1e14)]
     assert best == at_largest["loss"].min()
-    assert "in speech the unigram reference is beaten by every arm" in said
+    assert "in speech (30,000 held-out tokens) the unigram reference is beaten by every arm" in said
     assert "the trigram reference is beaten by none (the nearest stays" in said
     assert "in text the unigram reference is beaten by every arm" in said
     assert "the trigram reference is beaten by lst_static but not by baseline" in said
