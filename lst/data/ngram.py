@@ -39,7 +39,7 @@ class NgramModel:
         return total / count
 
     def _probabilities(self, x: IntArray, order: int) -> NDArray[np.float64]:
-        p = (self._unigrams[x] + 1) / (self._unigrams.sum() + self.vocabulary)
+        p: NDArray[np.float64] = (self._unigrams[x] + 1) / (self._unigrams.sum() + self.vocabulary)
         for n in range(2, order + 1):
             if len(x) < n:
                 break

@@ -172,7 +172,7 @@ def _check_refusals(config: PrepareConfig, kept: int, reasons: list[str]) -> Non
 
 def _group(row: dict[str, Any]) -> str:
     """What is kept on one side of the split: the book, else the speaker, else the document."""
-    return row.get("book") or row.get("speaker") or row["id"]
+    return str(row.get("book") or row.get("speaker") or row["id"])
 
 
 def _splitter(share: float, groups: Sequence[str]) -> Callable[[str], bool]:

@@ -51,7 +51,8 @@ class SequenceTable:
     def flops(self, config: RunConfig) -> NDArray[np.float64]:
         """Training FLOPs of each counted sequence. FLOPs are linear in the counts, so unit costs suffice."""
         costs = [training_flops(config, SequenceCounts(**{name: 1})).total for name in FIELDS]
-        return self.counts @ np.array(costs)
+        flops: NDArray[np.float64] = self.counts @ np.array(costs)
+        return flops
 
 
 def count_sequences(dataset: Dataset, config: RunConfig, limit: int = 4096) -> SequenceTable:
@@ -127,8 +128,9 @@ def _sequence_share(dataset: Dataset, config: RunConfig, kind: Patching, share: 
     """Rounded to six digits, since it becomes part of the run's identity."""
     if share in (0.0, 1.0):
         return share
-    all_of_them = {"interleaved_sequence_share_static": 1.0, "interleaved_sequence_share_aligned": 1.0}
-    interleaved = dataclasses.replace(config.data, data_id="", **all_of_them)
+    interleaved = dataclasses.replace(
+        config.data, data_id="", interleaved_sequence_share_static=1.0, interleaved_sequence_share_aligned=1.0
+    )
     fixed = PatchingConfig(kind=kind, patch_size=config.patching.patch_size)
     train = dataclasses.replace(config.train, seed=0, steps=MIXTURE_SAMPLE, batch_sequences=1, final_batch_sequences=0)
     sample = dataclasses.replace(config, data=interleaved, patching=fixed, train=train)

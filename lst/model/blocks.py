@@ -11,7 +11,7 @@ from lst.model.attention import attend, merge_heads, rotate, split_heads
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a gain, computed in fp32."""
+    """Root-mean-square norm with a gain."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BTE: Tensor) -> Tensor:
-        return F.rms_norm(x_BTE, self.gain.shape, self.gain, self.eps)
+        return F.rms_norm(x_BTE, self.gain.shape, self.gain.to(x_BTE.dtype), self.eps)
 
 
 class SelfAttention(nn.Module):
