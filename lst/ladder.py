@@ -52,6 +52,8 @@ def _multiple(value: float, of: int) -> int:
 
 SIZES: dict[str, Rung] = {
     "tiny": _small(32, 2),
+    "w16": _small(16, 2),
+    "w24": _small(24, 3),
     "w32": _small(32, 3),
     "w48": _small(48, 3),
     "w64": _small(64, 4),

@@ -87,13 +87,14 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="small",
             source=(
-                "chosen by hand for small CPU runs, not fitted: batch 2 sqrt(tokens) units (a critical batch that grows with the "
-                "data's square root), LR 3e-3 sqrt(64 / width), warm-up over 5% of the steps"
+                "chosen by hand from a few baseline and lst_static runs of 3e11 FLOPs on a CPU, not fitted: batch 1.2 sqrt(tokens) "
+                "units (a critical batch that grows with the data's square root), LR 8e-3 sqrt(64 / width), warm-up over 5% of "
+                "the steps"
             ),
             num_params_range=(3e4, 5e6),
             tokens_range=(5e3, 2e7),
-            lr=lambda s: 3e-3 * math.sqrt(64 / s.width),
-            batch_units=lambda s: 2 * math.sqrt(s.tokens),
+            lr=lambda s: 8e-3 * math.sqrt(64 / s.width),
+            batch_units=lambda s: 1.2 * math.sqrt(s.tokens),
             warmup_steps=lambda steps: max(1, round(0.05 * steps)),
         ),
     )

@@ -38,11 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_run(run_dir: Path, stop: StopRequest) -> int:
     """One attempt at the run, under its lock. What fails inside is told on stderr and in failure.json."""
-    from lst.train.folder import RunLock, is_complete, read_run_config, write_failure
+    from lst.train.folder import RunLock, is_complete, read_run_config, require_run_config, write_failure
     from lst.train.layout import clean_up
 
     if not run_dir.is_dir():
         raise ConfigError(f"run folder '{run_dir}' does not exist; plan the study first, or give DIR/runs/<run_id>.")
+    require_run_config(run_dir)  # before anything is written: this may be no run's folder at all
     lock = RunLock(run_dir)
     run_id, trainer = "", None
     try:

@@ -32,9 +32,7 @@ def read_run_config(run_dir: Path) -> RunConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    file = run_dir / RUN_CONFIG
-    if not file.is_file():
-        raise ConfigError(f"'{run_dir}' has no {RUN_CONFIG}; give the folder of a planned run, DIR/runs/<run_id>.")
+    file = require_run_config(run_dir)
     try:
         content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
     except (OSError, ValueError, OmegaConfBaseException) as error:
@@ -52,6 +50,14 @@ def read_run_config(run_dir: Path) -> RunConfig:
             "it was edited, so plan the study again."
         )
     return config
+
+
+def require_run_config(run_dir: Path) -> Path:
+    """The path of run.yaml. Raises ConfigError if there is none."""
+    file = run_dir / RUN_CONFIG
+    if not file.is_file():
+        raise ConfigError(f"'{run_dir}' has no {RUN_CONFIG}; give the folder of a planned run, DIR/runs/<run_id>.")
+    return file
 
 
 class RunLock:

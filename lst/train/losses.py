@@ -140,15 +140,16 @@ def _losses(logits_CV: torch.Tensor, target_C: torch.Tensor) -> torch.Tensor:
 
 
 def _losses_and_gradient(logits_CV: torch.Tensor, target_C: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """-log softmax at the targets, and (softmax - onehot) x scale, its gradient, in the logits' dtype.
+    """-log softmax at the targets, and (softmax - onehot) x scale, its gradient, in the logits' dtype. Fp32 logits are used up.
 
     With m the largest logit and z = sum exp(x - m): loss = m + log z - x_target. One pass of exponentials serves both.
     """
     x_CV, index_C1 = logits_CV.float(), target_C[:, None]
     m_C1 = x_CV.amax(1, keepdim=True)
-    p_CV = (x_CV - m_C1).exp_()
+    target_C1 = x_CV.gather(1, index_C1)
+    p_CV = x_CV.sub_(m_C1).exp_()  # in place: a head's product needs its input for the gradient, not its output
     z_C1 = p_CV.sum(1, keepdim=True)
-    loss_C = (m_C1 + z_C1.log() - x_CV.gather(1, index_C1)).squeeze(1)
+    loss_C = (m_C1 + z_C1.log() - target_C1).squeeze(1)
     p_CV.mul_(scale / z_C1)
     p_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, -scale, dtype=p_CV.dtype))
     return loss_C, p_CV.to(logits_CV.dtype)
