@@ -24,7 +24,7 @@ from typing import Any
 
 from lst.data import corpus_measure, corpus_workers, prose, whisper_encoder
 from lst.data.corpus_card import TEXT_PIECES, build_card
-from lst.data.corpus_plan import SEED, Document, Paragraph, list_paragraphs, plan_documents, read_sections
+from lst.data.corpus_plan import SEED, Document, Paragraph, content_key, list_paragraphs, plan_documents, read_sections
 from lst.data.corpus_workers import sha256, write_atomically
 from lst.data.quantize import NUM_CENTRES, Quantizer
 from lst.data.stories import COUNT, Story, plan_stories
@@ -65,10 +65,12 @@ def build_embedded(
 
     `limit_documents` builds a small one (spoken documents and story items alike). `quantizer` takes a fitted quantizer
     file instead of fitting one, e.g. the shipped one, so that the tokens can be mixed with the shipped corpus'.
-    Raises DataError if a package is missing, `out_dir` exists, or too few documents are left to fit 500 centres.
+    Raises DataError if a package or `quantizer` is missing, `out_dir` exists, or too few documents are left to fit 500 centres.
     """
     if out_dir.exists():
         raise DataError(f"out={out_dir} exists already; choose another folder, or delete it to build anew.")
+    if quantizer is not None and not quantizer.is_file():
+        raise DataError(f"quantizer '{quantizer}' does not exist; give a quantizer.safetensors of a built corpus.")
     folder = prose.books_folder()
     for module, package in PACKAGES.items():
         require_package(module, package)
@@ -97,22 +99,29 @@ class _Stages:
         return self.work / "quantizer.safetensors"
 
     def fit(self, documents: Sequence[Document], *, given: Path | None) -> dict[str, Any]:
-        """Make the quantizer file; return what it was fitted on."""
+        """Make the quantizer file, unless it was made before from the same; return what it was fitted on."""
+        train = [d for d in documents if d.split == "train"]
+        sample = [d for s in sorted({d.speaker for d in train}) for d in _up_to_frames(train, s)]
+        source = content_key(*(d.key for d in sample)) if given is None else sha256(given)
         record = self.work / "fitted.json"
-        if given is not None:
+        before = json.loads(record.read_text()) if record.is_file() and self.quantizer_file.is_file() else {}
+        if before.get("source") == source:
+            return dict(before["about"])
+        if given is None:
+            about = self._fit(sample)
+        else:
             Quantizer.load(given)
             write_atomically(self.quantizer_file, given.read_bytes())
-            write_atomically(record, json.dumps({"taken_from": given.name}).encode())
-        if not (record.is_file() and self.quantizer_file.is_file()):
-            train = [d for d in documents if d.split == "train"]
-            sample = [d for s in sorted({d.speaker for d in train}) for d in _up_to_frames(train, s)]
-            self._run("features", functools.partial(corpus_workers.keep_features, self.work), sample)
-            with corpus_workers.pool(1) as pool:
-                frames = pool.submit(corpus_workers.fit_and_save, self.work, [d.key for d in sample]).result()
-            speakers = sorted({d.speaker for d in sample})
-            about = {"documents": len(sample), "frames": frames, "speakers": speakers, "split": "train", "seed": SEED}
-            write_atomically(record, json.dumps(about).encode())
-        return dict(json.loads(record.read_text()))
+            about = {"taken_from": given.name}
+        write_atomically(record, json.dumps({"source": source, "about": about}).encode())
+        return about
+
+    def _fit(self, sample: Sequence[Document]) -> dict[str, Any]:
+        self._run("features", functools.partial(corpus_workers.keep_features, self.work), sample)
+        with corpus_workers.pool(1) as pool:
+            frames = pool.submit(corpus_workers.fit_and_save, self.work, [d.key for d in sample]).result()
+        speakers = sorted({d.speaker for d in sample})
+        return {"documents": len(sample), "frames": frames, "speakers": speakers, "split": "train", "seed": SEED}
 
     def speak(self, documents: Sequence[Document]) -> list[tuple[Document, Record]]:
         """Tokens, word frames and phonemes of each document that fits into the encoder's window."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lst.data import corpus, corpus_workers
-from lst.data.corpus_plan import Paragraph, plan_documents
+from lst.data.corpus_plan import Document, Paragraph, plan_documents
 from lst.data.prose import HELDOUT_BOOKS, TRAIN_BOOKS
 from lst.data.quantize import NUM_CENTRES, Quantizer, SpeechTokenizerCard
 from lst.data.shards import Dataset, open_dataset, speech_row_error
@@ -158,9 +158,30 @@ def test_pieces_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "a" / "other.json").exists()
 
 
+def test_a_quantizer_is_fitted_anew_only_when_its_documents_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fits: list[int] = []
+
+    def fit(stages: corpus._Stages, sample: list[Document]) -> dict[str, int]:
+        corpus_workers.write_atomically(stages.quantizer_file, b"made")
+        fits.append(len(sample))
+        return {"documents": len(sample)}
+
+    monkeypatch.setattr(corpus._Stages, "_fit", fit)
+    stages = corpus._Stages(tmp_path / "work", 1, False)
+    documents = [Document(f"d{i}", "espeak:en-us", "b", "train", f"text {i}") for i in range(4)]
+    abouts = [stages.fit(d, given=None) for d in (documents[:2], documents[:2], documents)]
+    assert fits == [2, 4]
+    assert abouts == [{"documents": 2}, {"documents": 2}, {"documents": 4}]
+
+
+def test_a_given_quantizer_that_is_missing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        corpus.build_embedded(tmp_path / "out", quantizer=tmp_path / "none.safetensors")
+
+
 @needs_packages
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_small_build_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     """The number of workers does not matter either."""
     for name, workers in (("one", 2), ("two", 1)):
