@@ -52,6 +52,7 @@ def _multiple(value: float, of: int) -> int:
 
 SIZES: dict[str, Rung] = {
     "tiny": _small(32, 2),
+    "w8": _small(8, 2),
     "w16": _small(16, 2),
     "w24": _small(24, 3),
     "w32": _small(32, 3),
