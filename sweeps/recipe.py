@@ -87,7 +87,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             name="small",
             source=(
-                "chosen by hand from a few baseline and lst_static runs of 3e11 FLOPs on a CPU, not fitted: batch 1.2 sqrt(tokens) "
+                "chosen by hand from a few runs of both arms at 3e11 FLOPs on a CPU, not fitted: batch 1.2 sqrt(tokens) "
                 "units (a critical batch that grows with the data's square root), LR 8e-3 sqrt(64 / width), warm-up over 5% of "
                 "the steps"
             ),
