@@ -316,7 +316,7 @@ def _content_columns(study: StudyConfig, measure: Measurements, config: RunConfi
         "tokens": float(counts.tokens),
         "text_tokens": float(counts.text_tokens),
         "text_only_tokens": float(counts.text_only_tokens),
-        "interleaved_tokens": float(counts.text_tokens - counts.text_only_tokens + counts.speech_tokens),
+        "interleaved_tokens": float(counts.interleaved_tokens),
         "speech_tokens": float(counts.speech_tokens),
         "patch_size": 1 if config.model.arm is Arm.BASELINE else config.patching.patch_size,
         "mean_patch_length": float(counts.mean_patch_length),
