@@ -136,6 +136,8 @@ def read_plan(folder: Path) -> list[dict[str, Any]]:
     path = folder / PLAN
     if not path.is_file():
         raise FitError(f"'{folder}' holds no {PLAN}, so it is no study; give the folder that plan-sweep wrote (out=DIR).")
+    if not records.is_whole_text(path):
+        raise FitError(f"'{path}' is torn (its last line has no end); plan the study again.")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas' parser errors are ValueErrors
@@ -210,12 +212,25 @@ def attempt_rows(folder: Path, run_ids: set[str]) -> list[dict[str, Any]]:
 
 
 def _once(rows: Iterable[dict[str, Any]], key: tuple[str, ...], needed: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows that have all of `key` and `needed`, the last of each key, in the order of steps."""
+    """Rows that have all of `key` and `needed` in their types, the last of each key, in the order of steps."""
     last: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
-        if all(name in row for name in key + needed):
+        if all(name in row for name in key + needed) and all(_is_typed(name, value) for name, value in row.items()):
             last[tuple(row[name] for name in key)] = row
     return sorted(last.values(), key=lambda row: int(row["step"]))
+
+
+def _is_typed(name: str, value: Any) -> bool:
+    """Whether a record's field has its type: a damaged line may be whole JSON all the same."""
+    if name in ("task", "direction", "metric", "batch_hash"):
+        return isinstance(value, str)
+    if name == "item":
+        return isinstance(value, str | int)
+    if name == "scores":
+        return isinstance(value, list) and all(isinstance(v, int | float) for v in value)
+    if name == "step":
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int | float)
 
 
 def _columns(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:

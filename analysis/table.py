@@ -63,6 +63,8 @@ def arm_rows(table: pd.DataFrame, arm: str) -> pd.DataFrame:
     if "arm" not in table.columns:
         raise FitError("the table has no column 'arm'; name each row's arm to compare them.")
     rows = table[table["arm"] == arm]
+    if not len(table):
+        raise FitError("the table has no rows; add runs.")
     if not len(rows):
         raise FitError(f"arm='{arm}' has no rows; {did_you_mean(arm, sorted(set(table['arm'].astype(str))))}")
     return rows

@@ -136,7 +136,7 @@ def last_record(path: Path) -> dict[str, Any] | None:
                     record = json.loads(line)
                 except ValueError:
                     continue
-                if isinstance(record, dict):
+                if isinstance(record, dict) and isinstance(record.get("step", 0), int):
                     return record
             if not start:
                 return None

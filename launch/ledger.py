@@ -85,6 +85,7 @@ def attempts_of(events: Iterable[dict[str, Any]]) -> dict[str, list[Attempt]]:
     for event in events:
         try:
             run_id, number, kind, at = str(event["run_id"]), int(event["attempt"]), event["event"], float(event["time"])
+            gpus = int(event.get("gpus") or 0)
         except (KeyError, TypeError, ValueError):
             continue
         attempts = runs.setdefault(run_id, {})
@@ -93,7 +94,7 @@ def attempts_of(events: Iterable[dict[str, Any]]) -> dict[str, list[Attempt]]:
         if kind == SUBMITTED:
             changes["submitted"] = at
         elif kind == STARTED:
-            changes |= {"started": at, "gpus": int(event.get("gpus") or 0)}
+            changes |= {"started": at, "gpus": gpus}
         elif kind == ENDED:
             changes |= {"ended": at, "state": str(event.get("state", "")), "cause": str(event.get("cause") or "")}
         attempts[number] = dataclasses.replace(attempts.get(number, Attempt(attempt=number)), **changes)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lst.config import RunConfig
 from lst.errors import ConfigError, LaunchError
-from lst.records import RUN_CONFIG
+from lst.records import RUN_CONFIG, is_whole_text
 
 PLAN = "plan.csv"
 RUNS = "runs"
@@ -50,6 +50,8 @@ def read_rows(study: Path) -> list[Row]:
     path = study / PLAN
     if not path.is_file():
         raise LaunchError(f"'{study}' has no {PLAN}; plan a study there first: plan-sweep study=NAME out={study}.")
+    if not is_whole_text(path):
+        raise LaunchError(f"'{path}' is torn (its last line has no end); plan the study again with plan-sweep.")
     with path.open(newline="", encoding="utf-8") as file:
         table = csv.DictReader(file)
         missing = [name for name in NEEDED if name not in (table.fieldnames or ())]

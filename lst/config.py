@@ -211,8 +211,7 @@ class TrainConfig:
         _require_positive("train.batch_sequences", self.batch_sequences)
         if not 0 <= self.final_batch_sequences <= self.batch_sequences:
             raise ConfigError(f"train.final_batch_sequences={self.final_batch_sequences} must lie in 0..{self.batch_sequences}.")
-        if self.seed < 0:
-            raise ConfigError(f"train.seed={self.seed} is negative; give 0 or more.")
+        _require_seed("train.seed", self.seed)
         _require_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
 
     def sequences_at(self, step: int) -> int:
@@ -237,8 +236,11 @@ class EvalConfig:
     seed: int = 1234  # fixes held-out documents' choice and interleaving
 
     def validate(self) -> None:
-        for key in ("heldout_documents", "context_tokens", "points"):
+        for key in ("heldout_documents", "points"):
             _require_positive(f"evaluation.{key}", getattr(self, key))
+        if self.context_tokens < 3:
+            raise ConfigError(f"evaluation.context_tokens={self.context_tokens} is too short: BOS, a marker and a token are 3.")
+        _require_seed("evaluation.seed", self.seed)
         if self.story_items < 0:
             raise ConfigError(f"evaluation.story_items={self.story_items} is negative; give 0 for none.")
         if self.story_choices not in (2, 4):
@@ -317,6 +319,11 @@ def arm_config(arm: str, *, size: str = "tiny", **overrides: Any) -> RunConfig:
 def _require_positive(name: str, value: float) -> None:
     if not value > 0:
         raise ConfigError(f"{name}={value} must be positive.")
+
+
+def _require_seed(name: str, value: int) -> None:
+    if not 0 <= value < 1 << 63:
+        raise ConfigError(f"{name}={value} is no seed; give 0 or more, below 2^63.")
 
 
 def _require_share(name: str, value: float) -> None:

@@ -85,6 +85,14 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return list(iter_jsonl(path))
 
 
+def is_whole_text(path: Path) -> bool:
+    """Whether a table's file ends with a line's end, as every file here is written; a torn copy does not."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read(1) == b"\n"
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None where the file is missing or torn."""
     try:

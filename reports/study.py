@@ -156,6 +156,8 @@ def records(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _read_table(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
     """A CSV or Parquet table; identifiers stay text ('12e4' is a run, not a number)."""
+    if path.suffix == ".csv" and path.is_file() and not path.read_bytes().endswith(b"\n"):
+        raise DataError(f"'{path}' is torn (its last line has no end); run the stage that writes it again.")
     try:
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)

@@ -160,8 +160,8 @@ class StudyConfig:
         if self.execution.data_path != ExecutionConfig.data_path:
             raise ConfigError(f"execution.data_path='{self.execution.data_path}' is set by data; give data=FOLDER instead.")
         for seed in self.seeds:
-            if seed < 0:
-                raise ConfigError(f"seeds has {seed}; a seed is 0 or more.")
+            if not 0 <= seed < 1 << 63:
+                raise ConfigError(f"seeds has {seed}; a seed is 0 or more, below 2^63.")
         needs_reference = self.matching is not Matching.FLOP or self.length is not Length.BUDGETS
         if needs_reference or self.context_match is ContextMatch.TOKENS:
             self._require_reference()

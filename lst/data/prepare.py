@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import tempfile
+import typing
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ class PrepareConfig:
     workers: int = 0  # corpus=embedded: processes; 0 = one a core
 
     def validate(self) -> None:
+        if not self.out:
+            raise ConfigError(f"out is empty; name a new folder, for example: {EXAMPLE}")
         if bool(self.input) == bool(self.corpus):
             raise ConfigError(f"give either input=FILE or corpus=embedded, for example: {EXAMPLE}")
         if self.corpus not in ("", "embedded"):
@@ -86,9 +89,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str]) -> PrepareConfig:
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     wrong = [a for a in arguments if "=" not in a]
     if wrong:
         raise ConfigError(f"'{wrong[0]}' is no key=value; write for example: {EXAMPLE}")
@@ -96,13 +96,25 @@ def _options(arguments: Sequence[str]) -> PrepareConfig:
     twice = [key for key, count in keys.items() if count > 1]
     if twice:
         raise ConfigError(f"{twice[0]} is given {keys[twice[0]]} times; give it once.")
-    try:
-        values: Any = OmegaConf.to_container(OmegaConf.from_dotlist(list(arguments)))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"the options cannot be read ({error}); write key=value.") from error
-    config = from_dict(PrepareConfig, values)
+    kinds = typing.get_type_hints(PrepareConfig)
+    config = from_dict(PrepareConfig, {key: _value(key, text, kinds.get(key, str)) for key, text in map(_split, arguments)})
     config.validate()
     return config
+
+
+def _split(argument: str) -> tuple[str, str]:
+    key, _, text = argument.partition("=")
+    return key, text
+
+
+def _value(key: str, text: str, kind: type) -> object:
+    """`text` as the option's type. A path is taken as it stands, whatever it looks like. Raises ConfigError."""
+    if kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return text if kind is bool else kind(text)  # a text for a bool is refused by name in from_dict
+    except ValueError as error:
+        raise ConfigError(f"{key}={text} must be of type {kind.__name__}.") from error
 
 
 def _verify(arguments: Sequence[str]) -> int:
@@ -196,19 +208,35 @@ def _texts(config: PrepareConfig, rows: Sequence[dict[str, Any]]) -> list[dict[s
         texts = [_text_record(path, number, line) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
     else:
         paragraphs = (" ".join(p.split()) for p in content.split("\n\n"))
-        texts = [{"id": f"{path.stem}-{i:06}", "book": "", "text": p} for i, p in enumerate(filter(None, paragraphs))]
-    in_heldout = _splitter(config.heldout_share, [t["book"] or t["id"] for t in texts])
-    return [t | {"split": "heldout" if in_heldout(t["book"] or t["id"]) else "train"} for t in texts]
+        texts = [
+            {"id": f"{path.stem}-{i:06}", "book": "", "split": "", "text": p} for i, p in enumerate(filter(None, paragraphs))
+        ]
+    spoken = {row["book"]: row["split"] for row in rows if row["book"]}  # a book stays on one side, spoken and written
+    others = [t["book"] or t["id"] for t in texts if not t["split"] and t["book"] not in spoken]
+    in_heldout = _splitter(config.heldout_share, others) if others else (lambda _: False)
+    for text in texts:
+        drawn = "heldout" if in_heldout(text["book"] or text["id"]) else "train"
+        text["split"] = text["split"] or spoken.get(text["book"], drawn)
+    return texts
 
 
 def _text_record(path: Path, number: int, line: str) -> dict[str, Any]:
+    from lst.data.shards import SPLITS
+    from lst.data.speech_tokens import require_utf8
+
     try:
         record = json.loads(line)
         if not isinstance(record["text"], str) or not record["text"].strip():
             raise KeyError("text")
-        return {"id": str(record.get("id", number)), "book": str(record.get("book", "")), "text": record["text"]}
+        fields = {"id": str(number), "book": "", "split": ""}
+        row = {key: str(record.get(key, default)) for key, default in fields.items()} | {"text": record["text"]}
+        for key, value in row.items():
+            require_utf8(key, value)
+        if row["split"] not in ("", *SPLITS):
+            raise ValueError(f"split '{row['split']}'")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f'{path}:{number}: no text document ({error}); write {{"id": ..., "text": ...}}.') from error
+    return row
 
 
 @contextlib.contextmanager

@@ -256,6 +256,8 @@ class Dataset:
             self.manifest: dict[str, Any] = json.loads(file.read_text())
         except ValueError as error:
             raise DataError(f"'{file}' is not JSON ({error}); prepare the data set again.") from error
+        if not isinstance(self.manifest, dict) or "data_id" not in self.manifest:
+            raise DataError(f"'{file}' is no manifest of a data set; prepare the data set again.")
         if self.manifest.get("format_version") != FORMAT_VERSION:
             raise DataError(
                 f"'{file}' has format_version={self.manifest.get('format_version')}, this program reads {FORMAT_VERSION}; "

@@ -74,6 +74,7 @@ def speech_row(record: Any, speech_vocab: int) -> dict[str, Any]:
         row[key] = record.get(key, default)
         if not isinstance(row[key], str):
             raise ValueError(f"'{key}' must be a string")
+        require_utf8(key, row[key])
     if row["split"] not in ("", *SPLITS):
         raise ValueError(f"'split' is '{row['split']}'; it must be one of {', '.join(SPLITS)}")
     for word in words:
@@ -88,6 +89,7 @@ def _add_word(row: dict[str, Any], word: dict[str, Any]) -> None:
     text, start, end = word.get("word"), word.get("start"), word.get("end")
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"word {len(row['words'])} has no text under 'word'")
+    require_utf8("word", text)
     if not _is_count(start) or not _is_count(end):
         raise ValueError(f"word '{text}' needs whole frames from 0 under 'start' and 'end'")
     ends = row["word_end"]
@@ -98,6 +100,14 @@ def _add_word(row: dict[str, Any], word: dict[str, Any]) -> None:
     row["words"].append(text)
     row["word_start"].append(start)
     ends.append(end)
+
+
+def require_utf8(key: str, text: str) -> None:
+    """Raises ValueError where `text` holds bytes that are no UTF-8, or half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"'{key}' is no UTF-8 text (at character {error.start})") from error
 
 
 def _is_count(value: Any) -> bool:

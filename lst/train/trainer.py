@@ -127,11 +127,13 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         """Evaluate after the current step if the run wants it and has not done it; all records are written at once."""
-        state = self.state
+        state, lr = self.state, self.config.optim.lr
         if state.step not in self.evaluation_steps or state.evaluated_step >= state.step:
             return
         results = self.evaluation.run(self.model, self.device, final=state.step == self.config.train.steps, stop=self.stop.check)
         for metric in results.metrics:
+            if not math.isfinite(metric.value):
+                raise Diverged(f"{metric.task} {metric.metric} is {metric.value} after step {state.step}; lower optim.lr={lr}.")
             self.eval_records.write(eval_record(state, metric))
             log.info("step %s  %s %s %s = %.4f", f"{state.step:,}", metric.task, metric.direction, metric.metric, metric.value)
         for item in results.items:

@@ -10,7 +10,7 @@ import pytest
 
 from lst.data.prepare import main
 from lst.data.shards import open_dataset, ragged
-from tests.toy_corpus import SPEECH_VOCAB, toy_record, write_toy_jsonl
+from tests.toy_corpus import SPEECH_VOCAB, WORDS, toy_record, write_toy_jsonl
 
 
 def record(**changes):
@@ -196,3 +196,40 @@ def test_text_of_ones_own_and_a_given_tokenizer(tmp_path):
     status, second = prepare(tmp_path / "b", [], f"tokenizer={first / 'tokenizer.model'}")
     assert status == 0
     assert (second / "tokenizer.model").read_bytes() == (first / "tokenizer.model").read_bytes()
+
+
+def test_a_book_that_is_held_out_in_speech_is_held_out_in_text(tmp_path):
+    """Else the held-out interleaved documents would have been read in training, as text."""
+    books = tmp_path / "books.jsonl"
+    records = [{"id": f"t{i}", "book": f"book{i % 40}", "text": " ".join(WORDS)} for i in range(80)]
+    records.append({"id": "mine", "book": "other", "split": "heldout", "text": "the moon is high"})
+    books.write_text("".join(json.dumps(r) + "\n" for r in records))
+    status, out = prepare(tmp_path, [], f"text={books}", "heldout_share=0.3")
+    assert status == 0
+    dataset = open_dataset(out)
+
+    def of(name, split):
+        return {getattr(dataset, name)["book"][int(r)].as_py() for r in dataset.rows(name, split)}
+
+    assert of("speech", "heldout")
+    assert not of("speech", "heldout") & of("text", "train")
+    assert not of("speech", "train") & of("text", "heldout")
+    assert "other" in of("text", "heldout")
+
+
+@pytest.mark.parametrize("raw", [b'"caf\xe9"', b'"\\ud800"'], ids=["Latin-1", "half a surrogate pair"])
+def test_text_that_is_no_utf8_is_refused_by_line(tmp_path, capsys, raw):
+    source = write_toy_jsonl(tmp_path / "in.jsonl", 30)
+    line = json.dumps(record(text="HERE")).encode().replace(b'"HERE"', raw)
+    with source.open("ab") as file:
+        file.write(line + b"\n")
+    assert main([f"input={source}", f"out={tmp_path / 'out'}", "vocab_size=300", f"speech_vocab={SPEECH_VOCAB}"]) == 2
+    assert ":31: 'text' is no UTF-8 text (at character" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["[a", "a: b: c", "@x", "123", "%x"])
+def test_paths_are_taken_as_they_stand(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    write_toy_jsonl(tmp_path / name, 30)
+    assert main([f"input={name}", "out=7", "vocab_size=300", f"speech_vocab={SPEECH_VOCAB}"]) == 0
+    assert (tmp_path / "7" / "manifest.json").is_file()

@@ -75,3 +75,16 @@ def test_the_curriculum_falls_linearly_between_its_thirds():
     assert PatchingConfig(kind=Patching.MIXED, mixed_aligned_share=0.3).aligned_probability(0.9) == 0.3
     assert curriculum.evaluation_kind is Patching.STATIC
     assert PatchingConfig(kind=Patching.ALIGNED).evaluation_kind is Patching.ALIGNED
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"evaluation": {"context_tokens": 2}}, "evaluation.context_tokens=2 is too short"),
+        ({"evaluation": {"seed": -1}}, "evaluation.seed=-1 is no seed"),
+        ({"train": {"seed": 2**63}}, "is no seed; give 0 or more, below 2^63"),
+    ],
+)
+def test_values_that_could_not_run_are_refused_before_they_do(values, sentence):
+    with pytest.raises(ConfigError, match=sentence.replace("^", r"\^")):
+        RunConfig.from_dict(merge(to_dict(arm_config("baseline")), values))
