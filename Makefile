@@ -20,7 +20,7 @@ DEMO_SMALL_ARGS ?= budgets=[5e9,1e10] sizes=[w32,w48] arm_sizes={lst_curriculum:
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.lst-scaling
 PACKAGES := lst sweeps launch analysis reports
-CODE := $(PACKAGES) tests tools benchmarks
+CODE := $(PACKAGES) tests tools
 CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 WORKERS := $(shell test $(CORES) -gt 4 && echo 4 || echo $(CORES))
 

@@ -102,8 +102,10 @@ def multiplier_clause(study: Study, target: str, arm: str) -> str:
             "cannot tell whether it differs from 1"
         )
     band = f"{level} interval {interval(m.low, m.high, fixed(2))}"
-    band += f", {plural(len(found.warnings), 'warning')} below" if found.warnings else ""
     where = " where their losses overlap" if found.curve else f" by {found.method}"
+    if any("too few sizes" in warning for warning in found.warnings):
+        where += ", but it was trained at too few sizes to find its own optimum, so this may understate it"
+    where += f" ({plural(len(found.warnings), 'warning')} in section 5)" if found.warnings else ""
     if m.low > 1:
         saved = percent(0)(1 / m.value)
         return f"{arm} reaches {BASELINE}'s {target} loss with {saved} of its FLOPs (compute multiplier {value}×, {band}){where}"
@@ -114,7 +116,7 @@ def multiplier_clause(study: Study, target: str, arm: str) -> str:
         )
     return (
         f"so few small runs cannot tell whether {arm} needs fewer FLOPs than {BASELINE}: its compute multiplier on "
-        f"the {target} loss is {value}× and the {band} holds 1"
+        f"the {target} loss is {value}×, and its {band} holds 1{where}"
     )
 
 

@@ -4,7 +4,11 @@
     prepare-data corpus=embedded out=DIR          rebuild the embedded corpus (needs the extra `speech`)
     prepare-data verify DIR                       compare every file with the manifest's checksum
 
-Not here: the formats' readers (speech_tokens.py), the embedded corpus (corpus.py).
+A line of the input is one spoken document, its frames counted at 25 Hz, `start` and `end` both inside the word:
+
+    {"id": "b1-0001", "speech_tokens": [17, 17, 402], "text": "The cat", "words": [{"word": "The", "start": 0, "end": 1}, ...]}
+
+docs/data.md explains the format and every option.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 import typing
@@ -273,8 +278,12 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise DataError(f"no tokenizer of vocab_size={vocab_size} fits this text ({reason}); choose another size.") from error
+        # SentencePiece says which size would fit: "Please set it to a value <= 404."
+        fitting = re.search(r"<= *(\d+)", str(error))
+        remedy = f"give vocab_size={fitting[1]} or less" if fitting else "choose another size"
+        raise DataError(
+            f"the training text is too small for a tokenizer of vocab_size={vocab_size}; {remedy}, or tokenizer=FILE."
+        ) from error
     return model.getvalue()
 
 

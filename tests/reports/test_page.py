@@ -199,7 +199,7 @@ def test_missing_fits_still_show_the_runs(make_study: MakeStudy) -> None:
     (folder / "curves.parquet").unlink()
     seen = body_text(build(read_study(folder))["index.html"])
     assert "fits.json is missing" in seen
-    assert "No parabola has been fitted, so points stand alone." in seen
+    assert "no parabola, so its points stand alone. No fits have been made." in seen
     assert "No compute multiplier: fits.json is missing." in seen
     assert "shares of parameters stand in their place" in seen
 

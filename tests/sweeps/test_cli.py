@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def small(toy_dataset: Path) -> list[str]:
     """Overrides that make `study=demo` small and put it on the toy corpus: still 3 x 4 x 2 + 3 rows."""
-    lists = ["budgets=[4e8,6e8,8e8]", "sizes=[tiny,w32,w48,w64]", "seq_len_units=16"]
+    lists = ["budgets=[4e8,6e8,8e8]", "sizes=[w8,w16,w24,w48]", "seq_len_units=16"]
     scalars = ["evaluation.heldout_documents=4", "evaluation.story_items=0", "stories_from=0", "admission.min_steps=2"]
     loose = ["admission.min_batch_units=1", "admission.max_warmup_share=0.5", "recipe.warmup_steps=1"]
     return ["study=demo", f"data={toy_dataset}", *lists, *scalars, *loose]
@@ -67,7 +67,7 @@ def test_overrides_reach_nested_fields_and_mappings() -> None:
     study = compose_study({"study": "demo", "recipe.lr_scale": "0.5", "arm_sizes.lst_static": "[w48]", "data": "a b/c=d(1)"})
     assert study.recipe.lr_scale == 0.5
     assert study.sizes_of("lst_static") == ("w48",)
-    assert study.sizes_of("lst_curriculum") == ("w64",)
+    assert study.sizes_of("lst_curriculum") == ("w24",)
     assert study.data == "a b/c=d(1)"
 
 
