@@ -120,6 +120,16 @@ def multiplier_clause(study: Study, target: str, arm: str) -> str:
     )
 
 
+def why_no_parabola(study: Study, target: str, arm: str) -> str:
+    """Why an arm has no isoFLOP curve: the fit's own reason, as a sentence."""
+    if not study.fits.present:
+        return "No fits have been made."
+    reasons = [w for f in study.fits.arms if (f.arm, f.target) == (arm, target) for w in f.warnings if "isoFLOP" in w]
+    reason = reasons[0].removeprefix("no isoFLOP optimum: ") if reasons else "none of its budgets could be fitted."
+    reason = reason.replace("below_smallest", "below the smallest size").replace("above_largest", "above the largest size")
+    return reason[:1].upper() + reason[1:]
+
+
 def leading_comparison(study: Study, target: str, arm: str) -> Comparison | None:
     """The comparison that the answer quotes: along the curves if there is one with an estimate, else any."""
     found = [c for c in study.fits.comparisons if (c.arm, c.target, c.baseline) == (arm, target, BASELINE)]

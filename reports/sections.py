@@ -142,16 +142,6 @@ def matched_section(study: Study) -> Section:
     return Section(anchor="matched", title="What was matched and what was not", blocks=tuple(blocks))
 
 
-def _why_no_parabola(study: Study, target: str, arm: str) -> str:
-    """The fit's own reason, as a sentence of its own."""
-    reasons = [w for f in study.fits.arms if (f.arm, f.target) == (arm, target) for w in f.warnings if "isoFLOP" in w]
-    if not study.fits.present:
-        return "No fits have been made."
-    reason = reasons[0].removeprefix("no isoFLOP optimum: ") if reasons else "none of its budgets could be fitted."
-    reason = reason.replace("below_smallest", "below the smallest size").replace("above_largest", "above the largest size")
-    return reason[:1].upper() + reason[1:]
-
-
 def isoflop_section(study: Study, target: str) -> Section:
     panels = figures.isoflop_panels(study, target)
     drawn = [a for a in study.arms if figures.sizes_per_budget(study.final(target), a) >= 2]
@@ -179,7 +169,7 @@ def isoflop_section(study: Study, target: str) -> Section:
     ]
     for arm in drawn:
         if panels and arm not in {f.arm for f in fitted}:
-            blocks.append(_gap(f"{arm}: no parabola, so its points stand alone. {_why_no_parabola(study, target, arm)}"))
+            blocks.append(_gap(f"{arm}: no parabola, so its points stand alone. {answer.why_no_parabola(study, target, arm)}"))
     outside = [
         f"{f.arm} at {scientific(p.budget)} FLOPs ({p.status.replace('_', ' ')})"
         for f in fitted
