@@ -23,6 +23,9 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     Assumption("patch query pooling", "max over a patch's hidden states", "pooling is not said (gap 8); max as in BLT"),
     Assumption("decoder input", "the encoder's token states", "not said (gap 8)"),
     Assumption("decoder cross-attention", "all closed units of the document", "'the earlier units' (gap 8)"),
+    Assumption(
+        "cross-attention positions", "rotary on units; a token stands at the last unit that it may see", "not said (gap 8)"
+    ),
     Assumption("cut patches", "a patch cut short closes at the next token", "when a ragged patch may be seen is not said"),
     Assumption("baseline shape", "the global transformer's shape with its own embedding and head", "not said (gap 7)"),
     Assumption("ending scores", "log-likelihood per token of the ending", "normalisation is not said (gap 8)"),

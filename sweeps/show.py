@@ -23,7 +23,14 @@ MATCHED = {
     Matching.DATA: "tokens (the paper's data-controlled comparison)",
 }
 _ALWAYS = {"compute", "mixture", "epochs", "baseline shape"}
-_LOCAL = {"local modules on text", "patch query pooling", "decoder input", "decoder cross-attention", "cut patches"}
+_LOCAL = {
+    "local modules on text",
+    "patch query pooling",
+    "decoder input",
+    "decoder cross-attention",
+    "cross-attention positions",
+    "cut patches",
+}
 _ALIGNED = {"silence"}
 
 

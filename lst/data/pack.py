@@ -22,6 +22,9 @@ from lst.patching import closing_positions, patch_span, visible_units
 
 IntArray = NDArray[np.int64]
 
+SIMILAR_LENGTH = 0.75  # rows of a micro-batch are at least this share of its longest, so that padding is small
+SMALL_PART = 2048  # padded tokens up to which one forward pass more would cost more than the padding
+
 
 @dataclass(frozen=True)
 class EncodedDocument:
@@ -161,8 +164,9 @@ class PackedBatch:
         parts: list[list[PackedRow]] = []
         for row in sorted(self.rows, key=lambda r: -r.tokens):
             widest = parts[-1][0].tokens if parts else 0
-            fits = parts and widest * (len(parts[-1]) + 1) <= max_tokens
-            if fits and row.tokens >= 0.75 * widest:
+            padded = widest * (len(parts[-1]) + 1) if parts else 0
+            similar = row.tokens >= SIMILAR_LENGTH * widest or padded <= SMALL_PART
+            if parts and padded <= max_tokens and similar:
                 parts[-1].append(row)
             else:
                 parts.append([row])
