@@ -36,11 +36,11 @@ def aside(target: Path) -> Iterator[Path]:
     folder.mkdir()
     try:
         yield folder
-        sync_folder(folder)
+        flush_to_disk(folder)
         if target.exists():  # a damaged one that resume rejected, or the same step before its evaluation
             remove_folder(target)
         folder.rename(target)
-        sync_folder(target.parent)
+        flush_to_disk(target.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -70,9 +70,9 @@ def clean_up(run_dir: Path) -> None:
     (run_dir / FAILURE).unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+def flush_to_disk(path: Path) -> None:
+    """Flush a file's content, or a folder's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +29,7 @@ from lst.records import EVAL_RECORDS, EXIT, ITEM_RECORDS, TRAIN_RECORDS, JsonLin
 from lst.train.checkpoint import TrainState, resume, save_checkpoint, save_final
 from lst.train.failures import Diverged
 from lst.train.folder import versions
-from lst.train.layout import clean_up
+from lst.train.layout import clean_up, flush_to_disk
 from lst.train.losses import LossSums, accumulate_gradients
 from lst.train.metrics import EVAL_COUNTS, ProgressLog, eval_record, spent, train_record, wall_clock
 from lst.train.optim import AdamW, learning_rate
@@ -112,7 +111,7 @@ class Trainer:
         """Save a checkpoint of the current step, unless that is what was saved last."""
         if (self.state.step, self.state.evaluated_step) != (self._saved_step, self._saved_evaluation):
             for name in (TRAIN_RECORDS, EVAL_RECORDS, ITEM_RECORDS):
-                _flush(self.run_dir / name)  # what the checkpoint counts on is on the disk before it
+                flush_to_disk(self.run_dir / name)  # what the checkpoint counts on is on the disk before it
             self._count_seconds()
             self.state.rng = _rng_states()
             save_checkpoint(self.run_dir, model=self.model, optimizer=self.optimizer, config=self.config, state=self.state)
@@ -222,11 +221,3 @@ def _restore_rng(states: dict[str, str]) -> None:
             torch.set_rng_state(state)
         elif torch.cuda.is_available():
             torch.cuda.set_rng_state(state)
-
-
-def _flush(file: Path) -> None:
-    handle = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
