@@ -35,5 +35,11 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     Assumption("silence", "frames outside words are patches of their own; a span ends before the next word", "gap 9"),
     Assumption("mixture", "kept in tokens: the share of interleaved sequences is solved for each patching", "DESIGN rule 10"),
     Assumption("context", "equal units in a sequence; a patched arm sees more tokens", "context_match = units"),
+    Assumption(
+        "WSD schedule",
+        "where a study asks for it: the last 20% of the steps decay, factor 1 - sqrt(progress), to the cosine's end",
+        "the paper uses a cosine; shares and shape as in arXiv 2405.18392, after arXiv 2404.06395",
+    ),
+    Assumption("bad steps", "a loss or gradient norm that is no finite number halts the run; nothing is skipped", "not said"),
     Assumption("epochs", "sequences start at evenly drawn places; a pass is complete in expectation", "not said (gap 5)"),
 )

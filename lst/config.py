@@ -18,6 +18,7 @@ from typing import Any
 
 from lst.errors import ConfigError, did_you_mean
 from lst.plain import content_hash, from_dict, merge, to_dict
+from lst.schedule import DECAY_SHAPES, SCHEDULES, check_schedule
 
 
 class Arm(StrEnum):
@@ -184,7 +185,10 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1  # on matrices only, not on gains and embeddings' norms
     warmup_steps: int = 2_000  # linear warm-up
-    final_lr_ratio: float = 0.01  # the cosine ends at this share of the peak
+    schedule: str = "cosine"  # cosine | wsd: after the warm-up, a cosine to the end, or stable and then a decay
+    decay_share: float = 0.2  # wsd: share of all steps that decays, at the end
+    decay_shape: str = "sqrt"  # wsd: sqrt (the factor 1 - sqrt(progress)) | linear
+    final_lr_ratio: float = 0.01  # the last step's learning rate as a share of the peak
     clip: float = 1.0  # largest global gradient norm
 
     def validate(self) -> None:
@@ -194,6 +198,10 @@ class OptimConfig:
             _require_share(f"optim.{key}", getattr(self, key))
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ConfigError("optim.warmup_steps and optim.weight_decay must not be negative.")
+        _require_choice("optim.schedule", self.schedule, SCHEDULES)
+        _require_choice("optim.decay_shape", self.decay_shape, DECAY_SHAPES)
+        if not 0 < self.decay_share <= 1:
+            raise ConfigError(f"optim.decay_share={self.decay_share} must lie in (0, 1].")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +213,11 @@ class TrainConfig:
     final_batch_sequences: int = 0  # sequences of the LAST batch, to land on the budget; 0 = as the others
     seed: int = 0  # initial weights and data order
     dtype: str = "float32"  # float32 | bfloat16 (autocast; weights stay float32)
+    branch_steps: tuple[int, ...] = ()  # steps of earlier budgets: a WSD run yields a decayed checkpoint for each
+    bad_step: str = "halt"  # halt | skip: what a non-finite or spiking loss does (skip: the weights stay as they are)
+    max_skipped_steps: int = 10  # skip: steps that may be skipped; one more halts the run
+    spike_factor: float = 0.0  # a loss above this times the running mean of the losses is a spike; 0 = never
+    spike_memory_steps: int = 50  # steps over which that mean forgets; no spike is seen in as many first steps
 
     def validate(self) -> None:
         _require_positive("train.steps", self.steps)
@@ -213,6 +226,17 @@ class TrainConfig:
             raise ConfigError(f"train.final_batch_sequences={self.final_batch_sequences} must lie in 0..{self.batch_sequences}.")
         _require_seed("train.seed", self.seed)
         _require_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
+        _require_choice("train.bad_step", self.bad_step, ("halt", "skip"))
+        _require_positive("train.spike_memory_steps", self.spike_memory_steps)
+        if self.max_skipped_steps < 0:
+            raise ConfigError(f"train.max_skipped_steps={self.max_skipped_steps} is negative; give 0 or more.")
+        if self.spike_factor and not self.spike_factor > 1:
+            raise ConfigError(f"train.spike_factor={self.spike_factor} must be above 1, or 0 to look for no spikes.")
+        if list(self.branch_steps) != sorted({s for s in self.branch_steps if 0 < s < self.steps}):
+            raise ConfigError(
+                f"train.branch_steps={list(self.branch_steps)} must rise and lie below train.steps={self.steps}; "
+                "the run's own end needs no branch."
+            )
 
     def sequences_at(self, step: int) -> int:
         """Sequences of the global batch of `step` (0-based)."""
@@ -257,11 +281,14 @@ class ExecutionConfig:
     checkpoint_every_seconds: float = 60.0  # wall-clock seconds between checkpoints
     log_every: int = 1  # steps between training records
     device: str = "auto"  # auto | cpu | cuda
+    peak_flops: float = 0.0  # FLOP/s at which `mfu` would be 1; 0 = the GPU's in lst/hardware.py (a CPU: no mfu)
 
     def validate(self) -> None:
         for key in ("micro_batch_tokens", "threads", "checkpoint_every_seconds", "log_every"):
             _require_positive(f"execution.{key}", getattr(self, key))
         _require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
+        if self.peak_flops < 0:
+            raise ConfigError(f"execution.peak_flops={self.peak_flops} is negative; give 0 for the table's.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +310,7 @@ class RunConfig:
         expected = ARM_PATCHING[self.model.arm]
         if self.patching.kind is not expected:
             raise ConfigError(f"patching.kind='{self.patching.kind}' does not fit arm '{self.model.arm}'; use '{expected}'.")
+        check_schedule(self.optim, self.train, length_decides_patching=self.patching.kind is Patching.CURRICULUM)
 
     @property
     def run_id(self) -> str:

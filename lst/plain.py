@@ -72,6 +72,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value not in list(hint):
             raise ConfigError(f"{path}={value!r} is unknown; {did_you_mean(str(value), list(hint))}")
         return hint(value)
+    if origin is tuple and arguments[1:] == (...,):
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{path}={value!r} must be a list.")
+        return tuple(_convert(arguments[0], v, f"{path}[{i}]") for i, v in enumerate(value))
     if origin is tuple:
         if not isinstance(value, list | tuple) or len(value) != len(arguments):
             raise ConfigError(f"{path}={value!r} must be a list of {len(arguments)} values.")

@@ -238,6 +238,9 @@ def _finished(study: StudyConfig, config: RunConfig, allocation: Allocation, hyp
             weight_decay=study.recipe.weight_decay,
             warmup_steps=hyper.warmup_steps(allocation.steps),
             final_lr_ratio=study.recipe.final_lr_ratio,
+            schedule=study.recipe.schedule,
+            decay_share=study.recipe.decay_share,
+            decay_shape=study.recipe.decay_shape,
         ),
         train=dataclasses.replace(
             config.train,

@@ -11,7 +11,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lst.config import OptimConfig
 from lst.errors import ConfigError, did_you_mean
+from lst.schedule import DECAY_SHAPES, SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,10 @@ class RecipeConfig:
     batch_scale: float = 1.0  # factor on the recipe's batch
     warmup_steps: int | None = None  # linear warm-up, steps
     weight_decay: float = 0.1  # PAPER: A.3
-    final_lr_ratio: float = 0.01  # the cosine ends at this share of the peak (PAPER: A.3)
+    final_lr_ratio: float = OptimConfig.final_lr_ratio  # the schedule ends at this share of the peak (PAPER: A.3)
+    schedule: str = OptimConfig.schedule  # cosine | wsd
+    decay_share: float = OptimConfig.decay_share  # wsd: share of the steps that decays
+    decay_shape: str = OptimConfig.decay_shape  # wsd: sqrt | linear
 
     def validate(self) -> None:
         if self.name not in RECIPES:
@@ -36,6 +41,15 @@ class RecipeConfig:
                 raise ConfigError(f"recipe.{key}={value} must be a positive number.")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ConfigError(f"recipe.warmup_steps={self.warmup_steps} is negative; give 0 for no warm-up.")
+        for key, known in (("schedule", SCHEDULES), ("decay_shape", DECAY_SHAPES)):
+            value = getattr(self, key)
+            if value not in known:
+                raise ConfigError(f"recipe.{key}='{value}' is unknown; {did_you_mean(value, known)}")
+        if not 0 < self.decay_share <= 1:
+            raise ConfigError(f"recipe.decay_share={self.decay_share} must lie in (0, 1].")
+        for key in ("decay_share", "decay_shape"):
+            if self.schedule != "wsd" and getattr(self, key) != getattr(OptimConfig, key):
+                raise ConfigError(f"recipe.{key}={getattr(self, key)} has no meaning for a cosine; set recipe.schedule=wsd.")
 
 
 @dataclass(frozen=True, kw_only=True)

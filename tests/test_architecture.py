@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "lst.plain",  # dataclasses from and to plain values
             "lst.ladder",  # size -> shape lies with the model, so that lst.config.arm_config needs no planner
             "lst.flops",
+            "lst.schedule",  # names of schedules, for the recipe
             "lst.errors",
             "lst.records",
             "lst.assumptions",

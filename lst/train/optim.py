@@ -1,8 +1,7 @@
-"""AdamW and the learning rate of each step (PAPER: A.3). Not here: what a size's learning rate should be (`sweeps.recipe`)."""
+"""AdamW (PAPER: A.3). Not here: the learning rate of each step (`lst.schedule`)."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from lst.config import OptimConfig
@@ -10,20 +9,6 @@ from lst.config import OptimConfig
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-
-def learning_rate(step: int, *, steps: int, optim: OptimConfig) -> float:
-    """The learning rate of the 0-based `step` of `steps`.
-
-    With w = warmup_steps and s = step + 1:  lr s / w  for s <= w;  after that
-    lr (r + (1 - r) (1 + cos(pi (s - w) / (steps - w))) / 2), r = final_lr_ratio: the peak at s = w, r lr at the last step.
-    """
-    done = step + 1
-    if done <= optim.warmup_steps:
-        return optim.lr * done / optim.warmup_steps
-    progress = (done - optim.warmup_steps) / (steps - optim.warmup_steps)
-    ratio = optim.final_lr_ratio
-    return optim.lr * (ratio + (1 - ratio) * (1 + math.cos(math.pi * progress)) / 2)
 
 
 class AdamW:

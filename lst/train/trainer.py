@@ -26,13 +26,14 @@ from lst.evals.evaluate import Evaluation, evaluation_steps
 from lst.flops import SequenceCounts, parameter_counts, training_flops
 from lst.model import Batch, build_model
 from lst.records import EVAL_RECORDS, EXIT, ITEM_RECORDS, TRAIN_RECORDS, JsonLinesWriter, iter_jsonl, write_json
+from lst.schedule import learning_rate
 from lst.train.checkpoint import TrainState, resume, save_checkpoint, save_final
 from lst.train.failures import Diverged
 from lst.train.folder import versions
 from lst.train.layout import clean_up, flush_to_disk
 from lst.train.losses import LossSums, accumulate_gradients
 from lst.train.metrics import EVAL_COUNTS, ProgressLog, eval_record, spent, train_record, wall_clock
-from lst.train.optim import AdamW, learning_rate
+from lst.train.optim import AdamW
 from lst.train.signals import Stopped, StopRequest
 
 log = logging.getLogger(__name__)

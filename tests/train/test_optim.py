@@ -1,4 +1,4 @@
-"""The schedule by its closed form, and AdamW against torch's own."""
+"""AdamW against torch's own."""
 
 from __future__ import annotations
 
@@ -9,36 +9,7 @@ import torch
 from torch import nn
 
 from lst.config import OptimConfig
-from lst.train.optim import AdamW, learning_rate
-
-PAPER = OptimConfig(lr=4e-4, warmup_steps=2_000, final_lr_ratio=0.01)
-
-
-@pytest.mark.parametrize(
-    ("step", "expected"),
-    [
-        (0, 4e-4 / 2_000),
-        (999, 2e-4),
-        (1_999, 4e-4),
-        (100_999, 4e-4 * (0.01 + 0.99 / 2)),  # half-way between the end of the warm-up and the last step
-        (51_499, 4e-4 * (0.01 + 0.99 * (1 + math.cos(math.pi / 4)) / 2)),
-        (199_999, 4e-6),
-    ],
-)
-def test_schedule_has_the_papers_values(step: int, expected: float) -> None:
-    assert learning_rate(step, steps=200_000, optim=PAPER) == pytest.approx(expected, rel=1e-12)
-
-
-def test_schedule_without_warmup_starts_below_the_peak_and_ends_at_the_ratio() -> None:
-    optim = OptimConfig(lr=1.0, warmup_steps=0, final_lr_ratio=0.1)
-    rates = [learning_rate(s, steps=50, optim=optim) for s in range(50)]
-    assert rates == sorted(rates, reverse=True)
-    assert rates[-1] == pytest.approx(0.1)
-
-
-def test_run_shorter_than_its_warmup_only_warms_up() -> None:
-    optim = OptimConfig(lr=1.0, warmup_steps=10)
-    assert [learning_rate(s, steps=4, optim=optim) for s in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+from lst.train.optim import AdamW
 
 
 def small_network() -> nn.Module:
