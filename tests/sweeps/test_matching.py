@@ -169,3 +169,12 @@ def test_epochs_and_passes_follow_from_the_unique_tokens(small_plan: Plan, measu
     for row in small_plan.rows:
         assert row.speech_epochs == pytest.approx(row.speech_tokens / measure.unique_speech_tokens)
         assert row.corpus_passes == pytest.approx(3 * row.speech_epochs)  # a third of the words stays speech
+
+
+def test_recipe_hands_its_schedule_to_every_run(small_study: dict[str, Any], measure: Measurements) -> None:
+    recipe = {**small_study.get("recipe", {}), "schedule": "wsd", "decay_share": 0.3, "decay_shape": "linear"}
+    cosine, wsd = planned(small_study, measure), planned(small_study, measure, recipe=recipe)
+    assert [row.planned_flops for row in wsd.rows] == [row.planned_flops for row in cosine.rows]
+    assert not {row.run_id for row in wsd.rows} & {row.run_id for row in cosine.rows}
+    for config in wsd.run_configs.values():
+        assert (config.optim.schedule, config.optim.decay_share, config.optim.decay_shape) == ("wsd", 0.3, "linear")
