@@ -28,6 +28,21 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     ),
     Assumption("cut patches", "a patch cut short closes at the next token", "when a ragged patch may be seen is not said"),
     Assumption("baseline shape", "the global transformer's shape with its own embedding and head", "not said (gap 7)"),
+    Assumption(
+        "baseline parameters",
+        "layers added until its non-embedding parameters equal LST's within 1%",
+        "the other reading of gap 7",
+    ),
+    Assumption(
+        "size names",
+        "total parameters of the untied baseline at 32,000 + 501 + 2 ids, within 2%",
+        "how sizes count is not said (gap 7)",
+    ),
+    Assumption(
+        "local modules' shape",
+        "Table 7's proportions at every size: half the width, 1 encoder layer, a third of the layers (rounded up) as decoder",
+        "how they scale is not said (gaps 3 and 7)",
+    ),
     Assumption("ending scores", "log-likelihood per token of the ending", "normalisation is not said (gap 8)"),
     Assumption(
         "curriculum", "drawn per sequence; aligned to 1/3 of the steps, falling to 0 at 2/3", "3.1 and 4.2 differ (gap 9)"

@@ -327,18 +327,19 @@ class RunConfig:
         return config
 
 
-def arm_config(arm: str, *, size: str = "tiny", **overrides: Any) -> RunConfig:
+def arm_config(arm: str, *, size: str = "tiny", baseline_match: str = "global_shape", **overrides: Any) -> RunConfig:
     """The configuration of `arm` at the ladder's `size`, with sections overridden by nested dicts.
 
-    `overrides` are section names with dicts, as in `arm_config("lst_static", train={"steps": 10})`.
-    Raises ConfigError on an unknown arm, size, section or key.
+    `overrides` are section names with dicts, as in `arm_config("lst_static", train={"steps": 10})`. `baseline_match` says what
+    the baseline shares with the LST arms (lst.ladder.BaselineMatch: global_shape | lst_params); other arms do not change with it.
+    Raises ConfigError on an unknown arm, size, baseline_match, section or key.
     """
     from lst.ladder import model_shape
 
     if arm not in list(Arm):
         raise ConfigError(f"arm='{arm}' is unknown; {did_you_mean(arm, list(Arm))}")
     values: dict[str, Any] = {
-        "model": to_dict(model_shape(size, Arm(arm))),
+        "model": to_dict(model_shape(size, Arm(arm), baseline_match=baseline_match)),
         "patching": {"kind": ARM_PATCHING[Arm(arm)].value},
     }
     return RunConfig.from_dict(merge(values, overrides))

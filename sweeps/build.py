@@ -32,7 +32,7 @@ from lst.config import (
 )
 from lst.errors import PlanError
 from lst.flops import num_params, parameter_counts, six_nd, training_flops
-from lst.ladder import SIZES, model_shape
+from lst.ladder import SIZES, BaselineMatch, matched_stack, model_shape
 from sweeps.admit import admit, group_warnings, modality_warnings
 from sweeps.allocate import Allocation, Quantity, Target, allocate, copy_length
 from sweeps.columns import PlanRow, format_value
@@ -155,7 +155,8 @@ def _axis_target(study: StudyConfig, measure: Measurements, group: Group) -> Tar
 
 def _hyperparameters(study: StudyConfig, measure: Measurements, group: Group) -> Hyperparameters:
     """The recipe's answer for the group: of the baseline's shape and the run's tokens, whatever the arm."""
-    baseline = _model(study, measure, group.size, Arm.BASELINE)
+    plain = dataclasses.replace(study, baseline_match=BaselineMatch.GLOBAL_SHAPE.value)  # LST's runs do not hang on the match
+    baseline = _model(plain, measure, group.size, Arm.BASELINE)
     params = num_params(baseline)
     axis = {
         Length.BUDGETS: group.length / (6 * params),
@@ -173,6 +174,8 @@ def _model(study: StudyConfig, measure: Measurements, size: str, arm: Arm) -> Mo
     """The network with the data's vocabularies. Options that an arm has not keep their defaults, and so its run ids."""
     shape = dataclasses.replace(model_shape(size, arm), text_vocab=measure.text_vocab, speech_vocab=measure.speech_vocab)
     if arm is Arm.BASELINE:
+        if study.baseline_match == BaselineMatch.LST_PARAMS:
+            shape = dataclasses.replace(shape, global_stack=matched_stack(_model(study, measure, size, Arm.LST_STATIC)))
         return shape
     return dataclasses.replace(shape, pooling=study.model.pooling, decoder_input=study.model.decoder_input)
 

@@ -4,6 +4,7 @@
     plan-sweep study=demo out=studies/demo budgets=[1e11,3e11] recipe.lr_scale=0.5 --dry-run
     plan-sweep diff studies/a studies/b
     plan-sweep price studies/demo price.device=h100
+    plan-sweep sizes
 
 Overrides are key=value with the fields of a study (sweeps/study.py); each study is a file of sweeps/conf/study. The only
 file that imports Hydra, which leaves no files behind. Not here: what is printed (`sweeps.show`), planning (`sweeps.plan`).
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from sweeps.plan import Plan
     from sweeps.study import StudyConfig
 
-VERBS = ("plan", "diff", "price")
+VERBS = ("plan", "diff", "price", "sizes")
 EXAMPLE = "plan-sweep study=demo out=studies/demo"
 
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     options = verbs[arguments[0]].parse_intermixed_args(arguments[1:])
-    run: Callable[[argparse.Namespace], int] = {"plan": _plan, "diff": _diff, "price": _price}[arguments[0]]
+    run: Callable[[argparse.Namespace], int] = {"plan": _plan, "diff": _diff, "price": _price, "sizes": _sizes}[arguments[0]]
     try:
         return run(options)
     except LstError as error:
@@ -69,13 +70,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     price = verbs.add_parser("price", help="price an existing plan otherwise, without changing it")
     price.add_argument("folder", metavar="DIR")
     price.add_argument("overrides", nargs="*", metavar="price.key=value", help="fields of the study's section price")
-    for verb in (plan, diff, price):
+    sizes = verbs.add_parser("sizes", help="print the ladder of sizes", description="Shapes and parameters of every size.")
+    for verb in (plan, diff, price, sizes):
         verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     for verb in (plan, price):
         verb.add_argument(
             "--cores", type=_positive, default=os.cpu_count() or 1, help="runs at a time, for the wall-clock estimate"
         )
-    return parser, {"plan": plan, "diff": diff, "price": price}
+    return parser, {"plan": plan, "diff": diff, "price": price, "sizes": sizes}
 
 
 def _positive(text: str) -> int:
@@ -148,6 +150,13 @@ def _price(options: argparse.Namespace) -> int:
         print(json.dumps({"rows": [dataclasses.asdict(row) for row in rows], "totals": content}, indent=1))
     else:
         print(run_table(rows) + "\n\n" + totals_text(totals, wall, options.cores))
+    return 0
+
+
+def _sizes(options: argparse.Namespace) -> int:
+    from sweeps.sizes import size_json, size_text
+
+    print(json.dumps(size_json(), indent=1) if options.json else size_text())
     return 0
 
 

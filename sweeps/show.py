@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from lst.assumptions import ASSUMPTIONS, Assumption
 from lst.config import ARM_PATCHING, Arm, Patching
+from lst.ladder import BaselineMatch, named_count
 from sweeps.columns import PlanRow
 from sweeps.plan import Plan, Totals
 from sweeps.study import ContextMatch, Matching, StudyConfig
@@ -22,8 +23,9 @@ MATCHED = {
     Matching.UNIT: "steps and units (the paper's compute-controlled comparison)",
     Matching.DATA: "tokens (the paper's data-controlled comparison)",
 }
-_ALWAYS = {"compute", "mixture", "epochs", "baseline shape"}
+_ALWAYS = {"compute", "mixture", "epochs"}
 _LOCAL = {
+    "local modules' shape",
     "local modules on text",
     "patch query pooling",
     "decoder input",
@@ -105,6 +107,9 @@ def matching_text(study: StudyConfig, rows: Sequence[PlanRow]) -> str:
 def assumptions_touched(study: StudyConfig) -> tuple[Assumption, ...]:
     """The named assumptions that the study's runs rest on, in the table's order."""
     names = set(_ALWAYS)
+    names.add("baseline parameters" if study.baseline_match == BaselineMatch.LST_PARAMS else "baseline shape")
+    if any(named_count(size) is not None for size in study.sizes):
+        names.add("size names")
     kinds = {ARM_PATCHING[Arm(arm)] for arm in study.arms}
     if kinds - {Patching.TOKEN}:
         names |= _LOCAL

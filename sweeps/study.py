@@ -20,7 +20,7 @@ from typing import Any
 
 from lst.config import Arm, DataConfig, EvalConfig, ExecutionConfig, PatchingConfig
 from lst.errors import ConfigError, did_you_mean
-from lst.ladder import SIZES
+from lst.ladder import SIZES, BaselineMatch, require_baseline_match
 from lst.plain import from_dict
 from sweeps.admit import AdmissionConfig
 from sweeps.price import PriceConfig
@@ -90,6 +90,7 @@ class StudyConfig:
     reference_arm: str = Arm.BASELINE  # the arm that the others are matched to
     sizes: tuple[str, ...] = ("tiny",)  # rungs of the ladder (lst.ladder.SIZES)
     arm_sizes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # arms that are planned at some sizes only
+    baseline_match: str = BaselineMatch.GLOBAL_SHAPE.value  # global_shape | lst_params: what the baseline shares with LST
     seeds: tuple[int, ...] = (0,)  # seeds of every cell
     budgets: tuple[float, ...] = ()  # length axis: training FLOPs
     tokens: tuple[float, ...] = ()  # length axis: tokens
@@ -151,6 +152,7 @@ class StudyConfig:
             section.validate()
 
     def _validate_choices(self) -> None:
+        require_baseline_match(self.baseline_match)
         if not self.name or "/" in self.name:
             raise ConfigError(f"name='{self.name}' is no study name; give a word without '/'.")
         if self.seq_len_units < 1:
