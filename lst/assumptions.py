@@ -45,9 +45,24 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     ),
     Assumption("ending scores", "log-likelihood per token of the ending", "normalisation is not said (gap 8)"),
     Assumption(
-        "curriculum", "drawn per sequence; aligned to 1/3 of the steps, falling to 0 at 2/3", "3.1 and 4.2 differ (gap 9)"
+        "curriculum",
+        "aligned to 1/3 of the steps, falling to 0 at 2/3; starts from silence apart (patching.silence)",
+        "tau 1 and tau 2 are given as thirds only (gap 9)",
+    ),
+    Assumption(
+        "patching draw", "static or aligned is drawn per sequence (patching.draw = sequence)", "3.1 and 4.2 differ (gap 9)"
     ),
     Assumption("silence", "frames outside words are patches of their own; a span ends before the next word", "gap 9"),
+    Assumption(
+        "merged silence",
+        "joins the word before it (patching.merge_side = previous); one with no word there stays a patch",
+        "how silence merges is not said (gap 9)",
+    ),
+    Assumption(
+        "piece times",
+        "a word's frames are divided among its text pieces by their characters, each a frame where they suffice",
+        "the paper maps a character alignment to pieces, which a data set seldom has",
+    ),
     Assumption("mixture", "kept in tokens: the share of interleaved sequences is solved for each patching", "DESIGN rule 10"),
     Assumption("context", "equal units in a sequence; a patched arm sees more tokens", "context_match = units"),
     Assumption(

@@ -118,12 +118,20 @@ class PatchingConfig:
 
     kind: Patching  # token | static | aligned | mixed | curriculum
     patch_size: int = 4  # tokens of a static patch (PAPER: 4 in the main results)
-    mixed_aligned_share: float = 0.5  # mixed: probability that a sequence is aligned
+    aligned_unit: str = "word"  # word | bpe: what an aligned patch holds, a word or a text piece of one
+    silence: str = "separate"  # separate | merged: aligned: frames outside words are patches of their own, or join a neighbour
+    merge_side: str = "previous"  # previous | next: merged: which neighbour; without one on that side a silence stays alone
+    draw: str = "sequence"  # sequence | step: mixed, curriculum: what static or aligned is drawn for
+    mixed_aligned_share: float = 0.5  # mixed: probability that a sequence (or step) is aligned
     curriculum_aligned_until: float = 1 / 3  # curriculum: share of the steps that is all aligned (tau 1)
     curriculum_static_from: float = 2 / 3  # curriculum: share of the steps after which all is static (tau 2)
 
     def validate(self) -> None:
         _require_positive("patching.patch_size", self.patch_size)
+        _require_choice("patching.aligned_unit", self.aligned_unit, ("word", "bpe"))
+        _require_choice("patching.silence", self.silence, ("separate", "merged"))
+        _require_choice("patching.merge_side", self.merge_side, ("previous", "next"))
+        _require_choice("patching.draw", self.draw, ("sequence", "step"))
         _require_share("patching.mixed_aligned_share", self.mixed_aligned_share)
         _require_share("patching.curriculum_aligned_until", self.curriculum_aligned_until)
         _require_share("patching.curriculum_static_from", self.curriculum_static_from)
@@ -145,6 +153,11 @@ class PatchingConfig:
         if progress < start:
             return 1.0
         return 0.0 if progress >= end else (end - progress) / (end - start)
+
+    @property
+    def silence_rule(self) -> str:
+        """`separate`, or the side to which a silence is merged: `previous` or `next`."""
+        return self.merge_side if self.silence == "merged" else "separate"
 
     @property
     def evaluation_kind(self) -> Patching:

@@ -77,7 +77,7 @@ def allocate(config: RunConfig, measure: Measurements, *, batch_sequences: int, 
     if config.patching.kind is Patching.CURRICULUM:
         sequences, table = _solve_curriculum(config, measure, batch_sequences, target)
     else:
-        sequences, table = _solve_prefix(config, measure, target)
+        sequences, table = _solve_prefix(config, measure, batch_sequences, target)
     return _allocation(config, table, sequences, batch_sequences)
 
 
@@ -86,17 +86,17 @@ def copy_length(config: RunConfig, measure: Measurements, reference: Allocation)
     if config.patching.kind is Patching.CURRICULUM:
         table = measure.run(config, steps=reference.steps, batch_sequences=reference.batch_sequences)
     else:
-        table = measure.prefix(config, reference.sequences)
+        table = measure.prefix(config, reference.sequences, batch_sequences=reference.batch_sequences)
     return _allocation(config, table, reference.sequences, reference.batch_sequences)
 
 
-def _solve_prefix(config: RunConfig, measure: Measurements, target: Target) -> tuple[int, SequenceTable]:
+def _solve_prefix(config: RunConfig, measure: Measurements, batch: int, target: Target) -> tuple[int, SequenceTable]:
     """Sequences that do not depend on the run's length: count until the target is passed, or as far as is counted."""
-    probe = measure.prefix(config, PROBE_SEQUENCES)
+    probe = measure.prefix(config, PROBE_SEQUENCES, batch_sequences=batch)
     wanted = math.ceil(1.05 * _guess(_values(config, probe, target.quantity), target)) + 16
     limit = measure.count_limit(config)
     while True:
-        table = measure.prefix(config, wanted)
+        table = measure.prefix(config, wanted, batch_sequences=batch)
         totals = np.cumsum(_values(config, table, target.quantity))
         if totals[-1] >= target.value or wanted >= limit:
             break

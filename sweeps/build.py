@@ -18,23 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lst.config import (
-    ARM_PATCHING,
-    Arm,
-    DataConfig,
-    ExecutionConfig,
-    ModelConfig,
-    OptimConfig,
-    Patching,
-    PatchingConfig,
-    RunConfig,
-    TrainConfig,
-)
+from lst.config import Arm, DataConfig, ExecutionConfig, OptimConfig, RunConfig, TrainConfig
 from lst.errors import PlanError
 from lst.flops import num_params, parameter_counts, six_nd, training_flops
-from lst.ladder import SIZES, BaselineMatch, matched_stack, model_shape
+from lst.ladder import SIZES, BaselineMatch
 from sweeps.admit import admit, group_warnings, modality_warnings
 from sweeps.allocate import Allocation, Quantity, Target, allocate, copy_length
+from sweeps.arms import arm_model, arm_patching
 from sweeps.columns import PlanRow, format_value
 from sweeps.measure import Measurements
 from sweeps.price import price_run
@@ -149,14 +139,14 @@ def _axis_target(study: StudyConfig, measure: Measurements, group: Group) -> Tar
     """What the length axis asks of the group's reference."""
     value = group.length
     if study.length is Length.TOKENS_PER_PARAM:
-        value *= num_params(_model(study, measure, group.size, Arm(study.reference_arm)))
+        value *= num_params(arm_model(study, measure, group.size, Arm(study.reference_arm)))
     return Target(quantity=_AXIS_QUANTITY[study.length], value=value)
 
 
 def _hyperparameters(study: StudyConfig, measure: Measurements, group: Group) -> Hyperparameters:
     """The recipe's answer for the group: of the baseline's shape and the run's tokens, whatever the arm."""
     plain = dataclasses.replace(study, baseline_match=BaselineMatch.GLOBAL_SHAPE.value)  # LST's runs do not hang on the match
-    baseline = _model(plain, measure, group.size, Arm.BASELINE)
+    baseline = arm_model(plain, measure, group.size, Arm.BASELINE)
     params = num_params(baseline)
     axis = {
         Length.BUDGETS: group.length / (6 * params),
@@ -170,33 +160,6 @@ def _hyperparameters(study: StudyConfig, measure: Measurements, group: Group) ->
     return choose_hyperparameters(study.recipe, situation)
 
 
-def _model(study: StudyConfig, measure: Measurements, size: str, arm: Arm) -> ModelConfig:
-    """The network with the data's vocabularies. Options that an arm has not keep their defaults, and so its run ids."""
-    shape = dataclasses.replace(model_shape(size, arm), text_vocab=measure.text_vocab, speech_vocab=measure.speech_vocab)
-    if arm is Arm.BASELINE:
-        if study.baseline_match == BaselineMatch.LST_PARAMS:
-            shape = dataclasses.replace(shape, global_stack=matched_stack(_model(study, measure, size, Arm.LST_STATIC)))
-        return shape
-    return dataclasses.replace(shape, pooling=study.model.pooling, decoder_input=study.model.decoder_input)
-
-
-def _patching(study: StudyConfig, arm: Arm) -> PatchingConfig:
-    """The arm's patching, again with only the options that it has."""
-    kind, options = ARM_PATCHING[arm], study.patching
-    patching = PatchingConfig(kind=kind)
-    if kind in (Patching.STATIC, Patching.MIXED, Patching.CURRICULUM):
-        patching = dataclasses.replace(patching, patch_size=options.patch_size)
-    if kind is Patching.MIXED:
-        patching = dataclasses.replace(patching, mixed_aligned_share=options.mixed_aligned_share)
-    if kind is Patching.CURRICULUM:
-        patching = dataclasses.replace(
-            patching,
-            curriculum_aligned_until=options.curriculum_aligned_until,
-            curriculum_static_from=options.curriculum_static_from,
-        )
-    return patching
-
-
 def _base_config(study: StudyConfig, measure: Measurements, group: Group, arm: Arm) -> RunConfig:
     """The run's configuration but for its length and what the recipe adds."""
     evaluation = study.evaluation
@@ -205,8 +168,8 @@ def _base_config(study: StudyConfig, measure: Measurements, group: Group, arm: A
     mixture = study.mixture
     path = study.data if study.data == ExecutionConfig.data_path else str(Path(study.data).resolve())
     config = RunConfig(
-        model=_model(study, measure, group.size, arm),
-        patching=_patching(study, arm),
+        model=arm_model(study, measure, group.size, arm),
+        patching=arm_patching(study, arm),
         data=DataConfig(
             seq_len_units=study.seq_len_units,
             interleaved_token_share=mixture.interleaved_token_share,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -74,18 +75,22 @@ class Measurements:
             self._mixtures[key] = solve_mixture(self._dataset, config)
         return self._mixtures[key]
 
-    def prefix(self, config: RunConfig, sequences: int) -> SequenceTable:
+    def prefix(self, config: RunConfig, sequences: int, *, batch_sequences: int) -> SequenceTable:
         """Counts of the first `sequences` (or more) of a run whose sequences do not depend on its length.
+
+        They depend on the batch only where the patching is drawn for a whole step.
 
         At most `count_limit` are counted: a run's sequences are spread evenly over the corpus from the first on, so their
         mean stands for the later ones (to some hundredths of a percent of the FLOPs on the embedded corpus).
         """
         assert config.patching.kind is not Patching.CURRICULUM, "a curriculum's sequences depend on the run's length"
         wanted = min(sequences, self.count_limit(config))
-        key = _key(config.data, config.patching, config.train.seed, _windows(config))
+        batch = batch_sequences if config.patching.kind is Patching.MIXED and config.patching.draw == "step" else 1
+        key = _key(config.data, config.patching, config.train.seed, _windows(config), batch)
         known = self._prefixes.get(key)
         if known is None or known.total_sequences < wanted:
-            known = self._prefixes[key] = self.run(config, steps=wanted, batch_sequences=1)
+            steps = math.ceil(wanted / batch)
+            known = self._prefixes[key] = self.run(config, steps=steps, batch_sequences=batch, limit=steps * batch)
         return known
 
     def run(self, config: RunConfig, *, steps: int, batch_sequences: int, limit: int | None = None) -> SequenceTable:

@@ -115,6 +115,10 @@ def assumptions_touched(study: StudyConfig) -> tuple[Assumption, ...]:
         names |= _LOCAL
     if kinds & {Patching.ALIGNED, Patching.MIXED, Patching.CURRICULUM}:
         names |= _ALIGNED
+        names |= {"merged silence"} if study.patching.silence == "merged" else set()
+        names |= {"piece times"} if study.patching.aligned_unit == "bpe" else set()
+    if kinds & {Patching.MIXED, Patching.CURRICULUM}:
+        names.add("patching draw")
     if Patching.CURRICULUM in kinds:
         names.add("curriculum")
     if study.context_match is ContextMatch.UNITS:

@@ -58,6 +58,10 @@ class PatchingOptions:
     """The patching of every LST arm of the study; the kind comes from the arm (lst.config.PatchingConfig)."""
 
     patch_size: int = PatchingConfig.patch_size  # tokens of a static patch
+    aligned_unit: str = PatchingConfig.aligned_unit  # word | bpe: what an aligned patch holds
+    silence: str = PatchingConfig.silence  # separate | merged: frames outside words in aligned patches
+    merge_side: str = PatchingConfig.merge_side  # previous | next: the neighbour that a merged silence joins
+    draw: str = PatchingConfig.draw  # sequence | step: what lst_mixed and lst_curriculum draw static or aligned for
     mixed_aligned_share: float = PatchingConfig.mixed_aligned_share  # lst_mixed: probability of aligned
     curriculum_aligned_until: float = PatchingConfig.curriculum_aligned_until  # share of the steps that is all aligned
     curriculum_static_from: float = PatchingConfig.curriculum_static_from  # share of the steps after which all is static

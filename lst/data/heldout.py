@@ -18,13 +18,16 @@ from lst.errors import DataError
 SETS = ("speech", "text", "interleaved")
 
 
-def heldout_documents(dataset: Dataset, evaluation: EvalConfig, data: DataConfig) -> dict[str, list[Document]]:
+def heldout_documents(
+    dataset: Dataset, evaluation: EvalConfig, data: DataConfig, *, aligned_unit: str = "word"
+) -> dict[str, list[Document]]:
     """The documents of the sets `speech` (one speech segment each), `text` (one text segment) and `interleaved`.
 
-    They depend on the data set, `evaluation` and the interleaving's span lengths in `data` alone, never on an arm. Sets
-    have `heldout_documents` documents, or all there are. Raises DataError where the split 'heldout' has none.
+    Their tokens depend on the data set, `evaluation` and the interleaving's span lengths in `data` alone, never on an arm;
+    `aligned_unit` says whether their spans are those of words or of text pieces (for an aligned arm). Sets have
+    `heldout_documents` documents, or all there are. Raises DataError where the split 'heldout' has none.
     """
-    spoken = SpokenDocuments(dataset)
+    spoken = SpokenDocuments(dataset, aligned_unit)
     pieces = ragged(dataset.text, "text_tokens")
     spoken_rows = _rows(dataset, "speech", spoken.tokens.lengths)
     text_rows = _rows(dataset, "text", pieces.lengths)

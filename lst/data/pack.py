@@ -47,11 +47,12 @@ class EncodedDocument:
 
 
 def encode_document(
-    document: Document, vocabulary: Vocabulary, kind: Patching, patch_size: int, *, ends: bool
+    document: Document, vocabulary: Vocabulary, kind: Patching, patch_size: int, *, ends: bool, silence: str = "separate"
 ) -> EncodedDocument:
     """Ids and units of a document; `ends` adds EOS (False where the document goes on elsewhere).
 
-    `kind` is TOKEN, STATIC or ALIGNED. Raises DataError on speech without word spans under ALIGNED.
+    `kind` is TOKEN, STATIC or ALIGNED, `silence` as in `lst.patching.aligned_patches`. Raises DataError on speech without
+    word spans under ALIGNED.
     """
     one, done = np.ones(1, np.int64), np.ones(1, bool)
     ids, lengths, complete = [np.array([BOS])], [one], [done]
@@ -60,7 +61,8 @@ def encode_document(
         marker = vocabulary.speech_marker if speech else vocabulary.text_marker
         ids += [np.array([marker]), vocabulary.speech_ids(segment.tokens) if speech else segment.tokens.astype(np.int64)]
         count = len(segment.tokens)
-        patches = patch_span(kind if speech else Patching.TOKEN, count, patch_size=patch_size, words=segment.words)
+        cut = kind if speech else Patching.TOKEN
+        patches = patch_span(cut, count, patch_size=patch_size, words=segment.words, silence=silence)
         lengths += [one, patches.lengths]
         complete += [done, patches.complete]
     if ends:

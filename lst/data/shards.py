@@ -64,6 +64,9 @@ TEXT = pa.schema(
         "text_tokens": _ids,
     }
 )
+PIECE_TIMES = ("piece_start", "piece_end")
+"""Optional columns of SPEECH (lists of int32, one value a piece): its first and last frame, from the document's start. A
+piece without frames ends before it starts. Without these columns a word's frames are divided (lst/data/piece_spans.py)."""
 STORIES = pa.schema(
     {
         "id": pa.string(),
@@ -93,6 +96,9 @@ def with_text_tokens(name: str, table: pa.Table, tokenizer: TextTokenizer) -> pa
     elif name == "text":
         table = table.append_column("text_tokens", pa.array([tokenizer.encode(t) for t in table["text"].to_pylist()], _ids))
     schema = SCHEMAS[name]
+    if name == "speech" and set(PIECE_TIMES) <= set(table.schema.names):
+        for column in PIECE_TIMES:
+            schema = schema.append(pa.field(column, pa.list_(pa.int32())))
     return table.select(schema.names).cast(schema)
 
 
@@ -173,8 +179,9 @@ def _check(name: str, table: pa.Table, speech_vocab: int) -> None:
         raise DataError(f"{name} table: split='{split}' is unknown; use one of {', '.join(SPLITS)}.")
     if name != "speech":
         return
-    for row in table.select(["id", "speech_tokens", "words", "word_start", "word_end"]).to_pylist():
-        reason = speech_row_error(row, speech_vocab)
+    times = [column for column in PIECE_TIMES if column in table.schema.names]
+    for row in table.select(["id", "speech_tokens", "words", "word_start", "word_end", "word_text_lengths", *times]).to_pylist():
+        reason = speech_row_error(row, speech_vocab) or (piece_times_error(row) if times else None)
         if reason:
             raise DataError(f"speech document '{row['id']}': {reason}.")
 
@@ -197,6 +204,23 @@ def speech_row_error(row: Mapping[str, Any], speech_vocab: int) -> str | None:
         if end >= len(tokens):
             return f"word '{word}' ends at frame {end}, past the last frame {len(tokens) - 1}"
         last = end
+    return None
+
+
+def piece_times_error(row: Mapping[str, Any]) -> str | None:
+    """Why the times of a document's pieces break the contract, or None: one a piece, in order, each inside its word."""
+    starts, ends = row["piece_start"], row["piece_end"]
+    if not sum(row["word_text_lengths"]) == len(starts) == len(ends):
+        return f"{sum(row['word_text_lengths'])} pieces have {len(starts)} starts and {len(ends)} ends"
+    piece, last = 0, -1
+    for word, first, final, count in zip(row["words"], row["word_start"], row["word_end"], row["word_text_lengths"], strict=True):
+        for start, end in zip(starts[piece : piece + count], ends[piece : piece + count], strict=True):
+            if end < start:
+                continue
+            if not max(first, last + 1) <= start <= end <= final:
+                return f"a piece of word '{word}' at frames {start}..{end} leaves its word ({first}..{final}) or its order"
+            last = end
+        piece += count
     return None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lst.config import DataConfig, EvalConfig, Patching, PatchingConfig, RunConfig
+from lst.config import DataConfig, EvalConfig, Patching, RunConfig
 from lst.data.interleave import Document
 from lst.data.ngram import NgramModel
 from lst.data.shards import Dataset, ragged
@@ -131,7 +131,7 @@ def _sequence_share(dataset: Dataset, config: RunConfig, kind: Patching, share: 
     interleaved = dataclasses.replace(
         config.data, data_id="", interleaved_sequence_share_static=1.0, interleaved_sequence_share_aligned=1.0
     )
-    fixed = PatchingConfig(kind=kind, patch_size=config.patching.patch_size)
+    fixed = dataclasses.replace(config.patching, kind=kind)
     train = dataclasses.replace(config.train, seed=0, steps=MIXTURE_SAMPLE, batch_sequences=1, final_batch_sequences=0)
     sample = dataclasses.replace(config, data=interleaved, patching=fixed, train=train)
     counts = count_sequences(dataset, sample).mean()

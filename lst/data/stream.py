@@ -7,7 +7,8 @@ does not grow with the corpus:
 - its kind (interleaved or text only) is u_i < share, and its start is the fraction v_i of that kind's token stream, where
   (u_i, v_i) are the points of the R2 sequence (an additive recurrence with the plastic number), shifted by the seed. They
   fill the unit square evenly: shares hold closely over any window, and starts cover the corpus evenly without a shuffle;
-- its patching (mixed, curriculum) and its interleaving are drawn by a counter-based generator keyed by (seed, i).
+- its patching (mixed, curriculum) and its interleaving are drawn by a counter-based generator keyed by (seed, i); with
+  patching.draw=step the patching is drawn by one keyed by (seed, step), for the whole batch.
 
 From its start a sequence reads documents in file order, wrapping round, until `seq_len_units` units are full.
 """
@@ -42,7 +43,7 @@ class Stream:
             )
         self.config = config
         self.vocabulary = Vocabulary(text=dataset.text_vocab, speech=dataset.speech_vocab)
-        self._spoken = SpokenDocuments(dataset)
+        self._spoken = SpokenDocuments(dataset, config.patching.aligned_unit)
         spoken = dataset.rows("speech", "train")
         with_words = spoken[self._spoken.word_start.lengths[spoken] > 0]  # without words there is nothing to interleave
         self._speech_rows = _Rows(self._spoken.tokens, with_words, "spoken")
@@ -61,8 +62,9 @@ class Stream:
         config = self.config
         generator = np.random.Generator(np.random.Philox(key=(config.train.seed << 64) + index))
         u, v = _even_point(config.train.seed, index)
-        progress = (index // config.train.batch_sequences) / config.train.steps
-        kind = draw_patching(config.patching, progress, generator)
+        step = index // config.train.batch_sequences
+        draws = {"sequence": generator.random(), "step": _step_draw(config.train.seed, step)}
+        kind = draw_patching(config.patching, step / config.train.steps, draws[config.patching.draw])
         interleaved = u < sequence_share(config.data, kind)
         documents = self._interleaved_from(v, generator) if interleaved else self._text_from(v)
         encoded = self._encode(documents, kind)
@@ -70,8 +72,9 @@ class Stream:
         return PackedRow.pack(packed, self.vocabulary, interleaved=interleaved)
 
     def _encode(self, documents: Iterator[Document], kind: Patching) -> Iterator[EncodedDocument]:
+        patching = self.config.patching
         for document in documents:
-            yield encode_document(document, self.vocabulary, kind, self.config.patching.patch_size, ends=True)
+            yield encode_document(document, self.vocabulary, kind, patching.patch_size, ends=True, silence=patching.silence_rule)
 
     def _interleaved_from(self, start: float, generator: np.random.Generator) -> Iterator[Document]:
         first, frame = self._speech_rows.locate(start)
@@ -110,9 +113,8 @@ class _Rows:
             place += 1
 
 
-def draw_patching(patching: PatchingConfig, progress: float, generator: np.random.Generator) -> Patching:
-    """TOKEN, STATIC or ALIGNED for one sequence at `progress` in [0, 1) of the run; always draws once."""
-    draw = generator.random()
+def draw_patching(patching: PatchingConfig, progress: float, draw: float) -> Patching:
+    """TOKEN, STATIC or ALIGNED for a sequence at `progress` in [0, 1) of the run, given its `draw` from [0, 1)."""
     if patching.kind is Patching.TOKEN:
         return Patching.TOKEN
     return Patching.ALIGNED if draw < patching.aligned_probability(progress) else Patching.STATIC
@@ -121,6 +123,11 @@ def draw_patching(patching: PatchingConfig, progress: float, generator: np.rando
 def sequence_share(data: DataConfig, kind: Patching) -> float:
     """Share of sequences that are interleaved under `kind`, such that the mixture holds in tokens."""
     return data.interleaved_sequence_share_aligned if kind is Patching.ALIGNED else data.interleaved_sequence_share_static
+
+
+def _step_draw(seed: int, step: int) -> float:
+    """The number that all sequences of a step share (patching.draw=step); its keys are no sequence's."""
+    return float(np.random.Generator(np.random.Philox(key=(1 << 127) + (seed << 64) + step)).random())
 
 
 def _even_point(seed: int, index: int) -> tuple[float, float]:

@@ -7,9 +7,12 @@ text, and which gives each word its own pieces, as interleaving needs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
+from numpy.typing import NDArray
 
 from lst.data.vocab import BOS, EOS
 from lst.errors import DataError
@@ -35,6 +38,23 @@ class TextTokenizer:
     @property
     def size(self) -> int:
         return int(self._model.get_piece_size())
+
+    @cached_property
+    def characters(self) -> NDArray[np.int64]:
+        """(size,) characters of the text that each piece stands for; the white space mark and control pieces are none.
+
+        A character in several byte pieces counts at its first byte.
+        """
+        model = self._model
+        counts = [len(model.id_to_piece(i).replace("\u2581", "")) for i in range(self.size)]
+        for i in range(self.size):
+            if model.is_control(i):
+                counts[i] = 0
+            elif model.is_unknown(i):
+                counts[i] = 1
+            elif model.is_byte(i):
+                counts[i] = int(not 0x80 <= int(model.id_to_piece(i)[1:-1], 16) < 0xC0)  # 10xxxxxx goes on a character
+        return np.array(counts, np.int64)
 
     def encode(self, text: str) -> list[int]:
         return list(self._model.encode(text))

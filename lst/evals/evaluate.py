@@ -44,7 +44,8 @@ class Evaluation:
 
     @cached_property
     def _documents(self) -> dict[str, list[Document]]:
-        return heldout_documents(self.dataset, self.config.evaluation, self.config.data)
+        unit = self.config.patching.aligned_unit
+        return heldout_documents(self.dataset, self.config.evaluation, self.config.data, aligned_unit=unit)
 
     def run(self, model: Network, device: torch.device, *, final: bool, stop: Callable[[], None] | None = None) -> Results:
         """Evaluate `model`; `final` adds the story items. `stop` may raise between batches, to leave early."""

@@ -59,8 +59,10 @@ class Scorer:
 
     def row(self, document: Document) -> PackedRow:
         """One document as a row of its own."""
-        patch_size = self.config.patching.patch_size
-        encoded = encode_document(document, self.vocabulary, self.kind, patch_size, ends=False)
+        options = self.config.patching
+        encoded = encode_document(
+            document, self.vocabulary, self.kind, options.patch_size, ends=False, silence=options.silence_rule
+        )
         interleaved = any(s.modality == "speech" for s in document)
         return PackedRow.pack([encoded], self.vocabulary, interleaved=interleaved)
 

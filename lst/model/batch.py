@@ -76,16 +76,18 @@ def make_batch(
 ) -> Batch:
     """One document a row: `[[("text", [12, 7]), ("speech", [3, 3, 90]), ("text", [5])]]`.
 
-    A speech segment may carry word spans as a third value, a list of (first frame, last frame) from the segment's start;
-    the aligned patching needs them. `kind` is the patching (default: that of the arm's evaluation), `ends` adds EOS,
-    `tokens` and `units` pad to fixed sizes. Raises DataError on an unknown modality or an id outside its vocabulary.
+    A speech segment may carry spans as a third value, a list of (first frame, last frame) from the segment's start, of its
+    words or, under patching.aligned_unit=bpe, of their pieces; the aligned patching needs them. `kind` is the patching
+    (default: that of the arm's evaluation), `ends` adds EOS, `tokens` and `units` pad to fixed sizes. Raises DataError on an
+    unknown modality or an id outside its vocabulary.
     """
     vocabulary = Vocabulary(text=config.model.text_vocab, speech=config.model.speech_vocab)
     patching = kind or config.patching.evaluation_kind
     rows = []
     for number, document in enumerate(documents):
         segments = [_segment(s, vocabulary, number) for s in document]
-        encoded = encode_document(segments, vocabulary, patching, config.patching.patch_size, ends=ends)
+        options = config.patching
+        encoded = encode_document(segments, vocabulary, patching, options.patch_size, ends=ends, silence=options.silence_rule)
         rows.append(PackedRow.pack([encoded], vocabulary, interleaved=True))
     return Batch.from_packed(PackedBatch(rows), tokens=tokens, units=units)
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from lst.config import Arm, DataConfig, Patching, arm_config
 from lst.data.interleave import SpokenDocuments
@@ -13,6 +14,7 @@ from lst.data.statistics import count_sequences, solve_mixture
 from lst.data.stream import Stream
 from lst.data.vocab import BOS, EOS, SPEECH, TEXT
 from lst.errors import DataError
+from lst.model import Batch, build_model
 
 
 def run_config(dataset, arm="lst_static", **sections):
@@ -144,6 +146,41 @@ def test_aligned_patches_of_the_stream_are_words_and_silences(dataset):
     for unit in np.unique(row.unit[row.modality == SPEECH]):
         inside = silence[row.unit == unit]
         assert inside.all() or not inside.any()  # the toy corpus marks silence by a token of its own
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"silence": "merged"}, {"aligned_unit": "bpe", "silence": "merged", "merge_side": "next"}]
+)
+@pytest.mark.parametrize(("share", "arm"), [(0.0, "lst_static"), (1.0, "lst_aligned")])
+def test_mixed_at_probability_0_and_1_is_static_and_aligned(dataset, options, share, arm):
+    """The same rows, and the same logits from the same weights."""
+    mixed = run_config(dataset, "lst_mixed", patching=options | {"mixed_aligned_share": share})
+    pure = run_config(dataset, arm, patching=options)
+    for step in (0, 57, 199):
+        one, two = (Stream(dataset, config).batch(step) for config in (mixed, pure))
+        for a, b in zip(one.rows, two.rows, strict=True):
+            assert all(np.array_equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    with torch.no_grad():
+        logits = [build_model(c)(Batch.from_packed(p)) for c, p in ((mixed, one), (pure, two))]
+    assert torch.equal(*logits)
+
+
+def aligned_rows(dataset, config, step):
+    """Whether each row with speech of a step was patched by words (a patch longer than static ones)."""
+    rows = [r for r in Stream(dataset, config).batch(step).rows if (r.modality == SPEECH).sum() >= 8]
+    return [int(np.bincount(r.unit).max()) > config.patching.patch_size for r in rows]
+
+
+@pytest.mark.parametrize("arm", ["lst_mixed", "lst_curriculum"])
+def test_the_patching_is_drawn_for_each_sequence_or_for_the_whole_step(dataset, arm):
+    sections = {"train": {"steps": 60, "batch_sequences": 24}, "data": {"seq_len_units": 64}}
+    seen = {}
+    for draw in ("sequence", "step"):
+        config = run_config(dataset, arm, patching={"draw": draw, "patch_size": 2}, **sections)
+        seen[draw] = [aligned_rows(dataset, config, step) for step in range(20, 40)]
+    assert all(len(set(step)) == 1 for step in seen["step"])
+    assert {step[0] for step in seen["step"]} == {True, False}
+    assert any(len(set(step)) == 2 for step in seen["sequence"])
 
 
 def stream_silence(dataset):

@@ -157,6 +157,33 @@ def test_patch_size_changes_the_ids_of_patched_arms_only(
     assert same == {"baseline"}
 
 
+def test_options_of_aligned_patches_change_the_ids_of_the_arms_that_have_them(
+    small_study: dict[str, Any], measure: Measurements, small_plan: Plan
+) -> None:
+    same = {}
+    for key, value in (("aligned_unit", "bpe"), ("silence", "merged"), ("draw", "step"), ("merge_side", "next")):
+        other = planned(small_study, measure, patching={key: value})
+        same[key] = {row.arm for row, old in zip(other.rows, small_plan.rows, strict=True) if row.run_id == old.run_id}
+    assert same.pop("merge_side") == {"baseline", "lst_static", "lst_curriculum"}  # silence is separate: there is no side
+    assert set(map(frozenset, same.values())) == {frozenset({"baseline", "lst_static"})}
+
+
+@pytest.mark.parametrize("arm", ["lst_mixed", "lst_curriculum"])
+def test_a_patching_drawn_by_the_step_is_planned_as_it_is_trained(
+    small_study: dict[str, Any], measure: Measurements, arm: str
+) -> None:
+    options = {"draw": "step", "aligned_unit": "bpe", "silence": "merged"}
+    plan = planned(small_study, measure, arms=["baseline", arm], arm_sizes={}, sizes=["tiny"], patching=options)
+    dataset = open_dataset(plan.study.data)
+    row = next(row for row in plan.rows if row.arm == arm)
+    config = plan.run_configs[row.run_id]
+    spent = SequenceCounts()
+    for step in range(row.steps):
+        spent += Stream(dataset, config).batch(step).counts
+    assert training_flops(config, spent).total == pytest.approx(row.planned_flops, rel=1e-9)
+    assert row.mean_patch_length == pytest.approx(spent.mean_patch_length)
+
+
 def test_rows_are_ordered_by_budget_size_arm_seed(small_study: dict[str, Any], measure: Measurements) -> None:
     plan = planned(small_study, measure, budgets=[4e9, 2e9], seeds=[1, 0], sizes=["w48", "tiny"], arms=["lst_static", "baseline"])
     sizes, arms = ["tiny", "w48"], ["baseline", "lst_static"]
