@@ -132,7 +132,7 @@ def install_torch(python, spec):
 def install_torch_cpu(python):
     say(f"installing torch {TORCH_PIN}, CPU build (about 200 MB; TORCH=... chooses another, see docs/install.md)")
     exact = [f"torch=={TORCH_PIN}", "--constraint", str(ROOT / "constraints.txt")]
-    if uv(python, "install", *exact):
+    if uv(python, "install", "--torch-backend=cpu", *exact):
         return
     say("the CPU builds cannot be reached from here; trying plain pip (on an ordinary Linux machine: a CUDA build, about 3 GB)")
     pip(python, "install", *exact)
@@ -154,9 +154,10 @@ def uv(python, verb, *arguments):
     """Run `uv pip VERB` on the environment; whether it worked.
 
     With --torch-backend=cpu uv takes torch from the index of CPU builds and from no other one, so where that cannot be reached
-    it fails within seconds, and never starts to download a CUDA build.
+    it fails within seconds, and never starts to download a CUDA build. The locked packages go without it: uv would look for
+    xformers there, too.
     """
-    command = [str(python), "-m", "uv", "pip", verb, "--python", str(python), "--torch-backend=cpu", *arguments]
+    command = [str(python), "-m", "uv", "pip", verb, "--python", str(python), *arguments]
     return subprocess.run(command, check=False).returncode == 0
 
 

@@ -8,6 +8,6 @@ logits_BTV = model(batch)                    # logits[b, t] predicts batch.ids_B
 
 from lst.model.batch import Batch, make_batch
 from lst.model.build import build_model, count_parameters
-from lst.model.export import load_checkpoint
+from lst.model.export import export_checkpoint, load_checkpoint
 
-__all__ = ["Batch", "build_model", "count_parameters", "load_checkpoint", "make_batch"]
+__all__ = ["Batch", "build_model", "count_parameters", "export_checkpoint", "load_checkpoint", "make_batch"]

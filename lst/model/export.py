@@ -1,6 +1,7 @@
 """A folder of weights: model.safetensors + config.json + manifest.json, written whole, verified when it is read.
 
-    model, config = load_checkpoint("study/runs/0123456789ab/checkpoints/final")
+    model, config = load_checkpoint("study/runs/0123456789ab")
+    export_checkpoint(model, config, "my-model")
 
 Checkpoints of the trainer hold the same three files beside the optimiser's, so a run in progress can be read too. Nothing
 in such a folder is executable: tensors are safetensors, the rest is JSON. Not here: when to save and which checkpoint to
@@ -9,22 +10,24 @@ resume from (lst.train.checkpoint).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lst.config import RunConfig
 from lst.errors import CheckpointError, LstError
 from lst.plain import to_dict
+from lst.weight_files import MODEL as MODEL
+from lst.weight_files import checkpoint_folder
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-MODEL = "model.safetensors"
 CONFIG = "config.json"
 MANIFEST = "manifest.json"
 
@@ -42,14 +45,45 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu") -> tuple[nn.Module
     """
     from lst.model import build_model
 
-    folder = Path(path)
-    final = folder / "checkpoints" / "final"
-    folder = final if final.is_dir() else folder
+    folder = checkpoint_folder(path)
     verify_folder(folder)
     config = read_config(folder)
     model = build_model(config)
     load_weights(model, folder / MODEL)
     return model.to(device).eval(), config
+
+
+def export_checkpoint(model: nn.Module, config: RunConfig, folder: str | Path) -> Path:
+    """Write `model` (fp32, unsharded) and its configuration into the new folder `folder`, whole or not at all; its path.
+
+    `load_checkpoint(folder)` gives both back. Raises CheckpointError if the folder holds anything already or the model is not
+    the configuration's, OSError on a full disk.
+    """
+    from lst.flops import parameter_counts
+    from lst.model.build import count_parameters
+
+    found, wanted = count_parameters(model), parameter_counts(config.model)
+    if found != wanted:
+        group = next(group for group in wanted if found[group] != wanted[group])
+        raise CheckpointError(
+            f"the model has {found[group]:,} parameters in its {group}, the configuration says {wanted[group]:,}; "
+            "give the configuration that it was built from."
+        )
+    with new_folder(Path(folder)) as inside:
+        seal_folder(inside, write_model(inside, model, config))
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` at the end. Raises CheckpointError if `target` holds anything: it is kept."""
+    from lst.train.layout import aside
+
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise CheckpointError(f"'{target}' exists already; give a new folder, nothing is written over.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with aside(target) as folder:
+        yield folder
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -84,14 +118,14 @@ def load_weights(model: nn.Module, file: Path) -> None:
     copy_tensors(file, model_tensors(model))
 
 
-def copy_tensors(file: Path, wanted: Mapping[str, torch.Tensor]) -> None:
-    """Copy each tensor of `file` into the one of the same name in `wanted`.
+def copy_tensors(file: Path, wanted: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Copy each tensor of `file` (or of `stored`, as read from it) into the one of the same name in `wanted`.
 
     Raises CheckpointError, before anything is copied, on a missing, unknown or misshapen one.
     """
     import torch
 
-    stored = read_tensors(file)
+    stored = read_tensors(file) if stored is None else stored
     for name in sorted(stored.keys() ^ wanted.keys()):
         place = "is in no place of the model" if name in stored else "is missing"
         raise CheckpointError(f"tensor '{name}' of '{file}' {place}; the checkpoint belongs to another configuration.")
@@ -117,7 +151,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"'{file}' cannot be read as safetensors: {error}") from error
 
 
-def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None) -> str:
     """Stream `tensors` into a safetensors file (one tensor at a time is copied to the CPU); its SHA-256.
 
     The library's own writer hides a full disk in an error of its own and needs a second pass for the checksum. The format:
@@ -125,7 +159,7 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor]) -> str:
     """
     import torch
 
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()

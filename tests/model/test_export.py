@@ -1,0 +1,166 @@
+"""Export and loading back: a symmetric pair, the command line, and refusals that leave every file as it was."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lst.model.huggingface  # noqa: F401  (before a test patches what it imports)
+from lst.config import RunConfig, arm_config
+from lst.errors import CheckpointError
+from lst.model import build_model, export_checkpoint, load_checkpoint
+from lst.plain import to_dict
+from lst.weight_files import weights_hash
+from lst.weights import main
+
+ROOT = Path(__file__).parents[2]
+MODEL = {"text_vocab": 60, "speech_vocab": 40}
+
+
+def exported(folder: Path, arm: str = "lst_static", **model: object) -> tuple[torch.nn.Module, RunConfig, Path]:
+    config = arm_config(arm, size="tiny", model=MODEL | model)
+    network = build_model(config)
+    return network, config, export_checkpoint(network, config, folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("arm", ["baseline", "lst_static", "lst_curriculum"])
+def test_what_is_exported_comes_back(tmp_path: Path, arm: str) -> None:
+    network, config, folder = exported(tmp_path / "deep" / "model", arm)
+    assert sorted(contents(folder)) == ["config.json", "manifest.json", "model.safetensors"]
+    loaded, loaded_config = load_checkpoint(folder)
+    assert loaded_config == config
+    pairs = zip(network.state_dict().items(), loaded.state_dict().items(), strict=True)
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+def test_a_folder_that_holds_anything_is_kept(tmp_path: Path) -> None:
+    network, config, folder = exported(tmp_path / "model")
+    before = contents(folder)
+    with pytest.raises(CheckpointError, match=r"exists already; give a new folder"):
+        export_checkpoint(network, config, folder)
+    with pytest.raises(CheckpointError, match=r"exists already"):
+        export_checkpoint(network, config, folder / "config.json")
+    assert contents(folder) == before
+    (tmp_path / "empty").mkdir()
+    assert export_checkpoint(network, config, tmp_path / "empty") == tmp_path / "empty"
+
+
+def test_a_model_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    network, _, _ = exported(tmp_path / "model")
+    other = arm_config("lst_static", size="w64", model=MODEL)
+    with pytest.raises(CheckpointError, match=r"the model has [\d,]+ parameters in its embedding, the configuration says"):
+        export_checkpoint(network, other, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, folder = exported(tmp_path / "model")
+    from lst.model import export
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export, "write_file", full)
+    assert main(["export", str(folder), str(tmp_path / "out")]) == 1
+    assert "No space left" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_command_takes_weights_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, config, folder = exported(tmp_path / "a", "baseline")
+    a, b, c, d = (str(tmp_path / name) for name in "abcd")
+    assert [main(["export", a, b]), main(["to-llama", b, c]), main(["from-llama", c, d])] == [0, 0, 0]
+    assert capsys.readouterr().out.splitlines() == [f"written: {x}" for x in (b, c, d)]
+    assert load_checkpoint(d)[1] == config
+    first, last = (load_file(Path(x) / "model.safetensors") for x in (a, d))
+    assert all(torch.equal(first[name], last[name]) for name in first)
+    assert main(["hash", d]) == 0
+    assert capsys.readouterr().out.strip() == weights_hash(folder)
+
+
+def truncated(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+
+
+def flipped(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 4
+    file.write_bytes(data)
+
+
+def foreign(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "notes.txt").write_text("nothing of ours")
+
+
+def reconfigured(folder: Path) -> None:
+    """Another configuration beside these weights, and sealed as if it belonged there."""
+    from lst.model.export import seal_folder, write_file
+
+    other = to_dict(arm_config("lst_static", size="tiny", model=MODEL | {"speech_vocab": 41}))
+    files = json.loads((folder / "manifest.json").read_text())["sha256"]
+    files["config.json"] = write_file(folder / "config.json", json.dumps(other).encode())
+    seal_folder(folder, files)
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (truncated, "is damaged"),
+        (flipped, "is damaged"),
+        (foreign, "no readable manifest.json"),
+        (reconfigured, "another configuration"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["export", "to-llama"])
+def test_bad_input_is_one_sentence_and_writes_nothing(
+    tmp_path: Path, damage, named: str, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, _, folder = exported(tmp_path / "model")
+    damage(folder)
+    before = contents(folder)
+    assert main([verb, str(folder), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert named in error
+    assert contents(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_help_is_quick_to_come_and_loads_no_torch() -> None:
+    code = "import sys, lst.weights\ntry:\n    lst.weights.main(['--help'])\nfinally:\n    print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout.splitlines()[-1] == "False"
+    assert "to-llama" in result.stdout
+
+
+def test_the_documents_example_runs(tmp_path: Path) -> None:
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "weights.md").read_text(), flags=re.DOTALL)[0]
+    check = "\nassert config.model.arm == 'baseline' and not model.training"
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", block + check],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my-llama", "my-model"]

@@ -1,0 +1,236 @@
+"""The baseline as a Hugging Face Llama and back: equal logits both ways, and refusals that name what cannot be taken."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from lst.config import RunConfig, arm_config
+from lst.data.shards import open_dataset
+from lst.errors import CheckpointError
+from lst.model import build_model, export_checkpoint, make_batch
+from lst.model.huggingface import from_llama, read_llama_tensors, to_llama
+
+DOCUMENTS = [
+    [("text", [12, 7, 30]), ("speech", [3, 3, 9, 31, 7, 7]), ("text", [5])],
+    [("speech", [1, 2, 3, 4, 5, 6, 7])],
+]
+MODEL = {"text_vocab": 60, "speech_vocab": 40}
+LLAMA = {"vocab_size": 102, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
+
+
+def checkpoint(folder: Path, **model: Any) -> tuple[torch.nn.Module, RunConfig, Path]:
+    """An untrained baseline whose gains are no ones, as a checkpoint."""
+    config = arm_config("baseline", size="w64", model=MODEL | model)
+    network = build_model(config)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("gain"):
+                parameter.uniform_(0.5, 1.5, generator=generator)
+    return network, config, export_checkpoint(network, config, folder / "checkpoint")
+
+
+def llama(folder: Path, **changes: Any) -> Any:
+    """A Llama of transformers' own making, saved."""
+    torch.manual_seed(7)
+    config = transformers.LlamaConfig(**(LLAMA | {"rms_norm_eps": 1e-5, "max_position_embeddings": 64} | changes))
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+    model.save_pretrained(folder)
+    return model
+
+
+def assert_equal_logits(ours: torch.nn.Module, theirs: Any, config: RunConfig) -> None:
+    for document in DOCUMENTS:
+        batch = make_batch([document], config)
+        with torch.no_grad():
+            torch.testing.assert_close(ours(batch), theirs(batch.ids_BT).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_exported_baseline_has_equal_logits_in_transformers(tmp_path: Path, tied: bool) -> None:
+    ours, config, saved = checkpoint(tmp_path, tied_head=tied)
+    folder = to_llama(saved, tmp_path / "llama")
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert {key: report[key] for key in ("missing_keys", "unexpected_keys") if report[key]} == {}
+    assert theirs.dtype == torch.float32
+    assert_equal_logits(ours, theirs.eval(), config)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
+def test_a_llama_of_transformers_has_equal_logits_here(tmp_path: Path, tied: bool, theta: float) -> None:
+    theirs = llama(tmp_path, tie_word_embeddings=tied, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    ours, config = from_llama(tmp_path, speech_vocab=40)
+    assert (config.model.text_vocab, config.model.rope_theta, config.model.tied_head) == (60, theta, tied)
+    assert_equal_logits(ours, theirs, config)
+
+
+def test_a_round_trip_gives_back_configuration_and_every_bit(tmp_path: Path) -> None:
+    ours, config, saved = checkpoint(tmp_path)
+    back, back_config = from_llama(to_llama(saved, tmp_path / "llama"))
+    assert back_config == config
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), back.state_dict().values(), strict=True))
+
+
+def test_a_folder_that_transformers_saved_again_can_be_read(tmp_path: Path) -> None:
+    ours, config, saved = checkpoint(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(to_llama(saved, tmp_path / "llama"))
+    theirs.save_pretrained(tmp_path / "again", max_shard_size="20KB")
+    assert len(list((tmp_path / "again").glob("*.safetensors"))) > 1
+    back, _ = from_llama(tmp_path / "again", speech_vocab=40)
+    assert_equal_logits(back, theirs.eval(), config)
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), back.state_dict().values(), strict=True))
+
+
+def test_transformers_continues_as_we_would(tmp_path: Path) -> None:
+    """Greedy continuation by transformers' cached generation equals the argmax of our full forward, token by token."""
+    ours, config, saved = checkpoint(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(to_llama(saved, tmp_path / "llama")).eval()
+    prompt = make_batch([DOCUMENTS[0]], config).ids_BT
+    ids = theirs.generate(prompt, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert ids.shape[1] == prompt.shape[1] + 12
+    batch = one_row(ids, config)
+    with torch.no_grad():
+        best = ours(batch)[0].argmax(-1)
+    assert torch.equal(best[prompt.shape[1] - 1 : -1], ids[0, prompt.shape[1] :])
+
+
+def one_row(ids: torch.Tensor, config: RunConfig) -> Any:
+    """A batch of these very ids as one document of the baseline."""
+    base = make_batch([[("text", [3] * (ids.shape[1] - 2))]], config)
+    assert base.ids_BT.shape == ids.shape
+    return dataclasses.replace(base, ids_BT=ids)
+
+
+def test_the_data_sets_tokenizer_goes_with_the_weights(tmp_path: Path, toy_dataset: Path) -> None:
+    dataset = open_dataset(toy_dataset)
+    sections = {
+        "model": {"text_vocab": dataset.text_vocab, "speech_vocab": dataset.speech_vocab},
+        "data": {"data_id": dataset.data_id},
+        "execution": {"data_path": str(toy_dataset)},
+    }
+    config = arm_config("baseline", **sections)
+    folder = to_llama(export_checkpoint(build_model(config), config, tmp_path / "checkpoint"), tmp_path / "llama")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text = dataset.text["text"][0].as_py()
+    assert tokenizer.encode(text) == [1, *dataset.tokenizer.encode(text)]
+    batch = make_batch([[("text", dataset.tokenizer.encode(text)), ("speech", [3, 0])]], config)
+    written = f"<|text|> {text}<|speech|><|speech_3|><|speech_0|>"
+    assert tokenizer.encode(written) == batch.ids_BT[0].tolist()
+    assert len(tokenizer) == config.model.text_vocab + config.model.speech_vocab + 2
+
+
+def test_without_the_data_set_ids_are_said_to_be_raw(tmp_path: Path) -> None:
+    _, _, saved = checkpoint(tmp_path)
+    folder = to_llama(saved, tmp_path / "llama")
+    assert "ids are raw" in (folder / "README.md").read_text()
+    assert "| 60 .. 99 | speech tokens 0 .. 39 |" in (folder / "README.md").read_text()
+    assert not list(folder.glob("tokenizer*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model_type": "mistral"}, "model_type='mistral'"),
+        ({"num_key_value_heads": 2}, "num_key_value_heads=2"),
+        ({"attention_bias": True}, "attention_bias=True"),
+        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"rms_norm_eps": 1e-6}, "rms_norm_eps=1e-06"),
+        ({"head_dim": 32}, "head_dim=32"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling="),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "rope_parameters="),
+        ({"quantization_config": {"bits": 4}}, "quantization_config="),
+        ({"vocab_size": 20}, "vocab_size=20"),
+        ({"vocab_size": "many"}, "vocab_size='many'"),
+        ({"hidden_size": 62}, "head_dim=16"),
+        ({"hidden_size": 62, "head_dim": None}, "no shape for the baseline"),
+        ({"num_hidden_layers": 2}, "layers.2"),
+        ({"num_hidden_layers": 4}, "layers.3"),
+        ({"intermediate_size": 100}, "ffn"),
+    ],
+)
+def test_a_llama_that_is_not_ours_is_refused_by_key_and_value(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    llama(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(CheckpointError) as error:
+        from_llama(tmp_path, speech_vocab=40)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_and_an_unknown_tensor_are_refused_by_name(tmp_path: Path) -> None:
+    llama(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    bias = {"model.layers.1.self_attn.q_proj.bias": torch.zeros(64)}
+    save_file(tensors | bias, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layers.1.self_attn.q_proj.bias.* is in no place of the model"):
+        from_llama(tmp_path, speech_vocab=40)
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks the tensor 'model.layers.2.mlp.up_proj.weight'"):
+        from_llama(tmp_path, speech_vocab=40)
+
+
+def test_a_folder_that_is_none_or_pickled_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="does not exist"):
+        from_llama(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        from_llama(tmp_path)
+    llama(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"pickled in pytorch_model.bin"):
+        from_llama(tmp_path, speech_vocab=40)
+
+
+def test_damage_of_a_folder_that_we_wrote_is_found(tmp_path: Path) -> None:
+    _, _, saved = checkpoint(tmp_path)
+    folder = to_llama(saved, tmp_path / "llama")
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model.safetensors' is damaged"):
+        from_llama(folder)
+    (folder / "manifest.json").unlink()
+    file.write_bytes(data[:-100])
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        from_llama(folder)
+
+
+def test_an_arm_with_local_modules_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    config = arm_config("lst_static", size="tiny", model=MODEL)
+    saved = export_checkpoint(build_model(config), config, tmp_path / "lst")
+    with pytest.raises(CheckpointError, match="arm 'lst_static', which has local modules"):
+        to_llama(saved, tmp_path / "llama")
+    assert [p.name for p in tmp_path.iterdir()] == ["lst"]
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    _, _, saved = checkpoint(tmp_path)
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    with pytest.raises(CheckpointError, match="exists already; give a new folder"):
+        to_llama(saved, saved)
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+
+
+def test_shards_are_read_as_one_folder(tmp_path: Path) -> None:
+    model = llama(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="50KB")
+    one, many = (read_llama_tensors(tmp_path / name) for name in ("one", "many"))
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
