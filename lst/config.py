@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 from lst.errors import ConfigError, did_you_mean
-from lst.plain import content_hash, from_dict, merge, to_dict
+from lst.plain import RUN_ID_DIGITS, content_hash, from_dict, merge, to_dict
 from lst.schedule import DECAY_SHAPES, SCHEDULES, check_schedule
 
 
@@ -225,6 +225,7 @@ class TrainConfig:
     batch_sequences: int = 128  # sequences of a global batch
     final_batch_sequences: int = 0  # sequences of the LAST batch, to land on the budget; 0 = as the others
     seed: int = 0  # initial weights and data order
+    init_from: str = ""  # weights to start from, by content (python -m lst.weights hash); "" = random (lst.model.warm_start)
     dtype: str = "float32"  # float32 | bfloat16 (autocast; weights stay float32)
     branch_steps: tuple[int, ...] = ()  # steps of earlier budgets: a WSD run yields a decayed checkpoint for each
     bad_step: str = "halt"  # halt | skip: what a non-finite or spiking loss does (skip: the weights stay as they are)
@@ -238,6 +239,10 @@ class TrainConfig:
         if not 0 <= self.final_batch_sequences <= self.batch_sequences:
             raise ConfigError(f"train.final_batch_sequences={self.final_batch_sequences} must lie in 0..{self.batch_sequences}.")
         _require_seed("train.seed", self.seed)
+        if self.init_from and (len(self.init_from) != RUN_ID_DIGITS or set(self.init_from) - set("0123456789abcdef")):
+            raise ConfigError(
+                f"train.init_from='{self.init_from}' is no content hash; give what `python -m lst.weights hash FOLDER` prints."
+            )
         _require_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
         _require_choice("train.bad_step", self.bad_step, ("halt", "skip"))
         _require_positive("train.spike_memory_steps", self.spike_memory_steps)
@@ -289,6 +294,7 @@ class ExecutionConfig:
     """Where and how fast: nothing here may change the result beyond rounding, so it is no part of the identity."""
 
     data_path: str = "embedded"  # folder of the prepared data set, or 'embedded'
+    init_path: str = ""  # folder of the weights that train.init_from names
     micro_batch_tokens: int = 16_384  # padded tokens of one forward pass; larger batches are accumulated
     threads: int = 1  # CPU threads of the process
     checkpoint_every_seconds: float = 60.0  # wall-clock seconds between checkpoints
