@@ -50,6 +50,9 @@ ARM_PATCHING = {
 }
 
 
+ATTENTION_BACKENDS = ("auto", "blocked", "flex", "varlen", "xformers", "sdpa", "dense")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StackConfig:
     """The shape of one stack of transformer layers."""
@@ -85,6 +88,8 @@ class ModelConfig:
     queries_per_patch: int = 2  # k queries by which a patch reads its tokens (PAPER: BLT's dim_global / dim_local)
     pooling: str = "max"  # max | mean | last: how a patch's hidden states become its query
     decoder_input: str = "encoder"  # encoder | embedding | both: the decoder's token stream
+    cross_attention: str = "all"  # all | preceding: closed units that a token's cross-attention sees (the paper's, or BLT's)
+    local_text: bool = True  # encoder and decoder run on text tokens and markers too; false: on speech tokens alone
     tied_head: bool = False  # share the input embedding with the output head (only where widths agree)
     rope_theta: float = 500_000.0  # base of the rotary embedding (PAPER: 5e5)
 
@@ -108,6 +113,7 @@ class ModelConfig:
             raise ConfigError("model.global_stack.window must be 0; units attend to every earlier unit of their document.")
         _require_choice("model.pooling", self.pooling, ("max", "mean", "last"))
         _require_choice("model.decoder_input", self.decoder_input, ("encoder", "embedding", "both"))
+        _require_choice("model.cross_attention", self.cross_attention, ("all", "preceding"))
         for key in ("text_vocab", "speech_vocab", "queries_per_patch"):
             _require_positive(f"model.{key}", getattr(self, key))
 
@@ -301,6 +307,7 @@ class ExecutionConfig:
     log_every: int = 1  # steps between training records
     device: str = "auto"  # auto | cpu | cuda
     peak_flops: float = 0.0  # FLOP/s at which `mfu` would be 1; 0 = the GPU's in lst/hardware.py (a CPU: no mfu)
+    attention: str = "auto"  # auto | one of ATTENTION_BACKENDS (lst/model/attention.py): same numbers, other speed
 
     def validate(self) -> None:
         for key in ("micro_batch_tokens", "threads", "checkpoint_every_seconds", "log_every"):
@@ -308,6 +315,7 @@ class ExecutionConfig:
         _require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
         if self.peak_flops < 0:
             raise ConfigError(f"execution.peak_flops={self.peak_flops} is negative; give 0 for the table's.")
+        _require_choice("execution.attention", self.attention, ATTENTION_BACKENDS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,39 +94,62 @@ def forward_flops(model: ModelConfig, counts: SequenceCounts) -> FlopsBreakdown:
     }
     if model.encoder is not None and model.decoder is not None:
         e, d, k = model.encoder, model.decoder, model.queries_per_patch
+        tokens, patches, others = _local(model, c)
+        keys = 1 if model.cross_attention == "all" else k  # that a unit has in the decoder's cross-attention
+        cross = c.cross_pairs if model.cross_attention == "all" else tokens * k
+        through = others * 2 * e.dim * stack.dim  # what passes the local modules by: one product in, one out
         cells |= {
-            ("encoder", "matmul"): c.tokens * (e.layers * _layer_matmul(e) + 2 * 2 * e.dim * e.dim)
-            + c.units * (2 * e.dim * k * e.dim + 2 * k * 2 * e.dim * e.dim + 2 * k * e.dim * stack.dim),
-            ("encoder", "attention"): (c.encoder_pairs * e.layers + c.tokens * k) * 4 * e.dim,
-            ("decoder", "matmul"): c.tokens * d.layers * (_layer_matmul(d) + 2 * 2 * d.dim * d.dim)
-            + c.units * d.layers * 2 * 2 * stack.dim * d.dim,
-            ("decoder", "attention"): (c.decoder_pairs + c.cross_pairs) * d.layers * 4 * d.dim,
+            ("encoder", "matmul"): tokens * (e.layers * _layer_matmul(e) + 2 * 2 * e.dim * e.dim)
+            + patches * (2 * e.dim * k * e.dim + 2 * k * 2 * e.dim * e.dim + 2 * k * e.dim * stack.dim)
+            + through,
+            ("encoder", "attention"): (c.encoder_pairs * e.layers + tokens * k) * 4 * e.dim,
+            ("decoder", "matmul"): tokens * d.layers * (_layer_matmul(d) + 2 * 2 * d.dim * d.dim)
+            + c.units * d.layers * 2 * 2 * stack.dim * keys * d.dim
+            + through,
+            ("decoder", "attention"): (c.decoder_pairs + cross) * d.layers * 4 * d.dim,
         }
     return FlopsBreakdown(cells)
 
 
-def dense_forward_flops(model: ModelConfig, *, sequences: int, tokens: int, units: int) -> FlopsBreakdown:
-    """What `torch.utils.flop_counter` counts for dense attention on padded (sequences, tokens) and (sequences, units).
+@dataclass(frozen=True, kw_only=True)
+class DenseShape:
+    """The padded shapes of a batch, as the networks compute them."""
+
+    sequences: int
+    tokens: int  # of a row
+    units: int  # of a row
+    local_tokens: int = 0  # of a row, where the local modules run on speech alone: the most speech tokens of a row, at least 1
+    patches: int = 0  # the same for patches
+    others: int = 0  # tokens that are no speech, of all rows
+
+
+def dense_forward_flops(model: ModelConfig, shape: DenseShape) -> FlopsBreakdown:
+    """What `torch.utils.flop_counter` counts for dense attention on padded rows.
 
     No discount for causality, windows, documents or ragged patches: each query meets each key of its row, a patch's
     queries meet all of the row's tokens, and the head runs on every position.
     """
+    rows, units = shape.sequences, shape.units
+    tokens, patches = (shape.tokens, units) if model.local_text else (shape.local_tokens, shape.patches)
+    k = model.queries_per_patch
     counts = SequenceCounts(
-        sequences=sequences,
-        units=sequences * units,
-        tokens=sequences * tokens,
-        predicted=sequences * tokens,
-        global_pairs=sequences * units * units,
-        encoder_pairs=sequences * tokens * tokens,
-        decoder_pairs=sequences * tokens * tokens,
-        cross_pairs=sequences * tokens * units,
+        sequences=rows,
+        units=rows * units,
+        tokens=rows * tokens + (0 if model.local_text else shape.others),
+        speech_tokens=rows * tokens,
+        patches=rows * patches,
+        predicted=rows * shape.tokens,
+        global_pairs=rows * units * units,
+        encoder_pairs=rows * tokens * tokens,
+        decoder_pairs=rows * tokens * tokens,
+        cross_pairs=rows * tokens * units,
     )
-    dense = forward_flops(model, counts)
-    if model.encoder is None:
-        return dense
-    extra = sequences * tokens * (units - 1) * model.queries_per_patch * 4 * model.encoder.dim
-    cell = ("encoder", "attention")
-    return FlopsBreakdown(dense.cells | {cell: dense.cells[cell] + extra})
+    cells = dict(forward_flops(model, counts).cells)
+    if model.encoder is not None and model.decoder is not None:
+        cells["encoder", "attention"] += rows * tokens * (patches - 1) * k * 4 * model.encoder.dim
+        if model.cross_attention == "preceding":
+            cells["decoder", "attention"] += rows * tokens * (units - 1) * k * model.decoder.layers * 4 * model.decoder.dim
+    return FlopsBreakdown(cells)
 
 
 def parameter_counts(model: ModelConfig) -> dict[str, int]:
@@ -138,9 +161,12 @@ def parameter_counts(model: ModelConfig) -> dict[str, int]:
     counts["head"] = 0 if model.tied_head else vocabulary * width
     if model.encoder is not None and model.decoder is not None:
         e, d, k = model.encoder, model.decoder, model.queries_per_patch
-        counts["encoder"] = e.layers * _layer_parameters(e) + e.dim * k * e.dim + 4 * e.dim**2 + 2 * e.dim + k * e.dim * stack.dim
-        cross = 2 * d.dim**2 + 2 * stack.dim * d.dim + d.dim
-        counts["decoder"] = d.layers * (_layer_parameters(d) + cross) + d.dim
+        keys = 1 if model.cross_attention == "all" else k
+        through = 0 if model.local_text else e.dim * stack.dim
+        read = e.dim * k * e.dim + 4 * e.dim**2 + 2 * e.dim + k * e.dim * stack.dim
+        counts["encoder"] = e.layers * _layer_parameters(e) + read + through
+        cross = 2 * d.dim**2 + 2 * stack.dim * keys * d.dim + d.dim
+        counts["decoder"] = d.layers * (_layer_parameters(d) + cross) + d.dim + through
         if model.decoder_input != "encoder":
             counts["embedding"] += vocabulary * d.dim
     return counts
@@ -159,6 +185,13 @@ def num_non_embedding_params(model: ModelConfig) -> int:
 def six_nd(model: ModelConfig, tokens: float) -> float:
     """6 x parameters x tokens, the usual approximation; a comparison column, never a budget."""
     return 6.0 * num_params(model) * tokens
+
+
+def _local(model: ModelConfig, counts: SequenceCounts) -> tuple[float, float, float]:
+    """Tokens and units that the local modules run on, and tokens that pass them by."""
+    if model.local_text:
+        return counts.tokens, counts.units, 0.0
+    return counts.speech_tokens, counts.patches, counts.tokens - counts.speech_tokens
 
 
 def _layer_matmul(stack: StackConfig) -> int:

@@ -10,11 +10,12 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lst.config import Patching
+from lst.config import ModelConfig, Patching
 from lst.data.interleave import Document
 from lst.data.vocab import BOS, EOS, SPEECH, TEXT, Vocabulary
 from lst.flops import SequenceCounts
@@ -70,6 +71,22 @@ def encode_document(
     return EncodedDocument(np.concatenate(ids), np.concatenate(lengths), np.concatenate(complete))
 
 
+class LocalTokens(NamedTuple):
+    """Which tokens the patch encoder and decoder run on, and how far back each sees (0 = all). The baseline has none."""
+
+    encoder_window: int = 0
+    decoder_window: int = 0
+    on_text: bool = True
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> LocalTokens:
+        encoder, decoder = (stack.window if stack else 0 for stack in (model.encoder, model.decoder))
+        return cls(encoder, decoder, model.local_text)
+
+
+EVERY_TOKEN = LocalTokens()
+
+
 @dataclass(frozen=True)
 class PackedRow:
     """One sequence of a batch. T tokens, U units."""
@@ -116,11 +133,13 @@ class PackedRow:
     def units(self) -> int:
         return len(self.unit_doc)
 
-    def counts(self, encoder_window: int, decoder_window: int) -> SequenceCounts:
-        """What the row costs and holds (lst/flops.py)."""
+    def counts(self, local: LocalTokens) -> SequenceCounts:
+        """What the row costs and holds (lst/flops.py), with local modules as `local` says."""
         first_unit = np.searchsorted(self.unit_doc, np.arange(self.doc[-1] + 1))
         text = int((self.modality == TEXT).sum())
         speech = self.modality == SPEECH
+        on = slice(None) if local.on_text else speech
+        position = self.position if local.on_text else _count_within(np.bincount(self.doc[speech]))
         return SequenceCounts(
             sequences=1,
             units=self.units,
@@ -132,9 +151,9 @@ class PackedRow:
             patches=len(np.unique(self.unit[speech])),
             predicted=int((self.target >= 0).sum()),
             global_pairs=int((self.unit_position + 1).sum()),
-            encoder_pairs=_windowed(self.position, encoder_window),
-            decoder_pairs=_windowed(self.position, decoder_window),
-            cross_pairs=int((self.visible - first_unit[self.doc]).sum()),
+            encoder_pairs=_windowed(position, local.encoder_window),
+            decoder_pairs=_windowed(position, local.decoder_window),
+            cross_pairs=int((self.visible - first_unit[self.doc])[on].sum()),
         )
 
 
@@ -143,14 +162,13 @@ class PackedBatch:
     """Rows that are trained on together."""
 
     rows: list[PackedRow]
-    encoder_window: int = 0
-    decoder_window: int = 0
+    local: LocalTokens = EVERY_TOKEN
 
     @cached_property
     def counts(self) -> SequenceCounts:
         total = SequenceCounts()
         for row in self.rows:
-            total += row.counts(self.encoder_window, self.decoder_window)
+            total += row.counts(self.local)
         return total
 
     @cached_property
@@ -172,7 +190,7 @@ class PackedBatch:
                 parts[-1].append(row)
             else:
                 parts.append([row])
-        return [PackedBatch(rows, self.encoder_window, self.decoder_window) for rows in parts]
+        return [PackedBatch(rows, self.local) for rows in parts]
 
 
 def pack_units(documents: Iterable[EncodedDocument], units: int) -> list[EncodedDocument]:

@@ -142,6 +142,5 @@ def _sequence_share(dataset: Dataset, config: RunConfig, kind: Patching, share: 
 
 
 def _count_rows(stream: Stream, indices: Sequence[int]) -> NDArray[np.float64]:
-    windows = stream.windows
-    rows = [stream.row(i).counts(*windows) for i in indices]
+    rows = [stream.row(i).counts(stream.local) for i in indices]
     return np.array([[getattr(row, name) for name in FIELDS] for row in rows], np.float64)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lst.config import DataConfig, Patching, PatchingConfig, RunConfig
 from lst.data.interleave import Document, Segment, SpokenDocuments
-from lst.data.pack import EncodedDocument, PackedBatch, PackedRow, encode_document, pack_units
+from lst.data.pack import EncodedDocument, LocalTokens, PackedBatch, PackedRow, encode_document, pack_units
 from lst.data.shards import Dataset, Ragged, ragged
 from lst.data.vocab import Vocabulary
 from lst.errors import DataError
@@ -49,13 +49,12 @@ class Stream:
         self._speech_rows = _Rows(self._spoken.tokens, with_words, "spoken")
         self._pieces = ragged(dataset.text, "text_tokens")
         self._text_rows = _Rows(self._pieces, dataset.rows("text", "train"), "text")
-        model = config.model
-        self.windows = (model.encoder.window if model.encoder else 0, model.decoder.window if model.decoder else 0)
+        self.local = LocalTokens.of(config.model)
 
     def batch(self, step: int) -> PackedBatch:
         """The global batch of 0-based `step`."""
         first, count = step * self.config.train.batch_sequences, self.config.train.sequences_at(step)
-        return PackedBatch([self.row(i) for i in range(first, first + count)], *self.windows)
+        return PackedBatch([self.row(i) for i in range(first, first + count)], self.local)
 
     def row(self, index: int) -> PackedRow:
         """Sequence `index` of the run."""

@@ -1,9 +1,16 @@
-"""Attention over masks and over segments.
+"""Attention over intervals of keys, by the backend that suits the device; and the rotary embedding.
 
-Legend: B rows, T queries, S keys, H heads, D head width, E width, U units, K queries a unit.
+Legend: B rows, T queries, S keys, H heads, D head width, F = D / 2 angles, 3 = query, key, value.
 
-Two backends give the same numbers: "sdpa" (torch's fused attention; segments by scatter) is what trains, "dense" (plain
-matrix products over every pair) is the reference of the tests and what torch's FLOP counter can count.
+All backends give the same numbers to rounding (tests compare them, forward and backward):
+
+    auto      blocked on a CPU, flex on a GPU
+    blocked   CPU: torch's flash kernel, block by block (lst.model.blocked)
+    flex      GPU: FlexAttention on the two vectors (lst.model.gpu_attention); on a CPU it runs unfused, for tests
+    varlen    GPU: torch's variable-length flash attention for self-attention, flex for the rest
+    xformers  GPU: xformers' block-diagonal masks for self-attention (lst.model.xformers_attention), flex for the rest
+    sdpa      any device: torch's fused attention under a written-out mask; simple, and quadratic in memory
+    dense     the reference: plain matrix products over every pair, which torch's FLOP counter can count
 """
 
 from __future__ import annotations
@@ -13,6 +20,12 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lst.config import ATTENTION_BACKENDS
+from lst.errors import ConfigError, did_you_mean
+from lst.model.intervals import Intervals
+
+Rotary = tuple[Tensor, Tensor]  # cos and sin, each (B, T, 1, F)
 
 
 class RotaryTable(nn.Module):
@@ -25,83 +38,76 @@ class RotaryTable(nn.Module):
         frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
         self.register_buffer("frequencies", frequencies.float(), persistent=False)
 
-    def forward(self, position_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin, each (B, 1, T, D / 2)."""
-        angle_B1TF = position_BT[:, None, :, None].to(self.frequencies.dtype) * self.frequencies
-        return angle_B1TF.cos(), angle_B1TF.sin()
+    def forward(self, position_BT: Tensor) -> Rotary:
+        angle_BT1F = position_BT[:, :, None, None].to(self.frequencies.dtype) * self.frequencies
+        return angle_BT1F.cos(), angle_BT1F.sin()
 
 
-def rotate(x_BHTD: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x_BTHD: Tensor, rotary: Rotary) -> Tensor:
     """`x` turned by its positions' angles; the first half of each head is paired with the second."""
     cos, sin = rotary
-    a, b = x_BHTD.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BHTD.dtype)
+    a, b = x_BTHD.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BTHD.dtype)
 
 
-def split_heads(x_BTE: Tensor, heads: int) -> Tensor:
-    return x_BTE.unflatten(-1, (heads, -1)).transpose(1, 2)
+def self_attention(qkv_BT3HD: Tensor, rotary: Rotary, seen: Intervals, backend: str) -> Tensor:
+    """Rotary self-attention -> (B, T, H, D). `qkv_BT3HD` is a projection's output and may be used up."""
+    backend = _resolve(backend, qkv_BT3HD.device)
+    if backend == "blocked":
+        from lst.model import blocked
+
+        return blocked.self_attention(qkv_BT3HD, rotary, seen)
+    q, k, v = qkv_BT3HD.unbind(2)
+    q, k = rotate(q, rotary), rotate(k, rotary)
+    if backend == "varlen":
+        from lst.model.gpu_attention import varlen_attention
+
+        return varlen_attention(q, k, v, seen)
+    if backend == "xformers":
+        from lst.model.xformers_attention import xformers_attention
+
+        return xformers_attention(q, k, v, seen)
+    return _attention(q, k, v, seen, backend)
 
 
-def merge_heads(x_BHTD: Tensor) -> Tensor:
-    return x_BHTD.transpose(1, 2).flatten(2)
+def cross_attention(q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, seen: Intervals, backend: str) -> Tensor:
+    """Attention of queries to keys and values of another stream -> (B, T, H, D)."""
+    backend = _resolve(backend, q_BTHD.device)
+    if backend == "blocked":
+        from lst.model import blocked
+
+        return blocked.cross_attention(q_BTHD, k_BSHD, v_BSHD, seen)
+    return _attention(q_BTHD, k_BSHD, v_BSHD, seen, "flex" if backend in ("varlen", "xformers") else backend)
 
 
-def attend(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, bias_B1TS: Tensor, *, backend: str) -> Tensor:
-    """Softmax attention under an additive bias (0 = visible, -inf = hidden)."""
+def dense_attention(q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, bias_B1TS: Tensor) -> Tensor:
+    """Softmax attention under an additive bias (0 = visible, -inf = hidden), by plain matrix products."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BSHD, v_BSHD))
+    score_BHTS = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    return (torch.softmax(score_BHTS + bias_B1TS.to(score_BHTS.dtype), dim=-1) @ v).transpose(1, 2)
+
+
+def use_backend(model: nn.Module, backend: str) -> None:
+    """Let all attention of `model` run on `backend`. Raises ConfigError if there is no such."""
+    if backend not in ATTENTION_BACKENDS:
+        raise ConfigError(f"execution.attention='{backend}' is unknown; {did_you_mean(backend, ATTENTION_BACKENDS)}")
+    for module in model.modules():
+        if hasattr(module, "backend"):
+            module.backend = backend  # type: ignore[assignment]
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, seen: Intervals, backend: str) -> Tensor:
     if backend == "dense":
-        score_BHTS = q_BHTD @ k_BHSD.transpose(-1, -2) / math.sqrt(q_BHTD.shape[-1])
-        return torch.softmax(score_BHTS + bias_B1TS.to(score_BHTS.dtype), dim=-1) @ v_BHSD
-    return F.scaled_dot_product_attention(q_BHTD, k_BHSD, v_BHSD, attn_mask=bias_B1TS.to(q_BHTD.dtype))
+        return dense_attention(q, k, v, seen.bias_B1TS)
+    if backend == "flex":
+        from lst.model.gpu_attention import flex_attention
+
+        return flex_attention(q, k, v, seen)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen.bias_B1TS.to(q.dtype)).transpose(1, 2)
 
 
-def attend_segments(q_BUKE: Tensor, k_BTE: Tensor, v_BTE: Tensor, unit_BT: Tensor, *, heads: int, backend: str) -> Tensor:
-    """Each unit's K queries attend to the unit's own tokens -> (B, U, K, E). `unit_BT` = U marks padding tokens."""
-    if backend == "dense":
-        return _attend_segments_dense(q_BUKE, k_BTE, v_BTE, unit_BT, heads)
-    B, U, K, E = q_BUKE.shape
-    T, D = k_BTE.shape[1], E // heads
-    # One spare segment at the end of each row takes the padding tokens.
-    segment_N = (unit_BT + torch.arange(B, device=unit_BT.device)[:, None] * (U + 1)).flatten()
-    q_SKHD = F.pad(q_BUKE, (0, 0, 0, 0, 0, 1)).reshape(B * (U + 1), K, heads, D)
-    k_N1HD = k_BTE.reshape(B * T, 1, heads, D)
-    v_N1HD = v_BTE.reshape(B * T, 1, heads, D)
-    score_NKH = ((q_SKHD.index_select(0, segment_N) * k_N1HD).sum(-1) / math.sqrt(D)).float()
-    index_NKH = segment_N[:, None, None].expand_as(score_NKH)
-    empty_SKH = score_NKH.new_zeros(B * (U + 1), K, heads)
-    # The maximum only guards the exponential against overflow; it carries no gradient.
-    peak_SKH = empty_SKH.scatter_reduce(0, index_NKH, score_NKH.detach(), "amax", include_self=False)
-    weight_NKH = (score_NKH - peak_SKH.index_select(0, segment_N)).exp()
-    total_SKH = empty_SKH.index_add(0, segment_N, weight_NKH)
-    share_NKH = (weight_NKH / total_SKH.index_select(0, segment_N)).to(v_BTE.dtype)
-    out_SKHD = v_BTE.new_zeros(B * (U + 1), K, heads, D).index_add(0, segment_N, share_NKH[..., None] * v_N1HD)
-    return out_SKHD.view(B, U + 1, K, E)[:, :U]
-
-
-def _attend_segments_dense(q_BUKE: Tensor, k_BTE: Tensor, v_BTE: Tensor, unit_BT: Tensor, heads: int) -> Tensor:
-    _, U, K, _ = q_BUKE.shape
-    own_BUT = unit_BT[:, None, :] == torch.arange(U, device=unit_BT.device)[None, :, None]
-    own_BUT = own_BUT | ~own_BUT.any(-1, keepdim=True)  # an empty (padding) unit would divide 0 by 0
-    bias_BUT = torch.zeros_like(own_BUT, dtype=torch.float32).masked_fill(~own_BUT, -math.inf)
-    bias_B1QT = bias_BUT.repeat_interleave(K, dim=1)[:, None]
-    q_BHQD = split_heads(q_BUKE.flatten(1, 2), heads)
-    out_BHQD = attend(q_BHQD, split_heads(k_BTE, heads), split_heads(v_BTE, heads), bias_B1QT, backend="dense")
-    return merge_heads(out_BHQD).unflatten(1, (U, K))
-
-
-def pool_segments(x_BTE: Tensor, unit_BT: Tensor, units: int, how: str) -> Tensor:
-    """Hidden states of each unit's tokens pooled by max, mean or last -> (B, U, E). `unit_BT` = U marks padding."""
-    B, T, E = x_BTE.shape
-    segment_N = (unit_BT + torch.arange(B, device=unit_BT.device)[:, None] * (units + 1)).flatten()
-    x_NE = x_BTE.reshape(B * T, E)
-    empty_SE = x_NE.new_zeros(B * (units + 1), E)
-    if how == "max":
-        pooled_SE = empty_SE.scatter_reduce(0, segment_N[:, None].expand_as(x_NE), x_NE, "amax", include_self=False)
-    elif how == "mean":
-        counts_S = torch.bincount(segment_N, minlength=B * (units + 1)).clamp(min=1)
-        pooled_SE = empty_SE.index_add(0, segment_N, x_NE) / counts_S[:, None].to(x_NE.dtype)
-    else:
-        is_last_BT = unit_BT != F.pad(unit_BT, (0, 1), value=units)[:, 1:]
-        is_last_BT[:, -1] = True
-        last_N = is_last_BT.flatten().nonzero().squeeze(1)
-        pooled_SE = empty_SE.index_copy(0, segment_N[last_N], x_NE[last_N])
-    return pooled_SE.view(B, units + 1, E)[:, :units]
+def _resolve(backend: str, device: torch.device) -> str:
+    if backend != "auto":
+        return backend
+    return {"cpu": "blocked", "cuda": "flex"}.get(device.type, "sdpa")

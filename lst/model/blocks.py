@@ -1,17 +1,24 @@
-"""The layers all stacks are made of: RMS norm, self-attention, gated feed-forward. Legend: B rows, T positions, E width."""
+"""The layers all stacks are made of: RMS norm, self-attention, gated feed-forward. Legend: B rows, T positions, E width.
+
+Norm and gate are autograd functions of their own: they keep their input alone for the backward pass, and touch memory less
+often than autograd over single operations would (on a CPU, and for narrow models, that is where the time goes).
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lst.config import StackConfig
-from lst.model.attention import attend, merge_heads, rotate, split_heads
+from lst.model.attention import Rotary, self_attention
+from lst.model.intervals import Intervals
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a gain."""
+    """Root-mean-square norm with a gain: x / sqrt(mean(x^2) + eps) x gain."""
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -19,7 +26,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BTE: Tensor) -> Tensor:
-        return F.rms_norm(x_BTE, self.gain.shape, self.gain.to(x_BTE.dtype), self.eps)
+        return _RMSNorm.apply(x_BTE, self.gain, self.eps)
 
 
 class SelfAttention(nn.Module):
@@ -28,14 +35,13 @@ class SelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.backend = "sdpa"
+        self.backend = "auto"
         self.to_query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.to_out = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x_BTE: Tensor, bias_B1TT: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        q, k, v = (split_heads(x, self.heads) for x in self.to_query_key_value(x_BTE).chunk(3, dim=-1))
-        out = attend(rotate(q, rotary), rotate(k, rotary), v, bias_B1TT, backend=self.backend)
-        return self.to_out(merge_heads(out))
+    def forward(self, x_BTE: Tensor, seen: Intervals, rotary: Rotary) -> Tensor:
+        qkv_BT3HD = self.to_query_key_value(x_BTE).unflatten(-1, (3, self.heads, -1))
+        return self.to_out(self_attention(qkv_BT3HD, rotary, seen, self.backend).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -47,8 +53,7 @@ class FeedForward(nn.Module):
         self.to_out = nn.Linear(ffn_dim, dim, bias=False)
 
     def forward(self, x_BTE: Tensor) -> Tensor:
-        gate, value = self.to_gate_value(x_BTE).chunk(2, dim=-1)
-        return self.to_out(F.silu(gate) * value)
+        return self.to_out(_Gate.apply(self.to_gate_value(x_BTE)))
 
 
 class TransformerLayer(nn.Module):
@@ -61,6 +66,46 @@ class TransformerLayer(nn.Module):
         self.ffn_norm = RMSNorm(stack.dim)
         self.ffn = FeedForward(stack.dim, stack.ffn_dim)
 
-    def forward(self, x_BTE: Tensor, bias_B1TT: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        x_BTE = x_BTE + self.attention(self.attention_norm(x_BTE), bias_B1TT, rotary)
+    def forward(self, x_BTE: Tensor, seen: Intervals, rotary: Rotary) -> Tensor:
+        x_BTE = x_BTE + self.attention(self.attention_norm(x_BTE), seen, rotary)
         return x_BTE + self.ffn(self.ffn_norm(x_BTE))
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With r = (mean(x^2) + eps)^-1/2:  y = x r gain,  dx = r (g gain - x r^2 mean(x g gain)),  dgain = sum(g x r)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, gain, r)
+        return (x * r).mul_(gain).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad,), (x, gain, r) = gradients, ctx.saved_tensors
+        normed = x * r
+        product = grad * normed
+        grad_gain = product.flatten(0, -2).sum(0)
+        along = (product @ gain.to(product.dtype))[..., None].div_(-x.shape[-1])
+        return (grad * gain).addcmul_(normed, along).mul_(r).to(x.dtype), grad_gain.to(gain.dtype), None
+
+
+class _Gate(torch.autograd.Function):
+    """silu(gate) x value, of one tensor that holds both."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_value: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_value)
+        gate, value = gate_value.chunk(2, dim=-1)
+        return F.silu(gate).mul_(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (grad,), (gate_value,) = gradients, ctx.saved_tensors
+        gate, value = gate_value.chunk(2, dim=-1)
+        out = torch.empty_like(gate_value)
+        out_gate, out_value = out.chunk(2, dim=-1)
+        torch.mul(F.silu(gate), grad, out=out_value)
+        torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=out_gate)
+        return out

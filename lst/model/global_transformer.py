@@ -11,7 +11,6 @@ from lst.config import ModelConfig
 from lst.model.attention import RotaryTable
 from lst.model.batch import Batch
 from lst.model.blocks import RMSNorm, TransformerLayer
-from lst.model.masks import causal_bias
 
 
 class GlobalTransformer(nn.Module):
@@ -25,8 +24,7 @@ class GlobalTransformer(nn.Module):
         self.norm = RMSNorm(stack.dim)
 
     def forward(self, z_BUG: Tensor, batch: Batch) -> Tensor:
-        bias = causal_bias(batch.unit_doc_BU, batch.unit_position_BU, window=0)
         rotary = self.rotary(batch.unit_position_BU)
         for layer in self.layers:
-            z_BUG = layer(z_BUG, bias, rotary)
+            z_BUG = layer(z_BUG, batch.unit_intervals, rotary)
         return self.norm(z_BUG)

@@ -1,4 +1,5 @@
-"""The networks of all arms. Legend: B rows, T tokens, U units, E local width, G global width, V vocabulary.
+"""The networks of all arms. Legend: B rows, T tokens, U units, E local width, G global width,
+V vocabulary, L tokens that the local modules run on (T, or the speech tokens alone).
 
     ids_BT -> x_BTE -> PatchEncoder z_BUG -> GlobalTransformer z_BUG -> PatchDecoder h_BTE -> head logits_BTV
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from lst.config import Arm, ModelConfig
 from lst.data.vocab import Vocabulary
-from lst.model.batch import Batch
+from lst.model.batch import Batch, TokenStream
 from lst.model.global_transformer import GlobalTransformer
 from lst.model.patch_decoder import PatchDecoder
 from lst.model.patch_encoder import PatchEncoder
@@ -46,7 +47,7 @@ class LatentSpeechText(nn.Module):
         super().__init__()
         assert config.decoder is not None
         size, width = _vocabulary_size(config), config.decoder.dim
-        self.decoder_input = config.decoder_input
+        self.decoder_input, self.local_text = config.decoder_input, config.local_text
         self.embedding = nn.Embedding(size, width)
         self.decoder_embedding = nn.Embedding(size, width) if config.decoder_input != "encoder" else None
         self.encoder = PatchEncoder(config)
@@ -58,20 +59,20 @@ class LatentSpeechText(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """h_BTE; logits at t are `head(h_BTE[:, t])`."""
-        x_BTE = self.embedding(batch.ids_BT)
-        h_BTE, z_BUG = self.encoder(x_BTE, batch)
+        stream = batch.all_tokens if self.local_text else batch.speech_tokens
+        h_BLE, z_BUG = self.encoder(self.embedding(batch.ids_BT), batch, stream)
         z_BUG = self.global_transformer(z_BUG, batch)
-        return self.decoder(self._decoder_stream(h_BTE, batch), z_BUG, batch)
+        return self.decoder(self._decoder_stream(h_BLE, batch, stream), z_BUG, batch, stream)
 
     def forward(self, batch: Batch) -> Tensor:
         """logits_BTV; logits[b, t] predicts ids_BT[b, t + 1]."""
         return self.head(self.hidden(batch))
 
-    def _decoder_stream(self, h_BTE: Tensor, batch: Batch) -> Tensor:
+    def _decoder_stream(self, h_BLE: Tensor, batch: Batch, stream: TokenStream) -> Tensor:
         if self.decoder_embedding is None:
-            return h_BTE
-        own_BTE: Tensor = self.decoder_embedding(batch.ids_BT)
-        return own_BTE if self.decoder_input == "embedding" else h_BTE + own_BTE
+            return h_BLE
+        own_BLE = stream.gather(self.decoder_embedding(batch.ids_BT))
+        return own_BLE if self.decoder_input == "embedding" else h_BLE + own_BLE
 
 
 def network(config: ModelConfig) -> Baseline | LatentSpeechText:

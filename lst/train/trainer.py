@@ -25,6 +25,7 @@ from lst.errors import ConfigError, DataError
 from lst.evals.evaluate import Evaluation, evaluation_steps
 from lst.flops import SequenceCounts, parameter_counts, training_flops
 from lst.model import Batch, build_model
+from lst.model.attention import use_backend
 from lst.model.warm_start import describe, warm_start
 from lst.records import EVAL_RECORDS, EXIT, ITEM_RECORDS, TRAIN_RECORDS, JsonLinesWriter, iter_jsonl, write_json
 from lst.schedule import learning_rate
@@ -53,6 +54,7 @@ class Trainer:
         self.stream = Stream(dataset, config)
         self.evaluation = Evaluation(dataset, config)
         self.model = build_model(config).to(self.device).train()
+        use_backend(self.model, config.execution.attention)
         self.optimizer = AdamW(self.model, config.optim)
         self.state = resume(run_dir, model=self.model, optimizer=self.optimizer, config=config)
         if config.train.init_from and not self.state.warm_start:

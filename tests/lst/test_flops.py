@@ -12,6 +12,7 @@ from lst.data.statistics import count_sequences, solve_mixture
 from lst.data.stream import Stream
 from lst.flops import (
     TRAINING_FACTOR,
+    DenseShape,
     SequenceCounts,
     dense_forward_flops,
     forward_flops,
@@ -21,6 +22,7 @@ from lst.flops import (
 )
 from lst.ladder import model_shape
 from lst.model import Batch, build_model, count_parameters, make_batch
+from lst.model.attention import use_backend
 from lst.model.lst import network
 
 VOCABULARY = {"text_vocab": 60, "speech_vocab": 40}
@@ -28,9 +30,21 @@ VOCABULARY = {"text_vocab": 60, "speech_vocab": 40}
 
 def use_dense_attention(model):
     """The reference backend: plain matrix products, which torch's counter can see."""
-    for module in model.modules():
-        if hasattr(module, "backend"):
-            module.backend = "dense"
+    use_backend(model, "dense")
+
+
+def dense_shape(batch):
+    """The padded shapes that the networks see."""
+    batch = batch.host or batch
+    speech = batch.speech_tokens
+    return DenseShape(
+        sequences=len(batch.tokens),
+        tokens=batch.ids_BT.shape[1],
+        units=batch.units,
+        local_tokens=speech.position_BL.shape[1],
+        patches=speech.segments.shape[1],
+        others=len(batch.other_tokens[0]),
+    )
 
 
 def counted(model, batch):
@@ -42,23 +56,42 @@ def counted(model, batch):
 
 @pytest.mark.parametrize("arm", list(Arm))
 @pytest.mark.parametrize("size", ["tiny", "w96"])
-@pytest.mark.parametrize("options", [{}, {"queries_per_patch": 3}, {"decoder_input": "both"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"queries_per_patch": 3},
+        {"decoder_input": "both"},
+        {"local_text": False},
+        {"cross_attention": "preceding"},
+        {"cross_attention": "preceding", "local_text": False, "decoder_input": "embedding"},
+        {"tied_head": True, "pooling": "last"},
+    ],
+)
 def test_the_dense_convention_equals_torchs_counter_to_the_last_digit(arm, size, options):
     config = arm_config(arm.value, size=size, model=VOCABULARY | options)
     speech = ("speech", [1, 2, 3, 4, 5, 6, 7, 8, 9], [(1, 4), (6, 7)])
     batch = make_batch([[("text", [3, 4]), speech], [speech, ("text", [9])]], config)
-    dense = dense_forward_flops(config.model, sequences=2, tokens=batch.ids_BT.shape[1], units=batch.units)
+    dense = dense_forward_flops(config.model, dense_shape(batch))
     assert counted(build_model(config), batch) == TRAINING_FACTOR * dense.total
 
 
-@pytest.mark.parametrize("arm", [Arm.BASELINE, Arm.LST_STATIC])
-def test_the_papers_1b_shapes_on_meta_tensors_equal_the_dense_convention(arm):
-    shape = model_shape("table7_1b", arm)
-    config = dataclasses.replace(arm_config(arm.value), model=shape)
+@pytest.mark.parametrize("size", ["table7_1b", "7B"])
+@pytest.mark.parametrize(
+    ("arm", "options"),
+    [
+        (Arm.BASELINE, {}),
+        (Arm.LST_STATIC, {}),
+        (Arm.LST_STATIC, {"local_text": False}),
+        (Arm.LST_STATIC, {"cross_attention": "preceding"}),
+    ],
+)
+def test_large_shapes_on_meta_tensors_equal_the_dense_convention(arm, options, size):
+    shape = dataclasses.replace(model_shape(size, arm), **options)
     with torch.device("meta"):
         model = network(shape)
-    batch = make_batch([[("text", [3] * 20), ("speech", [1] * 41)]], config).to("meta")
-    dense = dense_forward_flops(shape, sequences=1, tokens=batch.ids_BT.shape[1], units=batch.units)
+    batch = make_batch([[("text", [3] * 20), ("speech", [1] * 41)]], arm_config(arm.value)).to("meta")
+    dense = dense_forward_flops(shape, dense_shape(batch))
     assert counted(model, batch) == TRAINING_FACTOR * dense.total
     assert count_parameters(model) == parameter_counts(shape)
 
@@ -81,37 +114,42 @@ def test_a_hand_count_of_the_baseline():
 
 @pytest.mark.parametrize("arm", list(Arm))
 def test_parameter_counts_equal_the_built_networks(arm):
-    for options in ({}, {"decoder_input": "both"}):
+    for options in ({}, {"decoder_input": "both"}, {"local_text": False, "cross_attention": "preceding"}):
         config = arm_config(arm.value, size="w64", model=VOCABULARY | options)
         model = build_model(config)
         assert count_parameters(model) == parameter_counts(config.model)
         assert num_params(config.model) == sum(p.numel() for p in model.parameters())
 
 
-def test_pairs_of_a_packed_row_equal_the_masks_of_the_model(toy_dataset):
-    """What FLOPs count as attention is exactly what the masks let through."""
-    from lst.model.masks import causal_bias, visible_bias
-
+@pytest.mark.parametrize("local_text", [True, False])
+def test_pairs_of_a_packed_row_equal_the_masks_of_the_model(toy_dataset, local_text):
+    """What FLOPs count as attention is exactly what the masks let through, and what they count as tokens what runs."""
     dataset = open_dataset(toy_dataset)
-    config = run_config(dataset, "lst_static", encoder_window=16)
+    config = run_config(dataset, "lst_static", encoder_window=16, local_text=local_text)
     packed = Stream(dataset, config).batch(0)
     counts, batch = packed.counts, Batch.from_packed(packed)
-    real_T, real_U = batch.doc_BT >= 0, batch.unit_doc_BU >= 0
-    seen = causal_bias(batch.doc_BT, batch.position_BT, 16)[:, 0] == 0
-    assert counts.encoder_pairs == int((seen & real_T[:, :, None]).sum())
-    seen = causal_bias(batch.unit_doc_BU, batch.unit_position_BU, 0)[:, 0] == 0
-    assert counts.global_pairs == int((seen & real_U[:, :, None]).sum())
-    seen = visible_bias(batch.doc_BT, batch.visible_BT, batch.unit_doc_BU)[:, 0] == 0
-    assert counts.cross_pairs == int((seen & real_T[:, :, None]).sum())
+    stream = batch.all_tokens if local_text else batch.speech_tokens
+    assert counts.encoder_pairs == visible_pairs(stream.seen(16))
+    assert counts.global_pairs == visible_pairs(batch.unit_intervals)
+    assert counts.cross_pairs == visible_pairs(stream.visible)
     assert counts.predicted == int((batch.target_BT >= 0).sum())
-    assert counts.tokens == int(real_T.sum())
-    assert counts.units == int(real_U.sum())
+    assert counts.tokens == int((batch.doc_BT >= 0).sum())
+    assert counts.units == int((batch.unit_doc_BU >= 0).sum())
+    assert sum(stream.lengths) == (counts.tokens if local_text else counts.speech_tokens)
+    speech = batch.speech_tokens
+    assert counts.patches == len(speech.places.unit_N)
+    assert counts.tokens - counts.speech_tokens == len(batch.other_tokens[0])
 
 
-def run_config(dataset, arm, encoder_window=512, **sections):
+def visible_pairs(intervals):
+    """Entries of the written-out mask, padding left out."""
+    return sum(int(mask[0, :length].sum()) for mask, length in zip(intervals.mask_B1TS, intervals.lengths, strict=True))
+
+
+def run_config(dataset, arm, encoder_window=512, local_text=True, **sections):
     model = {"text_vocab": dataset.text_vocab, "speech_vocab": dataset.speech_vocab}
     if arm != "baseline":
-        model["encoder"] = {"window": encoder_window}
+        model |= {"encoder": {"window": encoder_window}, "local_text": local_text}
     base = {"data": {"seq_len_units": 64}, "train": {"steps": 12, "batch_sequences": 4}, **sections}
     config = arm_config(arm, size="tiny", model=model, **base)
     return dataclasses.replace(config, data=solve_mixture(dataset, config))

@@ -3,6 +3,7 @@
 A sequence is a flat list of (modality, token); segments, markers and unit boundaries are made anew for each changed one.
 """
 
+import dataclasses
 import random
 from itertools import groupby
 
@@ -107,7 +108,7 @@ def test_global_outputs_are_as_fresh_as_they_may_be(arm):
         for t in range(1, length):
             changed = ids.clone()
             changed[t] = TEXT_VOCAB + (ids[t] - TEXT_VOCAB + 1) % SPEECH_VOCAB if speech[t] else 39 - int(ids[t] == 39)
-            altered = type(original)(**{**vars(original), "ids_BT": changed[None]})
+            altered = dataclasses.replace(original, ids_BT=changed[None])
             moved = not torch.equal(model(altered)[0, t], logits[0, t])
             closed_at_t = bool(unit[t] < visible[t])
             assert moved == closed_at_t, t
