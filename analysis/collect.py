@@ -31,6 +31,7 @@ RESULT_COLUMNS = [
     "run_id",
     "arm",
     "size",
+    "branch",
     "step",
     "train_flops",
     "units",
@@ -60,11 +61,13 @@ RUN_COLUMNS = [
     "flops_budget",
     "planned_flops",
     "train_flops",
+    "spent_flops",
     "units",
     "tokens",
     "text_tokens",
     "text_only_tokens",
     "speech_tokens",
+    "skipped_steps",
     "seconds",
     "final_loss",
     "excluded",
@@ -77,7 +80,7 @@ CURVE_SCHEMA = pa.schema(
 )
 ITEM_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("run_id", "arm", "size")]
-    + [("step", pa.int64()), ("task", pa.string()), ("direction", pa.string()), ("item", pa.string())]
+    + [("branch", pa.int64()), ("step", pa.int64()), ("task", pa.string()), ("direction", pa.string()), ("item", pa.string())]
     + [("correct", pa.bool_()), ("scores", pa.list_(pa.float64()))]
 )
 Progress = Callable[[int, int], None]
@@ -107,16 +110,19 @@ class Collected:
 class RunFiles:
     """What one run's folder holds, each step and each evaluation once, in order."""
 
-    train: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
-    items: list[dict[str, Any]]
+    train: list[dict[str, Any]]  # of the run's own path, skipped steps included
+    evaluations: list[dict[str, Any]]  # of branches too (field `branch`)
+    items: list[dict[str, Any]]  # of branches too
+    spent_flops: float | None  # on all paths, as far as is recorded
     exit: dict[str, Any] | None
     failure: dict[str, Any] | None
 
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
+        steps = _once(records.iter_jsonl(folder / records.TRAIN_RECORDS), ("step",))
         return cls(
-            train=_once(records.iter_jsonl(folder / records.TRAIN_RECORDS), ("step",), ("loss",)),
+            train=[row for row in steps if row.get("branch") is None and ("loss" in row or "skipped" in row)],
+            spent_flops=max((row["spent_flops"] for row in steps if "spent_flops" in row), default=None),
             evaluations=_once(
                 records.iter_jsonl(folder / records.EVAL_RECORDS), ("step", "task", "direction", "metric"), ("value",)
             ),
@@ -124,6 +130,11 @@ class RunFiles:
             exit=records.read_json(folder / records.EXIT),
             failure=records.read_json(folder / records.FAILURE),
         )
+
+    @property
+    def good(self) -> list[dict[str, Any]]:
+        """The training records of steps that were not skipped."""
+        return [row for row in self.train if "skipped" not in row]
 
     @property
     def last(self) -> dict[str, Any]:
@@ -159,8 +170,8 @@ def collect(folder: Path, *, progress: Progress | None = None) -> Collected:
         names = {name: row[name] for name in ("run_id", "arm", "size")}
         results += [{**record, **names} for record in files.evaluations]
         runs.append(run_row(row, files))
-        if files.train:
-            curves.append(_columns(({**r, "run_id": row["run_id"]} for r in files.train), CURVE_SCHEMA))
+        if files.good:
+            curves.append(_columns(({**r, "run_id": row["run_id"]} for r in files.good), CURVE_SCHEMA))
         if files.items:
             cleaned = ({**r, **names, "item": str(r["item"]), "correct": bool(r["correct"])} for r in files.items)
             items.append(_columns(cleaned, ITEM_SCHEMA))
@@ -181,9 +192,9 @@ def run_row(plan: dict[str, Any], files: RunFiles) -> dict[str, Any]:
     step = int(last.get("step", 0))
     state = exclude.run_state(plan, len(files.train), files.exit, files.failure)
     reason = exclude.state_reason(state, plan, step, files.exit, files.failure)
-    losses = [float(r["loss"]) for r in files.train]
+    losses = [float(r["loss"]) for r in files.good]
     steps = _number(plan.get("steps"))
-    evaluated = any(int(r["step"]) == step for r in files.evaluations)
+    evaluated = any(int(r["step"]) == step and r.get("branch") is None for r in files.evaluations)
     groups = last.get("num_params") if isinstance(last.get("num_params"), dict) else {}
     return {
         **{name: plan.get(name) for name in RUN_COLUMNS},
@@ -192,6 +203,8 @@ def run_row(plan: dict[str, Any], files: RunFiles) -> dict[str, Any]:
         "reason": reason,
         "step": step,
         "num_params_global": plan.get("num_params_global") or (groups or {}).get("global"),
+        "spent_flops": last.get("spent_flops") if files.exit else files.spent_flops,
+        "skipped_steps": len(files.train) - len(files.good),
         "seconds": (files.exit or {}).get("seconds"),
         "final_loss": exclude.final_loss(losses),
         "excluded": exclude.exclusion(state, reason, losses, step, None if steps is None else int(steps), evaluated),
@@ -211,24 +224,24 @@ def attempt_rows(folder: Path, run_ids: set[str]) -> list[dict[str, Any]]:
     return [found[key] for key in sorted(found)]
 
 
-def _once(rows: Iterable[dict[str, Any]], key: tuple[str, ...], needed: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rows that have all of `key` and `needed` in their types, the last of each key, in the order of steps."""
+def _once(rows: Iterable[dict[str, Any]], key: tuple[str, ...], needed: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Rows that have all of `key` and `needed` in their types, the last of each key and branch, in the order of steps."""
     last: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         if all(name in row for name in key + needed) and all(_is_typed(name, value) for name, value in row.items()):
-            last[tuple(row[name] for name in key)] = row
+            last[row.get("branch"), *(row[name] for name in key)] = row
     return sorted(last.values(), key=lambda row: int(row["step"]))
 
 
 def _is_typed(name: str, value: Any) -> bool:
     """Whether a record's field has its type: a damaged line may be whole JSON all the same."""
-    if name in ("task", "direction", "metric", "batch_hash"):
+    if name in ("task", "direction", "metric", "batch_hash", "skipped"):
         return isinstance(value, str)
     if name == "item":
         return isinstance(value, str | int)
     if name == "scores":
         return isinstance(value, list) and all(isinstance(v, int | float) for v in value)
-    if name == "step":
+    if name in ("step", "branch"):
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, int | float)
 

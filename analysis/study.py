@@ -96,7 +96,7 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
 def final_losses(runs: pd.DataFrame, results: pd.DataFrame, target: str) -> pd.DataFrame:
     """Runs that enter fits, with the target's loss at their final step in column `loss` and exact FLOPs in `train_flops`."""
     used = runs[(runs["state"] == "done") & runs["excluded"].isna()]
-    rows = results[(results["task"] == TARGETS[target]) & (results["metric"] == METRIC)]
+    rows = results[(results["task"] == TARGETS[target]) & (results["metric"] == METRIC) & results["branch"].isna()]
     joined = used.merge(rows[["run_id", "step", "value"]].rename(columns={"value": "loss"}), on=["run_id", "step"])
     return joined[joined["loss"].notna()].reset_index(drop=True)
 
@@ -271,9 +271,10 @@ def flop_shares(plan: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def spending_warnings(runs: pd.DataFrame) -> list[str]:
-    """Runs whose spent FLOPs differ from the plan's."""
-    used = runs[(runs["state"] == "done") & runs["planned_flops"].notna() & runs["train_flops"].notna()]
-    off = used["train_flops"] / used["planned_flops"] - 1
+    """Runs whose spent FLOPs, those of branches included, differ from the plan's."""
+    spent = runs["spent_flops"].fillna(runs["train_flops"])
+    used = runs[(runs["state"] == "done") & runs["planned_flops"].notna() & spent.notna()]
+    off = spent[used.index] / used["planned_flops"] - 1
     return [
         f"run {run_id} spent {gap:+.1%} against its planned FLOPs"
         for run_id, gap in zip(used["run_id"], off, strict=True)

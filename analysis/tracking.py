@@ -150,7 +150,10 @@ def _sync_run(
 
 
 def metric_values(files: RunFiles, *, after: int) -> list[Any]:
-    """Numbers of the steps past `after` as MLflow metrics, named as `train/loss` and `heldout_text/T-T/nats_per_token`."""
+    """Numbers of the steps past `after` as MLflow metrics, named as `train/loss` and `heldout_text/T-T/nats_per_token`.
+
+    Of the run's own path alone: a branch's steps would stand among its own.
+    """
     from mlflow.entities import Metric
 
     moments = {int(r["step"]): _moment([r], 0) for r in files.train}
@@ -162,7 +165,7 @@ def metric_values(files: RunFiles, *, after: int) -> list[Any]:
             values += [Metric(f"train/{k}", float(v), moments[step], step) for k, v in sorted(numbers.items())]
     for record in files.evaluations:
         step = int(record["step"])
-        if step > after and _is_number(record["value"]):
+        if step > after and record.get("branch") is None and _is_number(record["value"]):
             name = "/".join((str(record["task"]), str(record["direction"]).replace("->", "-"), str(record["metric"])))
             values.append(Metric(name, float(record["value"]), moments.get(step, step), step))
     return values

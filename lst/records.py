@@ -7,12 +7,16 @@ next writer. Not here: what the records mean (the trainer) and how they become t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lst.errors import CheckpointError
 
 RUN_CONFIG = "run.yaml"
 TRAIN_RECORDS = "train.jsonl"
@@ -23,37 +27,73 @@ FAILURE = "failure.json"
 LOG = "log.txt"
 CHECKPOINTS = "checkpoints"
 
-WALL_CLOCK_FIELDS = frozenset({"time", "seconds", "data_seconds", "tokens_per_second", "mfu", "peak_memory_mib"})
+WALL_CLOCK_FIELDS = frozenset(
+    {
+        "time", "seconds", "data_seconds", "data_wait_share", "tokens_per_second", "units_per_second", "audio_seconds_per_second",
+        "mfu", "peak_memory_mib", "micro_batch_tokens",
+    }
+)  # fmt: skip
 """Fields that may differ between a run and its killed and resumed twin (DESIGN rule 4)."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far a file of records reaches: what a checkpoint counts on, to the byte."""
+
+    bytes: int = 0
+    sha256: str = hashlib.sha256().hexdigest()  # of these bytes
 
 
 class JsonLinesWriter:
     """Appends records to a file, each a line flushed at once.
 
-    `keep` decides which earlier records stay when a run goes on after a kill: those past the checkpoint are dropped
-    (they will be written again, equal), so that each step stands once.
+    A run that goes on after a kill opens its records at the checkpoint's `position`: what stands behind it is dropped (it
+    will be written again, equal), so that each step stands once.
     """
 
-    def __init__(self, path: Path, *, last_step: int | None = None) -> None:
-        """Open `path`; records whose `step` is past `last_step` are dropped first, and a torn last line with them."""
+    def __init__(self, path: Path, *, position: Position | None = None) -> None:
+        """Open `path` and cut it at `position` (without one: behind its last whole line).
+
+        `dropped` are the records that were cut off. Raises CheckpointError, before anything is changed, where the file does
+        not begin with what `position` counts on.
+        """
         self.path = path
-        if path.exists():
-            kept = [r for r in read_jsonl(path) if last_step is None or r["step"] <= last_step]
-            write_atomically(path, "".join(_line(r) for r in kept).encode())
+        data = path.read_bytes() if path.exists() else b""
+        end = data.rfind(b"\n") + 1 if position is None else position.bytes
+        self._digest = hashlib.sha256(data[:end])
+        if position is not None and (len(data) < end or self._digest.hexdigest() != position.sha256):
+            what = "is shorter than" if len(data) < end else "does not begin with"
+            raise CheckpointError(
+                f"'{path}' {what} the {end:,} bytes that the checkpoint counts on; restore it, or delete it and the folder "
+                f"'{CHECKPOINTS}' beside it to train the run from the start."
+            )
+        self.dropped = [r for r in map(_parsed, data[end:].splitlines(keepends=True)) if r is not None]
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._size = end
+        if end < len(data):
+            os.ftruncate(self._file, end)
+
+    @property
+    def position(self) -> Position:
+        """Behind the last record."""
+        return Position(self._size, self._digest.hexdigest())
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record. Raises OSError on a full disk, after cutting off what was half-written."""
         data = _line(record).encode()
-        size = os.fstat(self._file).st_size
         try:
             written = os.write(self._file, data)
         except OSError:
-            os.ftruncate(self._file, size)
+            os.ftruncate(self._file, self._size)
             raise
         if written != len(data):
-            os.ftruncate(self._file, size)
+            os.ftruncate(self._file, self._size)
             raise OSError(28, f"no space left to append to '{self.path}'")
+        self._size += written
+        self._digest.update(data)
+
+    def flush_to_disk(self) -> None:
+        os.fsync(self._file)
 
     def close(self) -> None:
         os.close(self._file)
@@ -71,13 +111,8 @@ def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         return
     with path.open("rb") as file:
         for line in file:
-            if not line.endswith(b"\n"):
-                return
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
+            record = _parsed(line)
+            if record is not None:
                 yield record
 
 
@@ -119,6 +154,17 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The record on a whole line; None for a torn or damaged one."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
 Time is FLOPs over speed: on a CPU the FLOP/s of one training process, plus seconds a step and the seconds it takes to
 start (all three are options, to be set from a run's records); on GPUs the card's peak times an assumed utilisation.
-Memory is a sum of parts for one process without sharding. Not here: what the FLOPs are (`lst.flops`), or which runs are
-worth them (`sweeps.admit`).
+Not here: what the FLOPs are (`lst.flops`), how much memory a run needs (`lst.memory`), or which runs are worth them
+(`sweeps.admit`).
 """
 
 from __future__ import annotations
@@ -12,33 +12,19 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lst.config import RunConfig, StackConfig
+from lst.config import RunConfig
 from lst.errors import ConfigError, did_you_mean
+from lst.hardware import GPU_PEAK_FLOPS
+from lst.memory import memory_by_part
 
 CPU = "cpu"
-GPU_PEAK_FLOPS = {
-    "a100": 312e12,
-    "h100": 989e12,
-    "h200": 989e12,
-    "b200": 2250e12,
-}
-"""Dense bfloat16 FLOP/s of a card, from NVIDIA's data sheets (SXM; the halves of the sparse figures)."""
-
-GIB = 2**30
-RUNTIME_GIB = {CPU: 0.35, "gpu": 1.0}
-"""What a process holds before it has a model: torch and the tables on a CPU, the CUDA context on a GPU. Rounded measurements."""
-
-FLOATS_PER_WIDTH = 10  # activations kept for the backward pass, per token and layer, in multiples of the width: residuals,
-# norms, query, key, value before and after the rotary embedding, the attention's output
-FLOATS_PER_FFN = 4  # the same in multiples of the feed-forward width: gate, up, gated, their product
-LOGIT_COPIES = 3  # logits, their log-softmax, their gradient
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriceConfig:
     """On what the runs are priced. Changes no run, only its price."""
 
-    device: str = CPU  # cpu, or a card of GPU_PEAK_FLOPS
+    device: str = CPU  # cpu, or a card of lst/hardware.py, in bfloat16
     cpu_flops_per_second: float = 2e10  # training FLOP/s of one process on one core, step_seconds apart
     step_seconds: float = 0.02  # seconds of a step that do not depend on its FLOPs (tiny networks wait for their operations)
     startup_seconds: float = 4.0  # seconds of a run before its first step
@@ -67,7 +53,7 @@ class PriceConfig:
         """Of one run."""
         if self.device == CPU:
             return self.cpu_flops_per_second
-        return GPU_PEAK_FLOPS[self.device] * self.mfu * self.gpus
+        return GPU_PEAK_FLOPS[self.device]["bfloat16"] * self.mfu * self.gpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,27 +93,6 @@ def evaluation_flops(config: RunConfig, training_flops_per_token: float) -> floa
     return (heldout + stories) * training_flops_per_token / 3
 
 
-def memory_by_part(config: RunConfig, *, tokens_per_step: float, gpu: bool) -> dict[str, float]:
-    """Peak GiB of one process by part, without sharding or recomputation; weights and AdamW's states in float32."""
-    from lst.flops import num_params
-
-    model = config.model
-    weights = 4.0 * num_params(model)
-    tokens = min(float(config.execution.micro_batch_tokens), tokens_per_step)
-    bytes_per_float = 2 if config.train.dtype == "bfloat16" else 4
-    stacks = [stack for stack in (model.global_stack, model.encoder, model.decoder) if stack is not None]
-    vocabulary = model.text_vocab + model.speech_vocab + 2
-    parts = {
-        "weights": weights,
-        "gradients": weights,
-        "optimiser": 2 * weights,
-        "activations": tokens * bytes_per_float * sum(_floats_per_token(stack) for stack in stacks),
-        "logits": tokens * 4 * LOGIT_COPIES * vocabulary,
-        "runtime": RUNTIME_GIB["gpu" if gpu else CPU] * GIB,
-    }
-    return {name: _rounded(size / GIB) for name, size in parts.items()}
-
-
 def wall_minutes(minutes: Iterable[float], cores: int) -> float:
     """Wall clock of runs started in this order on `cores` processes, each taken by the first that is free."""
     free = [0.0] * max(1, cores)
@@ -135,10 +100,6 @@ def wall_minutes(minutes: Iterable[float], cores: int) -> float:
         first = free.index(min(free))
         free[first] += run
     return max(free)
-
-
-def _floats_per_token(stack: StackConfig) -> int:
-    return stack.layers * (FLOATS_PER_WIDTH * stack.dim + FLOATS_PER_FFN * stack.ffn_dim)
 
 
 def _rounded(value: float) -> float:

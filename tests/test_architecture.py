@@ -31,6 +31,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "lst.ladder",  # size -> shape lies with the model, so that lst.config.arm_config needs no planner
             "lst.flops",
             "lst.schedule",  # names of schedules, for the recipe
+            "lst.hardware",
+            "lst.memory",
             "lst.errors",
             "lst.records",
             "lst.assumptions",

@@ -15,6 +15,10 @@ class Diverged(RunFailed):
     """The loss or the gradient is no finite number."""
 
 
+class OutOfMemory(RunFailed):
+    """The run does not fit into the memory, with the smallest micro-batch too."""
+
+
 def failure_class(error: BaseException) -> str:
     """nan | disk_full | oom | config | data | import | error."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
@@ -25,11 +29,11 @@ def failure_class(error: BaseException) -> str:
         (CheckpointError, "config"),
         (DataError, "data"),
         (ImportError, "import"),
-        (MemoryError, "oom"),
+        (OutOfMemory, "oom"),
     ):
         if isinstance(error, kind):
             return name
-    return "oom" if _is_out_of_memory(error) else "error"
+    return "oom" if is_out_of_memory(error) else "error"
 
 
 def failure_cause(error: BaseException, run_dir: object) -> str:
@@ -58,6 +62,9 @@ def traceback_tail(error: BaseException) -> str:
     return "\n".join(lines[-TRACEBACK_LINES:])
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """torch's own error on a GPU; on a CPU its allocator raises a plain RuntimeError with this text."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's and torch's own errors; on a CPU torch's allocator raises a plain RuntimeError with one of these texts."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    texts = ("can't allocate memory", "not enough memory", "bad_alloc", "CUDA error: out of memory", "ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)

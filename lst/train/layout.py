@@ -18,6 +18,24 @@ LATEST = "latest"
 FINAL = "final"
 
 
+def checkpoint_root(run_dir: Path, branch: int | None = None) -> Path:
+    """The folder of a run's step checkpoints, or of those of its branch of `branch` steps."""
+    root = run_dir / CHECKPOINTS
+    return root if branch is None else root / f"branch-{branch:08d}"
+
+
+def budget_folder(run_dir: Path, steps: int) -> Path:
+    """Where the branch of `steps` steps leaves its weights."""
+    return run_dir / CHECKPOINTS / f"budget-{steps}"
+
+
+def remove_branches(run_dir: Path, *, but: int | None = None) -> None:
+    """Remove the step checkpoints of branches, except those of branch `but`."""
+    for folder in (run_dir / CHECKPOINTS).glob("branch-*"):
+        if but is None or folder != checkpoint_root(run_dir, but):
+            remove_folder(folder)
+
+
 def step_folder(root: Path, step: int) -> Path:
     return root / f"step-{step:08d}"
 
@@ -60,10 +78,11 @@ def remove_leftovers(root: Path) -> None:
 
 
 def clean_up(run_dir: Path) -> None:
-    """What goes when a run is complete: its step checkpoints (final/ stays) and the record of an earlier failure."""
+    """What goes when a run is complete: its step checkpoints (final/ and budget-*/ stay) and the record of an earlier failure."""
     root = run_dir / CHECKPOINTS
     for folder in newest_first(root):
         remove_folder(folder)
+    remove_branches(run_dir)
     if root.is_dir():
         remove_leftovers(root)
     (root / LATEST).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """The training loop of one run in one process: step, record, evaluate, save; resume to the bit.
 
 A step is: the global batch of the step, micro-batch by micro-batch; losses summed and divided by the batch's predicted
-tokens; clip; AdamW at the schedule's learning rate. Records of a step are written before the checkpoint that holds it, so
+tokens; clip; judge; AdamW at the schedule's learning rate. Records of a step are written before the checkpoint that holds it, so
 that a resumed run drops what its checkpoint does not know and writes it again, equal. Not here: the model (lst.model), the
 data (lst.data.stream), what a folder contains (docs/run_folder.md), more than one process (later: `accumulate_gradients`
 takes the global count of predicted tokens, and `Stream.batch` the global batch).
@@ -13,12 +13,14 @@ import logging
 import math
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lst.config import RunConfig
+from lst.data.pack import PackedBatch
 from lst.data.shards import Dataset, open_dataset
 from lst.data.stream import Stream
 from lst.errors import ConfigError, DataError
@@ -27,15 +29,19 @@ from lst.flops import SequenceCounts, parameter_counts, training_flops
 from lst.model import Batch, build_model
 from lst.model.attention import use_backend
 from lst.model.warm_start import describe, warm_start
-from lst.records import EVAL_RECORDS, EXIT, ITEM_RECORDS, TRAIN_RECORDS, JsonLinesWriter, iter_jsonl, write_json
+from lst.records import EXIT, write_json
 from lst.schedule import learning_rate
-from lst.train.checkpoint import TrainState, resume, save_checkpoint, save_final
+from lst.train.bad_steps import judge_step
+from lst.train.branches import branch_tag, due_branch, fork_off, rejoin
+from lst.train.checkpoint import TrainState, resume, save_budget, save_checkpoint, save_final
 from lst.train.failures import Diverged
 from lst.train.folder import versions
-from lst.train.layout import clean_up, flush_to_disk
+from lst.train.layout import clean_up, remove_branches
 from lst.train.losses import LossSums, accumulate_gradients
-from lst.train.metrics import EVAL_COUNTS, ProgressLog, eval_record, spent, train_record, wall_clock
+from lst.train.metrics import ProgressLog, branch_field, eval_record, exit_record, peak_flops, train_record, wall_clock
+from lst.train.micro_batches import MicroBatches, event, explained_out_of_memory
 from lst.train.optim import AdamW
+from lst.train.run_records import RunRecords
 from lst.train.signals import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
@@ -56,105 +62,158 @@ class Trainer:
         self.model = build_model(config).to(self.device).train()
         use_backend(self.model, config.execution.attention)
         self.optimizer = AdamW(self.model, config.optim)
-        self.state = resume(run_dir, model=self.model, optimizer=self.optimizer, config=config)
-        if config.train.init_from and not self.state.warm_start:
-            self.state.warm_start = warm_start(self.model, config)
-            log.info(describe(self.state.warm_start, config.execution.init_path))
-        _restore_rng(self.state.rng)
+        self.state = self._resume()
+        self.records = RunRecords(run_dir, self.state.records)
+        self.state.seconds += self.records.lost_seconds
         self.evaluation_steps = evaluation_steps(config.train.steps, config.evaluation)
-        self._saved_step = self._saved_evaluation = -1
+        self.micro_batches = MicroBatches(config.execution.micro_batch_tokens)
+        self.peak_flops = peak_flops(config, self.device)
+        self._saved: tuple[int | None, ...] = ()
         self._saved_time = self._clock = time.monotonic()
-        self._open_records()
 
     def run(self) -> None:
-        """Train to the end. Raises Stopped after saving if asked to stop, Diverged on a loss that is no number."""
-        steps, state = self.config.train.steps, self.state
-        progress = ProgressLog(steps, state.step)
+        """Train to the end. Raises Stopped after saving if asked to stop, Diverged on a bad step that halts, OutOfMemory."""
         try:
-            self._evaluate_if_due()
-            while state.step < steps:
-                self.stop.check()
-                record = self.train_step()
-                if state.step % self.config.execution.log_every == 0 or state.step == steps:
-                    self.train_records.write(record)
-                progress.step(record)
-                self._evaluate_if_due()
-                if state.step < steps and time.monotonic() - self._saved_time >= self.config.execution.checkpoint_every_seconds:
-                    self.save()
+            with explained_out_of_memory(self.config, self.device, lambda: self.micro_batches.tokens):
+                if self.state.branch is not None:
+                    self._finish_branch()
+                self._train_to_end()
         except Stopped:
             self.save()
             raise
         finally:
-            for records in (self.train_records, self.eval_records, self.item_records):
-                records.close()
+            self.records.close()
         self._finish()
+
+    @property
+    def end(self) -> int:
+        """Steps of the run, or of the branch that it is on."""
+        return self.state.branch or self.config.train.steps
+
+    def _train_to_end(self) -> None:
+        """From where the state stands to the end of its path: the run's, or a branch's."""
+        end, execution = self.end, self.config.execution
+        progress = ProgressLog(end, self.state.step)
+        self._evaluate_and_branch()
+        while self.state.step < end:
+            self.stop.check()
+            record = self.train_step()
+            if self.state.step % execution.log_every == 0 or self.state.step == end:
+                self.records.train.write(record)
+            progress.step(record)
+            self._evaluate_and_branch()
+            if self.state.step < end and time.monotonic() - self._saved_time >= execution.checkpoint_every_seconds:
+                self.save()
 
     def train_step(self) -> dict[str, Any]:
         """One optimiser step; its record."""
         started, state, config = time.perf_counter(), self.state, self.config
         packed = self.stream.batch(state.step)
-        counts = packed.counts
-        parts = [Batch.from_packed(part, self.device) for part in packed.split(config.execution.micro_batch_tokens)]
         data_seconds = time.perf_counter() - started
-        losses = LossSums()
-        self.optimizer.zero_grad()
-        for part in parts:
-            losses += accumulate_gradients(self.model, part, predicted=int(counts.predicted), dtype=config.train.dtype)
+        losses, smaller = self.micro_batches.run(packed, partial(self._gradients, int(packed.counts.predicted)))
+        state.out_of_memory += [event(self.attempt, state.step + 1, tokens) for tokens in smaller]
         grad_norm = self.optimizer.clip_gradients()
-        if not (math.isfinite(losses.nats) and math.isfinite(grad_norm)):
-            raise Diverged(
-                f"the loss of step {state.step + 1} is {losses.nats / losses.tokens} and its gradient norm {grad_norm}; "
-                f"lower optim.lr={config.optim.lr} or raise optim.warmup_steps={config.optim.warmup_steps}."
-            )
-        lr = learning_rate(state.step, steps=config.train.steps, optim=config.optim)
-        self.optimizer.step(lr)
-        self._advance(counts)
+        bad = judge_step(state, loss=losses.nats / losses.tokens, grad_norm=grad_norm, config=config)
+        lr = learning_rate(state.step, steps=self.end, optim=config.optim)
+        if not bad:
+            self.optimizer.step(lr)
+        flops = self._advance(packed.counts)
         clock = wall_clock(
-            seconds=time.perf_counter() - started, data_seconds=data_seconds, tokens=counts.tokens, device=self.device
+            packed.counts,
+            seconds=time.perf_counter() - started,
+            data_seconds=data_seconds,
+            flops=flops,
+            peak_flops=self.peak_flops,
+            device=self.device,
         )
-        return train_record(state, losses=losses, lr=lr, grad_norm=grad_norm, batch_hash=packed.hash, clock=clock)
+        if state.out_of_memory:
+            clock["micro_batch_tokens"] = self.micro_batches.tokens
+        return train_record(state, losses=losses, lr=lr, grad_norm=grad_norm, batch_hash=packed.hash, clock=clock, skipped=bad)
+
+    def _gradients(self, predicted: int, parts: list[PackedBatch]) -> LossSums:
+        """The gradients of a global batch that predicts `predicted` tokens, from its parts, and its summed losses."""
+        self.optimizer.zero_grad()
+        losses = LossSums()
+        for part in parts:
+            batch = Batch.from_packed(part, self.device)
+            losses += accumulate_gradients(self.model, batch, predicted=predicted, dtype=self.config.train.dtype)
+        return losses
 
     def save(self) -> None:
         """Save a checkpoint of the current step, unless that is what was saved last."""
-        if (self.state.step, self.state.evaluated_step) != (self._saved_step, self._saved_evaluation):
-            for name in (TRAIN_RECORDS, EVAL_RECORDS, ITEM_RECORDS):
-                flush_to_disk(self.run_dir / name)  # what the checkpoint counts on is on the disk before it
+        state = self.state
+        stands = (state.branch, state.step, state.evaluated_step, len(state.branches))
+        if stands != self._saved:
+            state.records = self.records.flush_to_disk()  # what the checkpoint counts on is on the disk before it
             self._count_seconds()
-            self.state.rng = _rng_states()
-            save_checkpoint(self.run_dir, model=self.model, optimizer=self.optimizer, config=self.config, state=self.state)
-            self._saved_step, self._saved_evaluation = self.state.step, self.state.evaluated_step
+            state.rng = _rng_states()
+            save_checkpoint(self.run_dir, model=self.model, optimizer=self.optimizer, config=self.config, state=state)
+            self._saved = stands
         self._saved_time = time.monotonic()
 
-    def _advance(self, counts: SequenceCounts) -> None:
-        state = self.state
+    def _advance(self, counts: SequenceCounts) -> float:
+        """Count a batch as trained on; its FLOPs."""
+        state, flops = self.state, training_flops(self.config, counts).total
         state.step += 1
-        state.train_flops += training_flops(self.config, counts).total
+        state.train_flops += flops
+        state.spent_flops += flops
         state.counts = asdict(SequenceCounts(**state.counts) + counts)
+        return flops
+
+    def _load(self, branch: int | None = None) -> TrainState:
+        """Weights, moments and random states of the newest checkpoint, of the trunk or a branch; its state."""
+        state = resume(self.run_dir, model=self.model, optimizer=self.optimizer, config=self.config, branch=branch)
+        _restore_rng(state.rng)
+        return state
+
+    def _resume(self) -> TrainState:
+        """Where the run stands: on the trunk, or on the branch that leaves it there, if that was begun."""
+        trunk = self._load()
+        if self.config.train.init_from and not trunk.warm_start:  # once in a run: a checkpoint says that it was done
+            trunk.warm_start = warm_start(self.model, self.config)
+            log.info(describe(trunk.warm_start, self.config.execution.init_path))
+        branch = due_branch(self.config, trunk)
+        remove_branches(self.run_dir, but=branch)
+        if branch is None:
+            return trunk
+        state = self._load(branch)
+        return state if state.branch == branch else trunk
+
+    def _evaluate_and_branch(self) -> None:
+        """What is due after the current step."""
+        self._evaluate_if_due()
+        while (branch := due_branch(self.config, self.state)) is not None:
+            self.save()  # the trunk as it stands: what the run comes back to
+            self.state = fork_off(self.state, branch)
+            self._finish_branch()
+
+    def _finish_branch(self) -> None:
+        """Train the branch to its end, keep its weights, and go back to the trunk where the branch left it."""
+        self._train_to_end()
+        branch = self.state
+        assert branch.branch is not None
+        self._count_seconds()
+        save_budget(self.run_dir, model=self.model, config=self.config, tag=branch_tag(self.config, branch))
+        self.state = self._load()
+        rejoin(self.state, branch, self.config)
+        self.save()
+        remove_branches(self.run_dir)
 
     def _evaluate_if_due(self) -> None:
         """Evaluate after the current step if the run wants it and has not done it; all records are written at once."""
         state, lr = self.state, self.config.optim.lr
-        if state.step not in self.evaluation_steps or state.evaluated_step >= state.step:
+        due = state.step == self.end if state.branch is not None else state.step in self.evaluation_steps
+        if not due or state.evaluated_step >= state.step:
             return
-        results = self.evaluation.run(self.model, self.device, final=state.step == self.config.train.steps, stop=self.stop.check)
+        results = self.evaluation.run(self.model, self.device, final=state.step == self.end, stop=self.stop.check)
         for metric in results.metrics:
             if not math.isfinite(metric.value):
                 raise Diverged(f"{metric.task} {metric.metric} is {metric.value} after step {state.step}; lower optim.lr={lr}.")
-            self.eval_records.write(eval_record(state, metric))
+            self.records.evaluations.write(eval_record(state, metric))
             log.info("step %s  %s %s %s = %.4f", f"{state.step:,}", metric.task, metric.direction, metric.metric, metric.value)
         for item in results.items:
-            self.item_records.write({"step": state.step} | item)
+            self.records.items.write({"step": state.step} | branch_field(state) | item)
         state.evaluated_step = state.step
-
-    def _open_records(self) -> None:
-        """Open the record files at the resumed step; the time of training that is lost is counted all the same."""
-        state, folder = self.state, self.run_dir
-        lost = sum(r.get("seconds", 0.0) for r in iter_jsonl(folder / TRAIN_RECORDS) if r["step"] > state.step)
-        state.seconds += lost
-        self.train_records = JsonLinesWriter(folder / TRAIN_RECORDS, last_step=state.step)
-        self.eval_records = JsonLinesWriter(folder / EVAL_RECORDS, last_step=state.evaluated_step)
-        self.item_records = JsonLinesWriter(folder / ITEM_RECORDS, last_step=state.evaluated_step)
-        self._clock = time.monotonic()
 
     def _count_seconds(self) -> None:
         now = time.monotonic()
@@ -166,12 +225,7 @@ class Trainer:
         state = self.state
         self._count_seconds()
         save_final(self.run_dir, model=self.model, config=self.config)
-        ended = {
-            "run_id": state.run_id,
-            "status": "done",
-            "step": state.step,
-            **spent(state, EVAL_COUNTS),
-            "seconds": round(state.seconds, 3),
+        ended = exit_record(state) | {
             "attempts": self.attempt,
             "versions": versions(),
             "num_params": parameter_counts(self.config.model),

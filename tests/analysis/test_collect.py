@@ -11,9 +11,10 @@ import pytest
 
 from analysis import exclude
 from analysis.collect import ATTEMPT_COLUMNS, RESULT_COLUMNS, RUN_COLUMNS, collect
+from analysis.study import final_losses, read_table, spending_warnings
 from lst import records
 from lst.errors import FitError
-from tests.analysis.study_folder import STEPS, Synthetic, rows, train_record, write_run, write_study
+from tests.analysis.study_folder import STEPS, Synthetic, eval_record, rows, train_record, write_run, write_study
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "columns.md"
 SMALL = Synthetic(budgets=(1e18,), sizes=2)
@@ -169,3 +170,54 @@ def test_unfinished_run_written_by_the_trainer_so_far(tmp_path: Path) -> None:
     run = collect(study).runs.iloc[1]
     assert (run["state"], run["step"], run["excluded"]) == ("unfinished", 7, f"unfinished: step 7 of {STEPS}")
     assert run["train_flops"] == pytest.approx(1e18 * 7 / STEPS)
+
+
+def test_rows_of_a_branch_stand_beside_the_runs_own_and_enter_neither_its_curve_nor_its_fit(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    before = collect(study)
+    row, _ = rows(SMALL)[0]
+    folder = study / "runs" / row.run_id
+    branch = {"branch": STEPS // 2, "train_flops": 4e17, "spent_flops": 1.1e18}
+    last = eval_record(row, "heldout_mixture", "ST->ST", "nats_per_token", 1.5, 1000)
+    for name, record in (
+        (records.TRAIN_RECORDS, train_record(row, STEPS // 2, 0.5) | branch),
+        (records.EVAL_RECORDS, last | {"step": STEPS // 2} | branch),
+        (records.EVAL_RECORDS, last | branch),  # at the run's own last step it would be taken for the run's
+    ):
+        with records.JsonLinesWriter(folder / name) as file:
+            file.write(record)
+    records.write_json(folder / records.EXIT, (records.read_json(folder / records.EXIT) or {}) | {"spent_flops": 1.1e18})
+    after = collect(study)
+    assert after.curves == before.curves
+    assert after.runs["spent_flops"].iloc[0] == 1.1e18
+    columns = [name for name in RUN_COLUMNS if name != "spent_flops"]
+    assert after.runs[columns].equals(before.runs[columns])
+    found = after.results[after.results["branch"].notna()]
+    assert found[["run_id", "branch", "step", "train_flops", "value"]].to_numpy().tolist() == [
+        [row.run_id, STEPS // 2, step, 4e17, 1.5] for step in (STEPS // 2, STEPS)
+    ]
+    after.write(study)
+    runs, results = read_table(study, "runs.csv"), read_table(study, "results.csv")
+    assert 1.5 not in set(final_losses(runs, results, "mixture")["loss"])
+    assert len(final_losses(runs, results, "mixture")) == 4
+    assert spending_warnings(runs) == [f"run {row.run_id} spent +10.0% against its planned FLOPs"]
+
+
+def test_skipped_steps_are_counted_and_leave_no_mark_on_the_curve(tmp_path: Path) -> None:
+    study = write_study(tmp_path, SMALL)
+    before = collect(study)
+    row, _ = rows(SMALL)[0]
+    path = study / "runs" / row.run_id / records.TRAIN_RECORDS
+    kept = [r for r in records.read_jsonl(path) if r["step"] not in (20, STEPS)]
+    skipped = [train_record(row, step, 99.0) | {"skipped": "spike"} for step in (20, STEPS)]
+    del skipped[0]["loss"]  # no finite number
+    path.unlink()
+    with records.JsonLinesWriter(path) as file:
+        for record in [*kept, *skipped]:
+            file.write(record)
+    after = collect(study)
+    assert list(after.runs["skipped_steps"]) == [2, 0, 0, 0]
+    assert after.curves.num_rows == before.curves.num_rows - 2
+    assert after.runs["excluded"].iloc[0] == ""
+    assert after.runs["final_loss"].iloc[0] < 10
+    assert (after.runs["step"].iloc[0], after.runs["train_flops"].iloc[0]) == (STEPS, 1e18)

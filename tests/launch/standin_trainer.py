@@ -38,7 +38,7 @@ def main(run_dir: Path) -> int:
     step = records[-1]["step"] if records else 0
     life_number = len(read_jsonl(run_dir / "lives.jsonl"))
     print(f"life {life_number} begins after step {step}", flush=True)
-    with JsonLinesWriter(run_dir / TRAIN_RECORDS, last_step=step) as writer:
+    with JsonLinesWriter(run_dir / TRAIN_RECORDS) as writer:
         while step < behaviour.get("steps", 3):
             time.sleep(behaviour.get("seconds_per_step", 0.0))
             if step == behaviour.get("die_at") and life_number <= behaviour.get("bad_lives", 10**9):

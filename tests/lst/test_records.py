@@ -1,12 +1,14 @@
 """Records survive kills and full disks: whole lines or none, each step once."""
 
+import hashlib
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lst.records import JsonLinesWriter, read_json, read_jsonl, write_atomically
+from lst.errors import CheckpointError
+from lst.records import JsonLinesWriter, Position, read_json, read_jsonl, write_atomically
 
 
 def test_a_torn_last_line_is_ignored_and_then_cut_off(tmp_path):
@@ -27,9 +29,43 @@ def test_records_past_the_checkpoint_are_dropped_on_resume(tmp_path):
     with JsonLinesWriter(path) as writer:
         for step in range(1, 6):
             writer.write({"step": step})
-    with JsonLinesWriter(path, last_step=3) as writer:
+            if step == 3:
+                position = writer.position
+    with JsonLinesWriter(path, position=position) as writer:
+        assert writer.dropped == [{"step": 4}, {"step": 5}]
         writer.write({"step": 4})
     assert [r["step"] for r in read_jsonl(path)] == [1, 2, 3, 4]
+    with JsonLinesWriter(path) as writer:
+        assert writer.position == Position(path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+    with JsonLinesWriter(path, position=Position()):
+        assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("cut", [0, 5, 11, 21])
+def test_records_that_the_checkpoint_counts_on_and_are_gone_are_told_and_left_alone(tmp_path, cut):
+    path = tmp_path / "train.jsonl"
+    with JsonLinesWriter(path) as writer:
+        writer.write({"step": 1})
+        writer.write({"step": 2})
+    position = writer.position
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CheckpointError, match="is shorter than the 22 bytes that the checkpoint counts on; restore it"):
+        JsonLinesWriter(path, position=position)
+    assert path.stat().st_size == cut
+
+
+def test_every_flipped_bit_of_the_records_that_a_checkpoint_counts_on_is_found(tmp_path):
+    path = tmp_path / "train.jsonl"
+    with JsonLinesWriter(path) as writer:
+        writer.write({"step": 1})
+    good = path.read_bytes()
+    for place in range(8 * len(good)):
+        damaged = bytearray(good)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged + b'{"step": 2}\n')
+        with pytest.raises(CheckpointError, match="does not begin with"):
+            JsonLinesWriter(path, position=writer.position)
+        assert path.read_bytes() == damaged + b'{"step": 2}\n'
 
 
 @given(st.integers(0, 200))
