@@ -304,6 +304,9 @@ class ExecutionConfig:
     micro_batch_tokens: int = 16_384  # padded tokens of one forward pass; larger batches are accumulated
     threads: int = 1  # CPU threads of the process
     checkpoint_every_seconds: float = 60.0  # wall-clock seconds between checkpoints
+    checkpoint_async: bool = False  # write checkpoints while training goes on, from a copy in the CPU's memory
+    activation_checkpointing: str = "none"  # none | layers: keep only a layer's input, and compute it again backwards
+    compile: bool = False  # torch.compile for the transformer layers: needs a C++ compiler, and minutes to start
     log_every: int = 1  # steps between training records
     device: str = "auto"  # auto | cpu | cuda
     peak_flops: float = 0.0  # FLOP/s at which `mfu` would be 1; 0 = the GPU's in lst/hardware.py (a CPU: no mfu)
@@ -312,6 +315,7 @@ class ExecutionConfig:
     def validate(self) -> None:
         for key in ("micro_batch_tokens", "threads", "checkpoint_every_seconds", "log_every"):
             _require_positive(f"execution.{key}", getattr(self, key))
+        _require_choice("execution.activation_checkpointing", self.activation_checkpointing, ("none", "layers"))
         _require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
         if self.peak_flops < 0:
             raise ConfigError(f"execution.peak_flops={self.peak_flops} is negative; give 0 for the table's.")

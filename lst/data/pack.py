@@ -133,6 +133,12 @@ class PackedRow:
     def units(self) -> int:
         return len(self.unit_doc)
 
+    @property
+    def digest(self) -> int:
+        """64 bits of the SHA-256 of ids and units."""
+        content = self.ids.astype("<i8").tobytes() + self.visible.astype("<i8").tobytes()
+        return int.from_bytes(hashlib.sha256(content).digest()[:8], "little")
+
     def counts(self, local: LocalTokens) -> SequenceCounts:
         """What the row costs and holds (lst/flops.py), with local modules as `local` says."""
         first_unit = np.searchsorted(self.unit_doc, np.arange(self.doc[-1] + 1))
@@ -172,12 +178,14 @@ class PackedBatch:
         return total
 
     @cached_property
+    def digest(self) -> int:
+        """The sum of the rows' digests: parts of a batch, whoever made them, add up to the batch's."""
+        return sum(row.digest for row in self.rows)
+
+    @property
     def hash(self) -> str:
-        """Hash of the batch's ids and units, in order: equal batches on any machine have equal hashes."""
-        digest = hashlib.sha256()
-        for row in self.rows:
-            digest.update(row.ids.astype("<i8").tobytes() + row.visible.astype("<i8").tobytes())
-        return digest.hexdigest()[:16]
+        """Hash of the batch's ids and units, row by row: equal batches on any machine, in any order, have equal hashes."""
+        return batch_hash(self.digest)
 
     def split(self, max_tokens: int) -> list[PackedBatch]:
         """Micro-batches of rows of similar length, each of at most `max_tokens` padded tokens (one row at least)."""
@@ -191,6 +199,11 @@ class PackedBatch:
             else:
                 parts.append([row])
         return [PackedBatch(rows, self.local) for rows in parts]
+
+
+def batch_hash(digest: int) -> str:
+    """The hash of a batch whose rows' digests sum to `digest`: that sum modulo 2^64, as 16 hex digits."""
+    return f"{digest % (1 << 64):016x}"
 
 
 def pack_units(documents: Iterable[EncodedDocument], units: int) -> list[EncodedDocument]:

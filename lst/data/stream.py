@@ -51,24 +51,42 @@ class Stream:
         self._text_rows = _Rows(self._pieces, dataset.rows("text", "train"), "text")
         self.local = LocalTokens.of(config.model)
 
-    def batch(self, step: int) -> PackedBatch:
-        """The global batch of 0-based `step`."""
+    def batch(self, step: int, *, rank: int = 0, size: int = 1) -> PackedBatch:
+        """The global batch of 0-based `step`, or the share of `rank` among `size` processes; only those rows are made.
+
+        Rows of one kind are about equally long, so each kind is dealt out evenly: the shares hold as many rows and about as
+        many tokens.
+        """
         first, count = step * self.config.train.batch_sequences, self.config.train.sequences_at(step)
-        return PackedBatch([self.row(i) for i in range(first, first + count)], self.local)
+        indices = range(first, first + count)
+        if size > 1:
+            dealt = sorted(indices, key=lambda i: (self._outline(i)[:2], i))
+            return PackedBatch([self.row(i) for i in sorted(dealt[rank::size])], self.local)
+        return PackedBatch([self.row(i) for i in indices], self.local)
+
+    def idle_row(self) -> PackedRow:
+        """A row of BOS alone, which predicts nothing: what a process computes where the others have a micro-batch more."""
+        nothing = encode_document([], self.vocabulary, Patching.TOKEN, 1, ends=False)
+        return PackedRow.pack([nothing], self.vocabulary, interleaved=False)
 
     def row(self, index: int) -> PackedRow:
         """Sequence `index` of the run."""
+        config = self.config
+        kind, interleaved, v, generator = self._outline(index)
+        documents = self._interleaved_from(v, generator) if interleaved else self._text_from(v)
+        encoded = self._encode(documents, kind)
+        packed = pack_units(encoded, config.data.seq_len_units)
+        return PackedRow.pack(packed, self.vocabulary, interleaved=interleaved)
+
+    def _outline(self, index: int) -> tuple[Patching, bool, float, np.random.Generator]:
+        """Patching, whether interleaved, start, and the generator for the rest, of sequence `index`: without reading data."""
         config = self.config
         generator = np.random.Generator(np.random.Philox(key=(config.train.seed << 64) + index))
         u, v = _even_point(config.train.seed, index)
         step = index // config.train.batch_sequences
         draws = {"sequence": generator.random(), "step": _step_draw(config.train.seed, step)}
         kind = draw_patching(config.patching, step / config.train.steps, draws[config.patching.draw])
-        interleaved = u < sequence_share(config.data, kind)
-        documents = self._interleaved_from(v, generator) if interleaved else self._text_from(v)
-        encoded = self._encode(documents, kind)
-        packed = pack_units(encoded, config.data.seq_len_units)
-        return PackedRow.pack(packed, self.vocabulary, interleaved=interleaved)
+        return kind, u < sequence_share(config.data, kind), v, generator
 
     def _encode(self, documents: Iterator[Document], kind: Patching) -> Iterator[EncodedDocument]:
         patching = self.config.patching

@@ -19,6 +19,7 @@ from lst.data.shards import Dataset
 from lst.evals.heldout import Metric, heldout_metrics
 from lst.evals.scoring import Scorer
 from lst.evals.stories import can_speak, story_items, story_metrics
+from lst.train.distributed import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -47,9 +48,20 @@ class Evaluation:
         unit = self.config.patching.aligned_unit
         return heldout_documents(self.dataset, self.config.evaluation, self.config.data, aligned_unit=unit)
 
-    def run(self, model: Network, device: torch.device, *, final: bool, stop: Callable[[], None] | None = None) -> Results:
-        """Evaluate `model`; `final` adds the story items. `stop` may raise between batches, to leave early."""
-        scorer = Scorer(model, self.config, device=device, stop=stop)
+    def run(
+        self,
+        model: Network,
+        device: torch.device,
+        *,
+        final: bool,
+        stop: Callable[[], None] | None = None,
+        ranks: Ranks | None = None,
+    ) -> Results:
+        """Evaluate `model`; `final` adds the story items. `stop` may raise between batches, to leave early.
+
+        Several ranks share the batches, and each has all results.
+        """
+        scorer = Scorer(model, self.config, device=device, stop=stop, ranks=ranks)
         metrics = heldout_metrics(scorer, self._documents, self.dataset.tokenizer)
         evaluation = self.config.evaluation
         if not final or not evaluation.story_items:

@@ -17,6 +17,7 @@ from lst.config import Patching, RunConfig
 from lst.data.interleave import Document
 from lst.data.pack import PackedBatch, PackedRow, encode_document
 from lst.data.vocab import Vocabulary
+from lst.train.distributed import Ranks
 
 if TYPE_CHECKING:
     import torch
@@ -45,9 +46,16 @@ class Scorer:
     """Scores documents with `model`, which stays in evaluation mode meanwhile."""
 
     def __init__(
-        self, model: Network, config: RunConfig, *, device: torch.device, stop: Callable[[], None] | None = None
+        self,
+        model: Network,
+        config: RunConfig,
+        *,
+        device: torch.device,
+        stop: Callable[[], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """`stop` is called between batches and may raise, to leave a long evaluation."""
+        """`stop` is called between batches and may raise, to leave a long evaluation. Ranks share the batches."""
+        self.ranks = ranks or Ranks()
         self.model, self.config, self.device = model, config, device
         self.vocabulary = Vocabulary(text=config.model.text_vocab, speech=config.model.speech_vocab)
         self._stop = stop or (lambda: None)
@@ -77,23 +85,29 @@ class Scorer:
         from lst.train.losses import token_losses
 
         rows = [self.row(document) for document in documents]
-        scored: list[Scored | None] = [None] * len(rows)
+        ends = np.cumsum([r.tokens for r in rows], dtype=np.int64)
+        nats = torch.zeros(int(ends[-1]) if rows else 0, dtype=torch.float64)  # of all documents, one after the other
+        parts = batches_by_length([r.tokens for r in rows], self.config.execution.micro_batch_tokens)
         training = self.model.training
         self.model.eval()
         try:
-            with torch.inference_mode():
-                for part in batches_by_length([r.tokens for r in rows], self.config.execution.micro_batch_tokens):
-                    self._stop()
-                    batch = Batch.from_packed(PackedBatch([rows[i] for i in part]), self.device)
-                    if first is not None:
-                        for place, i in enumerate(part):
-                            batch.target_BT[place, : first[i]] = -1
-                    nats_BT = token_losses(self.model, batch, dtype=self.config.train.dtype).double().cpu().numpy()
+            for turn in range(0, len(parts), self.ranks.size):
+                self._stop()
+                # Who has no batch left computes the last one too: all ranks take part in each forward pass.
+                mine = turn + self.ranks.rank
+                part = parts[min(mine, len(parts) - 1)]
+                batch = Batch.from_packed(PackedBatch([rows[i] for i in part]), self.device)
+                if first is not None:
                     for place, i in enumerate(part):
-                        scored[i] = Scored(row=rows[i], nats_T=nats_BT[place, : rows[i].tokens])
+                        batch.target_BT[place, : first[i]] = -1
+                nats_BT = token_losses(self.model, batch, dtype=self.config.train.dtype).double().cpu()
+                for place, i in enumerate(part if mine < len(parts) else []):
+                    nats[ends[i] - rows[i].tokens : ends[i]] = nats_BT[place, : rows[i].tokens]
         finally:
             self.model.train(training)
-        return [s for s in scored if s is not None]
+        self.ranks.sum_tensor(nats)
+        losses = np.split(nats.numpy(), ends[:-1])
+        return [Scored(row=row, nats_T=nats_T) for row, nats_T in zip(rows, losses, strict=True)] if rows else []
 
 
 def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

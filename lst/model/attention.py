@@ -35,7 +35,8 @@ class RotaryTable(nn.Module):
 
     def __init__(self, head_dim: int, theta: float) -> None:
         super().__init__()
-        frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        steps = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")  # also where parameters are made on no device
+        frequencies = theta ** (-steps / head_dim)
         self.register_buffer("frequencies", frequencies.float(), persistent=False)
 
     def forward(self, position_BT: Tensor) -> Rotary:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lst.config import RunConfig
 from lst.errors import CheckpointError, LstError
@@ -35,6 +37,19 @@ _DTYPE_NAMES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16",
     "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
 }  # fmt: skip
+
+
+class Shaped(Protocol):
+    """What a tensor file's header needs to know of a tensor."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+
+def _dtype_name(tensor: Shaped) -> str:
+    return _DTYPE_NAMES[str(tensor.dtype).removeprefix("torch.")]
 
 
 def load_checkpoint(path: str | Path, *, device: str = "cpu") -> tuple[nn.Module, RunConfig]:
@@ -96,10 +111,12 @@ def read_config(folder: Path) -> RunConfig:
 
 def write_model(folder: Path, model: nn.Module, config: RunConfig) -> dict[str, str]:
     """Write weights and configuration into `folder`; {file: SHA-256} for the manifest. Raises OSError on a full disk."""
-    return {
-        MODEL: write_tensors(folder / MODEL, model_tensors(model)),
-        CONFIG: write_file(folder / CONFIG, (json.dumps(to_dict(config), indent=1, sort_keys=True) + "\n").encode()),
-    }
+    return {MODEL: write_tensors(folder / MODEL, model_tensors(model)), CONFIG: write_config(folder, config)}
+
+
+def write_config(folder: Path, config: RunConfig) -> str:
+    """Write the configuration into `folder`; its SHA-256."""
+    return write_file(folder / CONFIG, (json.dumps(to_dict(config), indent=1, sort_keys=True) + "\n").encode())
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -115,29 +132,62 @@ def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def load_weights(model: nn.Module, file: Path) -> None:
     """Copy the tensors of `file` into `model`. Raises CheckpointError on a missing, unknown or misshapen one."""
-    copy_tensors(file, model_tensors(model))
+    load_tensors(file, model_tensors(model))
 
 
-def copy_tensors(file: Path, wanted: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor] | None = None) -> None:
-    """Copy each tensor of `file` (or of `stored`, as read from it) into the one of the same name in `wanted`.
+def load_tensors(
+    file: Path, wanted: Mapping[str, torch.Tensor], *, own_rows: Callable[[int], tuple[int, int]] | None = None
+) -> None:
+    """Copy each tensor of `file` into the one of the same name in `wanted`, reading one at a time.
+
+    Of a sharded tensor with n rows only its `own_rows(n)`, first and past-the-last, are read. Raises CheckpointError, before
+    anything is copied, on a missing, unknown or misshapen one, and if the file cannot be read.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as stored:
+            slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118  (no mapping)
+            _check_tensors(file, {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}, wanted)
+            with torch.no_grad():
+                for name, tensor in wanted.items():
+                    part = getattr(tensor, "_local_tensor", None)
+                    if part is None:
+                        tensor.copy_(stored.get_tensor(name))
+                    else:
+                        assert own_rows is not None
+                        start, stop = own_rows(len(tensor))
+                        part.copy_(slices[name][start:stop])
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"'{file}' cannot be read as safetensors: {error}") from error
+
+
+def copy_tensors(file: Path, wanted: Mapping[str, torch.Tensor], stored: Mapping[str, torch.Tensor]) -> None:
+    """Copy each tensor of `stored`, as read from `file`, into the one of the same name in `wanted`.
 
     Raises CheckpointError, before anything is copied, on a missing, unknown or misshapen one.
     """
     import torch
 
-    stored = read_tensors(file) if stored is None else stored
+    _check_tensors(file, {name: (tuple(t.shape), _dtype_name(t)) for name, t in stored.items()}, wanted)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(stored[name])
+
+
+def _check_tensors(file: Path, stored: Mapping[str, tuple[tuple[int, ...], str]], wanted: Mapping[str, torch.Tensor]) -> None:
+    """Names, shapes and types of a file's tensors against the wanted ones. Raises CheckpointError."""
     for name in sorted(stored.keys() ^ wanted.keys()):
         place = "is in no place of the model" if name in stored else "is missing"
         raise CheckpointError(f"tensor '{name}' of '{file}' {place}; the checkpoint belongs to another configuration.")
     for name, tensor in wanted.items():
-        if stored[name].shape != tensor.shape or stored[name].dtype != tensor.dtype:
+        shape, dtype = stored[name]
+        if shape != tuple(tensor.shape) or dtype != _dtype_name(tensor):
             raise CheckpointError(
-                f"tensor '{name}' of '{file}' is {stored[name].dtype} {tuple(stored[name].shape)}, the model's is "
-                f"{tensor.dtype} {tuple(tensor.shape)}; the checkpoint belongs to another configuration."
+                f"tensor '{name}' of '{file}' is {dtype} {shape}, the model's is {_dtype_name(tensor)} {tuple(tensor.shape)}; "
+                "the checkpoint belongs to another configuration."
             )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(stored[name])
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -151,9 +201,16 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"'{file}' cannot be read as safetensors: {error}") from error
 
 
-def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], *, metadata: Mapping[str, str] | None = None) -> str:
+def write_tensors(
+    file: Path,
+    tensors: Mapping[str, Shaped],
+    values: Iterator[torch.Tensor] | None = None,
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> str:
     """Stream `tensors` into a safetensors file (one tensor at a time is copied to the CPU); its SHA-256.
 
+    With `values`, the contents come from there, in order, and `tensors` say shapes and types alone.
     The library's own writer hides a full disk in an error of its own and needs a second pass for the checksum. The format:
     8 bytes of header length, a JSON header, then the tensors' bytes, little-endian, in the header's order.
     """
@@ -162,9 +219,8 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], *, metadata: 
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     offset = 0
     for name, tensor in tensors.items():
-        size = tensor.numel() * tensor.element_size()
-        dtype = _DTYPE_NAMES[str(tensor.dtype).removeprefix("torch.")]
-        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
+        size = math.prod(tensor.shape) * tensor.dtype.itemsize
+        header[name] = {"dtype": _dtype_name(tensor), "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts aligned, as the format asks
@@ -173,7 +229,8 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], *, metadata: 
         for data in (len(text).to_bytes(8, "little"), text):
             digest.update(data)
             out.write(data)
-        for tensor in tensors.values():
+        contents: Iterable[Any] = tensors.values() if values is None else itertools.islice(values, len(tensors))
+        for tensor in contents:
             view = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             digest.update(view)
             out.write(view)

@@ -8,6 +8,7 @@ the head is smaller by a quarter, so that the first loss stays near log V. Gains
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -16,11 +17,18 @@ RESIDUAL_OUTPUT = "to_out.weight"
 HEAD_SCALE = 0.25
 
 
-def initialise(model: nn.Module, seed: int) -> None:
-    """Fill all parameters of `model` in place."""
+def _fill(parameter: nn.Parameter, draw: torch.Tensor) -> object:
+    return parameter.copy_(draw)
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, seed: int, *, fill: Callable[[nn.Parameter, torch.Tensor], object] = _fill) -> None:
+    """Give all parameters of `model` their initial values, one at a time: `fill` gets a parameter and its whole value."""
     depth = sum(name.endswith("attention.to_out.weight") for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
+            assert name.endswith("gain"), f"{name} has no rule for its initial value"
+            fill(parameter, torch.ones(parameter.shape))
             continue
         std = parameter.shape[-1] ** -0.5
         if name.endswith(RESIDUAL_OUTPUT):
@@ -29,7 +37,6 @@ def initialise(model: nn.Module, seed: int) -> None:
             std *= HEAD_SCALE
         digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-        with torch.no_grad():
-            draw = torch.empty(parameter.shape, dtype=torch.float32)
-            nn.init.trunc_normal_(draw, std=std, a=-3 * std, b=3 * std, generator=generator)
-            parameter.copy_(draw)
+        draw = torch.empty(parameter.shape, dtype=torch.float32)
+        nn.init.trunc_normal_(draw, std=std, a=-3 * std, b=3 * std, generator=generator)
+        fill(parameter, draw)

@@ -4,10 +4,14 @@ V vocabulary, L tokens that the local modules run on (T, or the speech tokens al
     ids_BT -> x_BTE -> PatchEncoder z_BUG -> GlobalTransformer z_BUG -> PatchDecoder h_BTE -> head logits_BTV
 
 The only side input is which unit each token belongs to and which units it may see; the model decides no boundary.
-`hidden` stops before the head, so that a loss can walk over positions without keeping all logits.
+`forward` hands the last hidden states and the head to `read` where that is given, so that a loss can walk over positions
+without keeping all logits, inside the one call that sharding (FSDP) sees.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,9 +39,9 @@ class Baseline(nn.Module):
         """h_BTG; logits at t are `head(h_BTG[:, t])`."""
         return self.global_transformer(self.embedding(batch.ids_BT), batch)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """logits_BTV; logits[b, t] predicts ids_BT[b, t + 1]."""
-        return self.head(self.hidden(batch))
+    def forward(self, batch: Batch, read: Callable[[Tensor, nn.Module], Any] | None = None) -> Any:
+        """logits_BTV; logits[b, t] predicts ids_BT[b, t + 1]. With `read`: what `read(hidden states, head)` gives."""
+        return (read or _logits)(self.hidden(batch), self.head)
 
 
 class LatentSpeechText(nn.Module):
@@ -64,9 +68,9 @@ class LatentSpeechText(nn.Module):
         z_BUG = self.global_transformer(z_BUG, batch)
         return self.decoder(self._decoder_stream(h_BLE, batch, stream), z_BUG, batch, stream)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """logits_BTV; logits[b, t] predicts ids_BT[b, t + 1]."""
-        return self.head(self.hidden(batch))
+    def forward(self, batch: Batch, read: Callable[[Tensor, nn.Module], Any] | None = None) -> Any:
+        """logits_BTV; logits[b, t] predicts ids_BT[b, t + 1]. With `read`: what `read(hidden states, head)` gives."""
+        return (read or _logits)(self.hidden(batch), self.head)
 
     def _decoder_stream(self, h_BLE: Tensor, batch: Batch, stream: TokenStream) -> Tensor:
         if self.decoder_embedding is None:
@@ -78,6 +82,10 @@ class LatentSpeechText(nn.Module):
 def network(config: ModelConfig) -> Baseline | LatentSpeechText:
     """The uninitialised network of `config`."""
     return Baseline(config) if config.arm is Arm.BASELINE else LatentSpeechText(config)
+
+
+def _logits(h_BTE: Tensor, head: nn.Module) -> Tensor:
+    return head(h_BTE)
 
 
 def _vocabulary_size(config: ModelConfig) -> int:

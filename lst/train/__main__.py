@@ -12,9 +12,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lst.errors import ConfigError, LstError
 from lst.train.signals import EXIT_STOPPED, Stopped, StopRequest
+
+if TYPE_CHECKING:
+    from lst.train.distributed import Ranks
 
 log = logging.getLogger("lst.train")
 
@@ -37,28 +41,64 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train_run(run_dir: Path, stop: StopRequest) -> int:
-    """One attempt at the run, under its lock. What fails inside is told on stderr and in failure.json."""
-    from lst.train.folder import RunLock, is_complete, read_run_config, require_run_config, write_failure
-    from lst.train.layout import clean_up
+    """One attempt at the run, in one process or as one of several; the exit code.
+
+    What this process can see to be wrong for itself is raised before anything is written and anybody waited for.
+    """
+    from lst.train.distributed import Place, Ranks
+    from lst.train.folder import require_run_config
 
     if not run_dir.is_dir():
         raise ConfigError(f"run folder '{run_dir}' does not exist; plan the study first, or give DIR/runs/<run_id>.")
-    require_run_config(run_dir)  # before anything is written: this may be no run's folder at all
-    lock = RunLock(run_dir)
+    require_run_config(run_dir)
+    ranks = Ranks(Place.read(os.environ))
+    if ranks.size > 1:
+        _meet(run_dir, ranks)
+    try:
+        code = _attempt(run_dir, stop, ranks)
+    except LstError as error:  # another process trains this run
+        if ranks.first:
+            raise
+        return error.exit_code
+    ranks.leave()
+    return code
+
+
+def _meet(run_dir: Path, ranks: Ranks) -> None:
+    """Join the other processes, if there may be so many."""
+    from lst.train.folder import read_run_config
+
+    if not ranks.first:
+        logging.getLogger().setLevel(logging.WARNING)
+    config = read_run_config(run_dir)
+    ranks.place.require_fit(config)
+    os.environ.setdefault("OMP_NUM_THREADS", str(config.execution.threads))
+    ranks.join()
+
+
+def _attempt(run_dir: Path, stop: StopRequest, ranks: Ranks) -> int:
+    """Train under the run's lock. What fails inside is told by rank 0, on stderr and in failure.json."""
+    from lst.train.folder import RunLock, is_complete, read_run_config
+    from lst.train.layout import clean_up
+
+    locks: list[RunLock] = []
+    ranks.on_first(lambda: locks.append(RunLock(run_dir)))
+    attempt = int(ranks.of_first(locks[0].attempt if locks else 0))
     run_id, trainer = "", None
     try:
-        config = read_run_config(run_dir)
+        config = ranks.together(lambda: read_run_config(run_dir))
         run_id = config.run_id
-        if is_complete(run_dir, config):
-            clean_up(run_dir)
+        if ranks.of_first(ranks.together(lambda: is_complete(run_dir, config))):
+            ranks.on_first(lambda: clean_up(run_dir))
             log.info("run %s is complete already", run_id)
             return 0
         # OpenMP reads this once, when torch is loaded: no thread pool larger than the run may use.
         os.environ.setdefault("OMP_NUM_THREADS", str(config.execution.threads))
         from lst.train.trainer import Trainer
 
-        stop.check()
-        trainer = Trainer(run_dir, config, attempt=lock.attempt, stop=stop)
+        if ranks.any(bool(stop.signal))[0]:
+            raise Stopped(stop.signal or "a signal to another rank")
+        trainer = Trainer(run_dir, config, attempt=attempt, stop=stop, ranks=ranks)
         trainer.run()
         log.info("run %s is complete after %s steps", run_id, f"{trainer.state.step:,}")
         return 0
@@ -66,13 +106,25 @@ def train_run(run_dir: Path, stop: StopRequest) -> int:
         log.info("stopped by %s after %s steps; run it again to go on", signal, trainer.state.step if trainer else 0)
         return EXIT_STOPPED
     except Exception as error:
-        from lst.train.failures import exit_code
-
-        step = trainer.state.step if trainer else 0
-        print(f"error: {write_failure(run_dir, error, run_id=run_id, attempt=lock.attempt, step=step)}", file=sys.stderr)
-        return exit_code(error)
+        return _fail(run_dir, ranks, error, run_id=run_id, attempt=attempt, step=trainer.state.step if trainer else 0)
     finally:
-        lock.release()
+        for lock in locks:
+            lock.release()
+
+
+def _fail(run_dir: Path, ranks: Ranks, error: Exception, *, run_id: str, attempt: int, step: int) -> int:
+    """Say what failed, on rank 0 for all; the exit code. Ends other ranks at once, for they may wait for each other."""
+    from lst.train.failures import exit_code
+    from lst.train.folder import write_failure
+
+    error = ranks.explain(error)
+    if ranks.first:
+        print(f"error: {write_failure(run_dir, error, run_id=run_id, attempt=attempt, step=step)}", file=sys.stderr)
+    if ranks.size > 1:
+        sys.stderr.flush()
+        sys.stdout.flush()
+        os._exit(exit_code(error))
+    return exit_code(error)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,31 @@ here: when to save (lst.train.trainer).
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lst.config import RunConfig
 from lst.errors import CheckpointError
-from lst.model.export import MODEL, copy_tensors, load_weights, seal_folder, verify_folder, write_file, write_model, write_tensors
+from lst.model.export import (
+    CONFIG,
+    MODEL,
+    load_tensors,
+    model_tensors,
+    seal_folder,
+    verify_folder,
+    write_config,
+    write_file,
+    write_tensors,
+)
 from lst.records import CHECKPOINTS, write_atomically
+from lst.train.distributed import Ranks
+from lst.train.gathering import Piece, pieces, whole_tensors
 from lst.train.layout import (
     FINAL,
     LATEST,
@@ -36,8 +51,10 @@ from lst.train.layout import (
     remove_leftovers,
     step_folder,
 )
+from lst.train.sharding import row_range
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from lst.train.optim import AdamW
@@ -72,47 +89,108 @@ class TrainState:
     out_of_memory: list[dict[str, Any]] = field(default_factory=list)  # smaller micro-batches (lst.train.micro_batches)
 
 
-def save_checkpoint(run_dir: Path, *, model: nn.Module, optimizer: AdamW, config: RunConfig, state: TrainState) -> Path:
-    """Save everything a resume needs, as one folder; older ones beyond `KEPT` are removed. Raises OSError on a full disk."""
-    root = checkpoint_root(run_dir, state.branch)
-    root.mkdir(parents=True, exist_ok=True)
-    target = step_folder(root, state.step)
-    with aside(target) as folder:
-        files = write_model(folder, model, config)
-        files[OPTIMIZER] = write_tensors(folder / OPTIMIZER, optimizer.tensors())
-        files[STATE] = write_file(folder / STATE, (json.dumps(asdict(state), indent=1, sort_keys=True) + "\n").encode())
-        seal_folder(folder, files)
-    write_atomically(root / LATEST, (target.name + "\n").encode())
-    for old in newest_first(root)[KEPT:]:
-        remove_folder(old)
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What a checkpoint will hold, of one moment, as one rank has it."""
+
+    step: int
+    branch: int | None
+    config: RunConfig
+    state: str  # TrainState as JSON
+    model: dict[str, Piece]
+    optimizer: dict[str, Piece]
+
+    @classmethod
+    def take(cls, *, model: nn.Module, optimizer: AdamW, config: RunConfig, state: TrainState, copy: bool = False) -> Snapshot:
+        """Of the run as it stands. `copy` puts tensors into the CPU's memory, so that training may go on meanwhile."""
+        text = json.dumps(asdict(state), indent=1, sort_keys=True) + "\n"
+        weights, moments = pieces(model_tensors(model), copy=copy), pieces(optimizer.tensors(), copy=copy)
+        return cls(step=state.step, branch=state.branch, config=config, state=text, model=weights, optimizer=moments)
+
+    @property
+    def pieces(self) -> Iterator[Piece]:
+        return itertools.chain(self.model.values(), self.optimizer.values())
+
+
+def save_checkpoint(run_dir: Path, snapshot: Snapshot, ranks: Ranks | None = None) -> Path:
+    """Write everything a resume needs, as one folder; older ones beyond `KEPT` are removed. Raises OSError on a full disk.
+
+    Called by all ranks: they hand their rows to rank 0, a tensor at a time, and it writes.
+    """
+    root = checkpoint_root(run_dir, snapshot.branch)
+    target = step_folder(root, snapshot.step)
+    with whole_tensors(snapshot.pieces, ranks or Ranks()) as values:
+        if values is not None:
+            root.mkdir(parents=True, exist_ok=True)
+            with aside(target) as folder:
+                files = _write_model(folder, snapshot.model, values, snapshot.config)
+                files[OPTIMIZER] = write_tensors(folder / OPTIMIZER, snapshot.optimizer, values)
+                files[STATE] = write_file(folder / STATE, snapshot.state.encode())
+                seal_folder(folder, files)
+            write_atomically(root / LATEST, (target.name + "\n").encode())
+            for old in newest_first(root)[KEPT:]:
+                remove_folder(old)
     return target
 
 
-def save_final(run_dir: Path, *, model: nn.Module, config: RunConfig) -> Path:
-    """Write the finished run's weights to checkpoints/final/, whole or not at all."""
-    return _save_weights(run_dir / CHECKPOINTS / FINAL, model, config)
+def save_final(run_dir: Path, *, model: nn.Module, config: RunConfig, ranks: Ranks | None = None) -> Path:
+    """Write the finished run's weights to checkpoints/final/, whole or not at all. Called by all ranks."""
+    return _save_weights(run_dir / CHECKPOINTS / FINAL, model, config, ranks or Ranks())
 
 
-def save_budget(run_dir: Path, *, model: nn.Module, config: RunConfig, tag: dict[str, Any]) -> Path:
+def save_budget(run_dir: Path, *, model: nn.Module, config: RunConfig, tag: dict[str, Any], ranks: Ranks | None = None) -> Path:
     """Write the weights of a finished branch and its `tag` to checkpoints/budget-<S>/, whole or not at all."""
-    return _save_weights(budget_folder(run_dir, tag["branch"]), model, config, {TAG: tag})
+    return _save_weights(budget_folder(run_dir, tag["branch"]), model, config, ranks or Ranks(), {TAG: tag})
 
 
-def _save_weights(target: Path, model: nn.Module, config: RunConfig, extra: dict[str, dict[str, Any]] | None = None) -> Path:
-    with aside(target) as folder:
-        files = write_model(folder, model, config)
-        for name, content in (extra or {}).items():
-            files[name] = write_file(folder / name, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
-        seal_folder(folder, files)
+def _save_weights(
+    target: Path, model: nn.Module, config: RunConfig, ranks: Ranks, extra: dict[str, dict[str, Any]] | None = None
+) -> Path:
+    tensors = pieces(model_tensors(model), copy=False)
+    with whole_tensors(tensors.values(), ranks) as values:
+        if values is not None:
+            with aside(target) as folder:
+                files = _write_model(folder, tensors, values, config)
+                for name, content in (extra or {}).items():
+                    files[name] = write_file(folder / name, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+                seal_folder(folder, files)
     return target
 
 
-def resume(run_dir: Path, *, model: nn.Module, optimizer: AdamW, config: RunConfig, branch: int | None = None) -> TrainState:
+def resume(
+    run_dir: Path,
+    *,
+    model: nn.Module,
+    optimizer: AdamW,
+    config: RunConfig,
+    branch: int | None = None,
+    ranks: Ranks | None = None,
+) -> TrainState:
     """Load the newest checkpoint (of `branch`) that verifies into `model` and `optimizer`; a fresh state where there is none.
 
-    What is rejected is logged with the reason. Raises CheckpointError if a whole checkpoint belongs to another run.
+    Rank 0 verifies and chooses, each rank reads its own rows, whatever the number of ranks that wrote. What is rejected is
+    logged with the reason. Raises CheckpointError if a whole checkpoint belongs to another run.
     """
+    ranks = ranks or Ranks()
     root = checkpoint_root(run_dir, branch)
+    step = ranks.of_first(ranks.together(lambda: _newest_whole(root, config) if ranks.first else 0))
+    if step < 0:
+        return TrainState(run_id=config.run_id)
+    folder = step_folder(root, int(step))
+
+    def load() -> TrainState:
+        rows = functools.partial(row_range, rank=ranks.rank, size=ranks.size)
+        load_tensors(folder / MODEL, model_tensors(model), own_rows=rows)
+        load_tensors(folder / OPTIMIZER, optimizer.tensors(), own_rows=rows)
+        return _read_state(folder)
+
+    state = ranks.together(load)
+    log.info("resumed from %s", folder.name)
+    return state
+
+
+def _newest_whole(root: Path, config: RunConfig) -> int:
+    """The step of the newest checkpoint that verifies, -1 if there is none."""
     root.mkdir(parents=True, exist_ok=True)
     remove_leftovers(root)
     for folder in newest_first(root):
@@ -127,11 +205,12 @@ def resume(run_dir: Path, *, model: nn.Module, optimizer: AdamW, config: RunConf
                 f"checkpoint '{folder}' belongs to run {state.run_id}, not to {config.run_id}; "
                 "delete it to train this run from the start."
             )
-        load_weights(model, folder / MODEL)
-        copy_tensors(folder / OPTIMIZER, optimizer.tensors())
-        log.info("resumed from %s", folder.name)
-        return state
-    return TrainState(run_id=config.run_id)
+        return state.step
+    return -1
+
+
+def _write_model(folder: Path, tensors: dict[str, Piece], values: Iterator[torch.Tensor], config: RunConfig) -> dict[str, str]:
+    return {MODEL: write_tensors(folder / MODEL, tensors, values), CONFIG: write_config(folder, config)}
 
 
 def _read_state(folder: Path) -> TrainState:

@@ -6,6 +6,7 @@ import errno
 import traceback
 
 from lst.errors import CheckpointError, ConfigError, DataError, LstError, RunFailed
+from lst.train.distributed import RankFailed
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 TRACEBACK_LINES = 40
@@ -23,6 +24,8 @@ def failure_class(error: BaseException) -> str:
     """nan | disk_full | oom | config | data | import | error."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return "disk_full"
+    if isinstance(error, RankFailed):
+        return error.kind
     for kind, name in (
         (Diverged, "nan"),
         (ConfigError, "config"),

@@ -1,8 +1,9 @@
 """Cross-entropy without a full copy of the logits: only positions with a target, a chunk of them at a time.
 
 With 4 x 4,096 positions and a vocabulary of 32k, logits in fp32 are 2 GiB and their gradient as much again. Here a chunk's
-logits live only until its loss and gradient are taken, so the peak is one chunk's. A model offers `hidden(batch)` (h_BTE)
-and `head(h)` (logits). Losses are in nats. B sequences, T tokens, N positions with a target, E width, V vocabulary.
+logits live only until its loss and gradient are taken, so the peak is one chunk's. A model offers `forward(batch, read)`,
+which ends in `read(h_BTE, head)` (lst.model.lst). Losses are in nats.
+B sequences, T tokens, N positions with a target, E width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lst.data.vocab import SPEECH, TEXT
 if TYPE_CHECKING:
     from lst.model import Batch
     from lst.model.lst import Baseline, LatentSpeechText
+    from lst.train.distributed import Ranks
 
     Network = Baseline | LatentSpeechText
 
@@ -48,6 +50,10 @@ class LossSums:
     def __add__(self, other: LossSums) -> LossSums:
         return LossSums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
+    def over(self, ranks: Ranks) -> LossSums:
+        """The sums over all ranks."""
+        return LossSums(*ranks.sum(list(vars(self).values())))  # type: ignore[arg-type]  # counts come back as whole floats
+
     def means(self) -> dict[str, float]:
         """`loss` of all tokens, `loss_text` and `loss_speech` where there are any."""
         record = {"loss": self.nats / self.tokens}
@@ -68,19 +74,21 @@ def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextMana
 def accumulate_gradients(model: Network, batch: Batch, *, predicted: int, dtype: str = "float32") -> LossSums:
     """Add the gradient of (sum of the batch's losses) / `predicted` to the parameters; the batch's loss sums.
 
-    `predicted` counts the targets of the whole global batch, of which `batch` is a part. The head's gradient is taken
-    chunk by chunk as soon as its logits are there (nothing is recomputed), the network's once at the end.
+    `predicted` counts the targets of the whole global batch, of which `batch` is a part. A batch without a target adds
+    zeros, so that a process that has nothing to do can take part in the exchange of gradients.
     """
     where_N, target_N, modality_N = _targets(batch)
+
+    def read(h_BTE: torch.Tensor, head: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        h_NE = h_BTE.flatten(0, 1)[where_N]
+        losses: tuple[torch.Tensor, torch.Tensor]
+        losses = _HeadLoss.apply(h_NE, head.weight, target_N, 1 / max(predicted, 1), dtype)  # type: ignore[no-untyped-call]
+        return losses
+
     with autocast(batch.ids_BT.device, dtype):
-        h_NE = model.hidden(batch).flatten(0, 1)[where_N]
-    leaf_NE = h_NE.detach().requires_grad_()
-    losses = [
-        _head_gradients(model, h_CE, target_C, 1 / predicted, dtype) for h_CE, target_C in _chunks(model, leaf_NE, target_N)
-    ]
-    assert leaf_NE.grad is not None
-    _backward(h_NE, leaf_NE.grad)
-    return LossSums.of(torch.cat(losses), modality_N)
+        mean, loss_N = model(batch, read=read)
+    mean.backward()  # a scalar: for a given gradient torch would load symbolic shapes (and sympy, a second) to check it
+    return LossSums.of(loss_N, modality_N)
 
 
 @torch.no_grad()
@@ -88,39 +96,66 @@ def token_losses(model: Network, batch: Batch, *, dtype: str = "float32") -> tor
     """loss_BT in fp32: -log p(target) at each position with a target, 0 elsewhere. No gradients."""
     where_N, target_N, _ = _targets(batch)
     loss_BT = torch.zeros(batch.target_BT.shape, device=batch.target_BT.device)
+
+    def read(h_BTE: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
+        chunks = _chunks(h_BTE.flatten(0, 1)[where_N], target_N, head.out_features)
+        return torch.cat([_losses(head(h_CE).float(), target_C) for h_CE, target_C in chunks])
+
     with autocast(batch.ids_BT.device, dtype):
-        h_NE = model.hidden(batch).flatten(0, 1)[where_N]
-        losses = [_losses(model.head(h_CE).float(), target_C) for h_CE, target_C in _chunks(model, h_NE, target_N)]
-    loss_BT.view(-1)[where_N] = torch.cat(losses)
+        loss_BT.view(-1)[where_N] = model(batch, read=read)
     return loss_BT
 
 
-def _head_gradients(model: Network, h_CE: torch.Tensor, target_C: torch.Tensor, scale: float, dtype: str) -> torch.Tensor:
-    """Losses of one chunk; its gradients are added to the head and to `h_CE`. The logits live no longer than this call."""
-    with autocast(h_CE.device, dtype):
-        logits_CV = model.head(h_CE)
-    loss_C, grad_CV = _losses_and_gradient(logits_CV.detach(), target_C, scale)
-    _backward(logits_CV, grad_CV)
-    return loss_C
+class _HeadLoss(torch.autograd.Function):
+    """(h_NE, weight_VE) -> `scale` x the summed loss (what is differentiated), and loss_N.
 
-
-class _GivenGradient(torch.autograd.Function):
-    """A scalar whose gradient with respect to `tensor` is `gradient`."""
+    The gradients of both inputs are made chunk by chunk as soon as a chunk's logits are there, so that these live no longer
+    than that and nothing is computed again; `backward` hands them over.
+    """
 
     @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(gradient)
-        return tensor.new_zeros(())
+    def forward(
+        ctx: Any, h_NE: torch.Tensor, weight_VE: torch.Tensor, target_N: torch.Tensor, scale: float, dtype: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x_NE, w_VE = (t.detach().to(getattr(torch, dtype)) for t in (h_NE, weight_VE))
+        grad_NE, grad_VE = torch.empty_like(h_NE), torch.zeros_like(weight_VE)
+        loss_N = torch.empty(len(h_NE), device=h_NE.device)
+        chunks = _chunks(x_NE, target_N, len(w_VE))
+        logits_CV = x_NE.new_empty(len(chunks[0][0]), len(w_VE))  # one buffer for all chunks: allocating anew fragments the heap
+        done = 0
+        for x_CE, target_C in chunks:
+            here = slice(done, done + len(x_CE))
+            torch.mm(x_CE, w_VE.t(), out=logits_CV[: len(x_CE)])
+            loss_N[here], grad_CV = _losses_and_gradient(logits_CV[: len(x_CE)], target_C, scale)
+            _product(grad_CV, w_VE, out=grad_NE[here])
+            _add_product(grad_VE, grad_CV.t(), x_CE)
+            done += len(x_CE)
+            del grad_CV  # in bf16 it is no view of the buffer
+        ctx.gradients = grad_NE, grad_VE
+        ctx.mark_non_differentiable(loss_N)
+        return loss_N.sum() * scale, loss_N
 
     @staticmethod
-    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient, None
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        grad_NE, grad_VE = ctx.gradients
+        ctx.gradients = None  # handed over for good: the engine may keep these tensors without a copy
+        return grad_NE.mul_(outer[0]), grad_VE.mul_(outer[0]), None, None, None
 
 
-def _backward(tensor: torch.Tensor, gradient: torch.Tensor) -> None:
-    """`tensor.backward(gradient)`, without the symbolic shapes (and sympy, a second) that torch loads for checking it."""
-    _GivenGradient.apply(tensor, gradient).backward()  # type: ignore[no-untyped-call]
+def _product(a: torch.Tensor, b: torch.Tensor, *, out: torch.Tensor) -> None:
+    """out = a @ b, in out's dtype."""
+    if out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    else:
+        out.copy_(a @ b)
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a @ b, in total's dtype."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a @ b)
 
 
 def _targets(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -130,8 +165,8 @@ def _targets(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return where_N, target_BT[where_N].long(), batch.target_modality_BT.flatten()[where_N]
 
 
-def _chunks(model: Network, h_NE: torch.Tensor, target_N: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    size = max(CHUNK_ROWS, CHUNK_LOGITS[h_NE.device.type] // model.head.out_features)
+def _chunks(h_NE: torch.Tensor, target_N: torch.Tensor, vocabulary: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    size = max(CHUNK_ROWS, CHUNK_LOGITS[h_NE.device.type] // vocabulary)
     return list(zip(torch.split(h_NE, size), torch.split(target_N, size), strict=True))
 
 

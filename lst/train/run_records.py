@@ -12,13 +12,29 @@ from typing import Any
 from lst.records import EVAL_RECORDS, ITEM_RECORDS, TRAIN_RECORDS, JsonLinesWriter, Position
 
 
+class NoRecords:
+    """Takes records in the place of a JsonLinesWriter, and drops them."""
+
+    dropped: tuple[dict[str, Any], ...] = ()
+    position = Position()
+
+    def write(self, record: dict[str, Any]) -> None: ...
+    def flush_to_disk(self) -> None: ...
+    def close(self) -> None: ...
+
+
 class RunRecords:
     """Writers of train.jsonl, eval.jsonl and items.jsonl."""
 
-    def __init__(self, run_dir: Path, positions: dict[str, dict[str, Any]]) -> None:
-        """Cut each file at its entry of `positions` (none: at its start). Raises CheckpointError on a damaged file."""
+    def __init__(self, run_dir: Path, positions: dict[str, dict[str, Any]], *, writes: bool = True) -> None:
+        """Cut each file at its entry of `positions` (none: at its start). Raises CheckpointError on a damaged file.
 
-        def opened(name: str) -> JsonLinesWriter:
+        Without `writes` (of several processes only one has it) no file is touched, and records go nowhere.
+        """
+
+        def opened(name: str) -> JsonLinesWriter | NoRecords:
+            if not writes:
+                return NoRecords()
             return JsonLinesWriter(run_dir / name, position=Position(**positions.get(name, {})))
 
         self.train = opened(TRAIN_RECORDS)

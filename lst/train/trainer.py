@@ -1,10 +1,11 @@
-"""The training loop of one run in one process: step, record, evaluate, save; resume to the bit.
+"""The training loop of one run: step, record, evaluate, save; resume to the bit.
 
 A step is: the global batch of the step, micro-batch by micro-batch; losses summed and divided by the batch's predicted
-tokens; clip; judge; AdamW at the schedule's learning rate. Records of a step are written before the checkpoint that holds it, so
-that a resumed run drops what its checkpoint does not know and writes it again, equal. Not here: the model (lst.model), the
-data (lst.data.stream), what a folder contains (docs/run_folder.md), more than one process (later: `accumulate_gradients`
-takes the global count of predicted tokens, and `Stream.batch` the global batch).
+tokens; clip; judge; AdamW at the schedule's learning rate. Records of a step are written before the checkpoint that holds it,
+so that a resumed run drops what its checkpoint does not know and writes it again, equal. With several ranks all of them run
+this loop in step: whatever decides where it goes is agreed on between two steps or equal on all, and rank 0 alone writes. Not
+here: the model (lst.model), the data (lst.data.stream), what a folder contains (docs/run_folder.md), how ranks share the model
+(lst.train.sharding) and the batch (lst.train.batches).
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ from lst.data.stream import Stream
 from lst.errors import ConfigError, DataError
 from lst.evals.evaluate import Evaluation, evaluation_steps
 from lst.flops import SequenceCounts, parameter_counts, training_flops
-from lst.model import Batch, build_model
+from lst.model import Batch
 from lst.model.attention import use_backend
 from lst.model.warm_start import describe, warm_start
 from lst.records import EXIT, write_json
 from lst.schedule import learning_rate
 from lst.train.bad_steps import judge_step
+from lst.train.batches import StepBatch, equally_many
 from lst.train.branches import branch_tag, due_branch, fork_off, rejoin
-from lst.train.checkpoint import TrainState, resume, save_budget, save_checkpoint, save_final
+from lst.train.checkpoint import Snapshot, TrainState, resume, save_budget, save_final
+from lst.train.distributed import Ranks
 from lst.train.failures import Diverged
 from lst.train.folder import versions
 from lst.train.layout import clean_up, remove_branches
@@ -42,7 +45,9 @@ from lst.train.metrics import ProgressLog, branch_field, eval_record, exit_recor
 from lst.train.micro_batches import MicroBatches, event, explained_out_of_memory
 from lst.train.optim import AdamW
 from lst.train.run_records import RunRecords
+from lst.train.sharding import make_network
 from lst.train.signals import Stopped, StopRequest
+from lst.train.writer import CheckpointWriter
 
 log = logging.getLogger(__name__)
 
@@ -50,25 +55,28 @@ log = logging.getLogger(__name__)
 class Trainer:
     """One attempt of a run. `state` says how far it is, also after an exception."""
 
-    def __init__(self, run_dir: Path, config: RunConfig, *, attempt: int, stop: StopRequest) -> None:
+    def __init__(self, run_dir: Path, config: RunConfig, *, attempt: int, stop: StopRequest, ranks: Ranks | None = None) -> None:
         """Builds data, model and optimiser, and resumes. Raises DataError, ConfigError or CheckpointError."""
         self.run_dir, self.config, self.attempt, self.stop = run_dir, config, attempt, stop
+        self.ranks = ranks = ranks or Ranks()
         self.state = TrainState(run_id=config.run_id)
-        dataset = open_run_dataset(config)
-        self.device = choose_device(config)
+        dataset = ranks.together(lambda: open_run_dataset(config))
+        self.device = ranks.together(lambda: choose_device(config, ranks))
         _set_up_torch(config, self.device)
-        self.stream = Stream(dataset, config)
+        self.stream = ranks.together(lambda: Stream(dataset, config))
         self.evaluation = Evaluation(dataset, config)
-        self.model = build_model(config).to(self.device).train()
+        self.model = make_network(config, ranks, self.device)
         use_backend(self.model, config.execution.attention)
-        self.optimizer = AdamW(self.model, config.optim)
+        self.optimizer = AdamW(self.model, config.optim, ranks)
+        self.writer = CheckpointWriter(run_dir, ranks, asynchronous=config.execution.checkpoint_async)
         self.state = self._resume()
-        self.records = RunRecords(run_dir, self.state.records)
+        self.records = ranks.together(lambda: RunRecords(run_dir, self.state.records, writes=ranks.first))
         self.state.seconds += self.records.lost_seconds
         self.evaluation_steps = evaluation_steps(config.train.steps, config.evaluation)
-        self.micro_batches = MicroBatches(config.execution.micro_batch_tokens)
+        self.micro_batches = MicroBatches(config.execution.micro_batch_tokens, processes=ranks.size)
         self.peak_flops = peak_flops(config, self.device)
         self._saved: tuple[int | None, ...] = ()
+        self._moved = False  # whether a step was done since the last save
         self._saved_time = self._clock = time.monotonic()
 
     def run(self) -> None:
@@ -80,8 +88,10 @@ class Trainer:
                 self._train_to_end()
         except Stopped:
             self.save()
+            self.writer.wait()
             raise
         finally:
+            self.writer.finish_quietly()
             self.records.close()
         self._finish()
 
@@ -96,30 +106,39 @@ class Trainer:
         progress = ProgressLog(end, self.state.step)
         self._evaluate_and_branch()
         while self.state.step < end:
-            self.stop.check()
+            self._agree_at_boundary()
             record = self.train_step()
             if self.state.step % execution.log_every == 0 or self.state.step == end:
                 self.records.train.write(record)
             progress.step(record)
             self._evaluate_and_branch()
-            if self.state.step < end and time.monotonic() - self._saved_time >= execution.checkpoint_every_seconds:
-                self.save()
+
+    def _agree_at_boundary(self) -> None:
+        """Between two steps: leave if a rank was asked to stop or could not write, and save if it is time by rank 0's clock."""
+        late = time.monotonic() - self._saved_time >= self.config.execution.checkpoint_every_seconds
+        stop, failed, save = self.ranks.any(bool(self.stop.signal), self.writer.failed, self.ranks.first and late and self._moved)
+        if failed:
+            self.writer.wait()
+        if stop:
+            raise Stopped(self.stop.signal or "a signal to another rank")
+        if save:
+            self.save()
 
     def train_step(self) -> dict[str, Any]:
         """One optimiser step; its record."""
         started, state, config = time.perf_counter(), self.state, self.config
-        packed = self.stream.batch(state.step)
+        batch = StepBatch.make(self.stream, state.step, self.ranks)
         data_seconds = time.perf_counter() - started
-        losses, smaller = self.micro_batches.run(packed, partial(self._gradients, int(packed.counts.predicted)))
+        losses, smaller = self.micro_batches.run(batch.own, partial(self._gradients, int(batch.counts.predicted)))
         state.out_of_memory += [event(self.attempt, state.step + 1, tokens) for tokens in smaller]
         grad_norm = self.optimizer.clip_gradients()
         bad = judge_step(state, loss=losses.nats / losses.tokens, grad_norm=grad_norm, config=config)
         lr = learning_rate(state.step, steps=self.end, optim=config.optim)
         if not bad:
             self.optimizer.step(lr)
-        flops = self._advance(packed.counts)
+        flops = self._advance(batch.counts)
         clock = wall_clock(
-            packed.counts,
+            batch.counts,
             seconds=time.perf_counter() - started,
             data_seconds=data_seconds,
             flops=flops,
@@ -128,33 +147,38 @@ class Trainer:
         )
         if state.out_of_memory:
             clock["micro_batch_tokens"] = self.micro_batches.tokens
-        return train_record(state, losses=losses, lr=lr, grad_norm=grad_norm, batch_hash=packed.hash, clock=clock, skipped=bad)
+        return train_record(state, losses=losses, lr=lr, grad_norm=grad_norm, batch_hash=batch.hash, clock=clock, skipped=bad)
 
     def _gradients(self, predicted: int, parts: list[PackedBatch]) -> LossSums:
-        """The gradients of a global batch that predicts `predicted` tokens, from its parts, and its summed losses."""
+        """The gradients of a global batch that predicts `predicted` tokens, from this rank's parts; its summed losses."""
         self.optimizer.zero_grad()
         losses = LossSums()
-        for part in parts:
+        for part in equally_many(parts, self.stream, self.ranks):
             batch = Batch.from_packed(part, self.device)
             losses += accumulate_gradients(self.model, batch, predicted=predicted, dtype=self.config.train.dtype)
-        return losses
+        return losses.over(self.ranks)
 
     def save(self) -> None:
         """Save a checkpoint of the current step, unless that is what was saved last."""
         state = self.state
         stands = (state.branch, state.step, state.evaluated_step, len(state.branches))
         if stands != self._saved:
-            state.records = self.records.flush_to_disk()  # what the checkpoint counts on is on the disk before it
+            state.records = self.ranks.together(self.records.flush_to_disk)  # what the checkpoint counts on goes before it
             self._count_seconds()
             state.rng = _rng_states()
-            save_checkpoint(self.run_dir, model=self.model, optimizer=self.optimizer, config=self.config, state=state)
+            self.writer.save(self._snapshot)
             self._saved = stands
+        self._moved = False
         self._saved_time = time.monotonic()
+
+    def _snapshot(self, copy: bool) -> Snapshot:
+        return Snapshot.take(model=self.model, optimizer=self.optimizer, config=self.config, state=self.state, copy=copy)
 
     def _advance(self, counts: SequenceCounts) -> float:
         """Count a batch as trained on; its FLOPs."""
         state, flops = self.state, training_flops(self.config, counts).total
         state.step += 1
+        self._moved = True
         state.train_flops += flops
         state.spent_flops += flops
         state.counts = asdict(SequenceCounts(**state.counts) + counts)
@@ -162,7 +186,10 @@ class Trainer:
 
     def _load(self, branch: int | None = None) -> TrainState:
         """Weights, moments and random states of the newest checkpoint, of the trunk or a branch; its state."""
-        state = resume(self.run_dir, model=self.model, optimizer=self.optimizer, config=self.config, branch=branch)
+        self.writer.wait()
+        state = resume(
+            self.run_dir, model=self.model, optimizer=self.optimizer, config=self.config, branch=branch, ranks=self.ranks
+        )
         _restore_rng(state.rng)
         return state
 
@@ -173,7 +200,7 @@ class Trainer:
             trunk.warm_start = warm_start(self.model, self.config)
             log.info(describe(trunk.warm_start, self.config.execution.init_path))
         branch = due_branch(self.config, trunk)
-        remove_branches(self.run_dir, but=branch)
+        self.ranks.on_first(lambda: remove_branches(self.run_dir, but=branch))
         if branch is None:
             return trunk
         state = self._load(branch)
@@ -193,11 +220,13 @@ class Trainer:
         branch = self.state
         assert branch.branch is not None
         self._count_seconds()
-        save_budget(self.run_dir, model=self.model, config=self.config, tag=branch_tag(self.config, branch))
+        tag = branch_tag(self.config, branch)
+        self.ranks.together(lambda: save_budget(self.run_dir, model=self.model, config=self.config, tag=tag, ranks=self.ranks))
         self.state = self._load()
         rejoin(self.state, branch, self.config)
         self.save()
-        remove_branches(self.run_dir)
+        self.writer.wait()
+        self.ranks.on_first(lambda: remove_branches(self.run_dir))
 
     def _evaluate_if_due(self) -> None:
         """Evaluate after the current step if the run wants it and has not done it; all records are written at once."""
@@ -205,7 +234,8 @@ class Trainer:
         due = state.step == self.end if state.branch is not None else state.step in self.evaluation_steps
         if not due or state.evaluated_step >= state.step:
             return
-        results = self.evaluation.run(self.model, self.device, final=state.step == self.end, stop=self.stop.check)
+        final = state.step == self.end
+        results = self.evaluation.run(self.model, self.device, final=final, stop=self._check_stop, ranks=self.ranks)
         for metric in results.metrics:
             if not math.isfinite(metric.value):
                 raise Diverged(f"{metric.task} {metric.metric} is {metric.value} after step {state.step}; lower optim.lr={lr}.")
@@ -215,6 +245,11 @@ class Trainer:
             self.records.items.write({"step": state.step} | branch_field(state) | item)
         state.evaluated_step = state.step
 
+    def _check_stop(self) -> None:
+        """Raises Stopped if a rank was asked to stop. Called by all ranks."""
+        if self.ranks.any(bool(self.stop.signal))[0]:
+            raise Stopped(self.stop.signal or "a signal to another rank")
+
     def _count_seconds(self) -> None:
         now = time.monotonic()
         self.state.seconds += now - self._clock
@@ -222,9 +257,13 @@ class Trainer:
 
     def _finish(self) -> None:
         """Keep the weights, and say last of all that the run is done."""
-        state = self.state
         self._count_seconds()
-        save_final(self.run_dir, model=self.model, config=self.config)
+        self.writer.wait()
+        self.ranks.together(lambda: save_final(self.run_dir, model=self.model, config=self.config, ranks=self.ranks))
+        self.ranks.on_first(self._say_done)
+
+    def _say_done(self) -> None:
+        state = self.state
         ended = exit_record(state) | {
             "attempts": self.attempt,
             "versions": versions(),
@@ -250,12 +289,19 @@ def open_run_dataset(config: RunConfig) -> Dataset:
     return dataset
 
 
-def choose_device(config: RunConfig) -> torch.device:
-    """`auto` takes a GPU where there is one. Raises ConfigError if cuda is asked for and there is none."""
+def choose_device(config: RunConfig, ranks: Ranks) -> torch.device:
+    """`auto` takes a GPU where there is one, of several processes each its own. Raises ConfigError if there are too few."""
     wanted, there = config.execution.device, torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise ConfigError("execution.device='cuda', but this process sees no GPU; use 'auto' or 'cpu'.")
-    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and there) else "cpu")
+    if wanted == "cpu" or not there:
+        return torch.device("cpu")
+    if ranks.size == 1:
+        return torch.device("cuda")
+    local, count = ranks.place.local, torch.cuda.device_count()
+    if local >= count:
+        raise ConfigError(f"process {local + 1} of a machine finds {count} GPUs there; start one process a GPU.")
+    return torch.device("cuda", local)
 
 
 def _set_up_torch(config: RunConfig, device: torch.device) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,9 @@ class BigramModel(nn.Module):
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         return nn.functional.one_hot(batch.ids_BT, self.head.in_features).float()
+
+    def forward(self, batch: Batch, read: Callable[..., Any]) -> Any:
+        return read(self.hidden(batch), self.head)
 
     def nats(self, ids: list[int]) -> float:
         """Of each id after the first, summed."""

@@ -17,7 +17,7 @@ from lst.errors import CheckpointError
 from lst.model import build_model, make_batch
 from lst.model.export import load_checkpoint, verify_folder, write_tensors
 from lst.train import checkpoint
-from lst.train.checkpoint import TrainState, resume, save_checkpoint, save_final
+from lst.train.checkpoint import Snapshot, TrainState, resume, save_checkpoint, save_final
 from lst.train.optim import AdamW
 from tests.train.tiny_run import tiny_config
 
@@ -38,7 +38,8 @@ class Run:
             parameter.grad = torch.randn(parameter.shape, generator=generator)
         self.optimizer.step(1e-2)
         state = TrainState(run_id=self.config.run_id, step=step, train_flops=step / 3, counts={"units": step})
-        save_checkpoint(self.folder, model=self.model, optimizer=self.optimizer, config=self.config, state=state)
+        snapshot = Snapshot.take(model=self.model, optimizer=self.optimizer, config=self.config, state=state)
+        save_checkpoint(self.folder, snapshot)
 
     def fresh(self) -> Run:
         model = build_model(self.config)
@@ -126,7 +127,7 @@ def test_unfinished_save_is_swept_away(run: Run) -> None:
     assert names(run) == ["latest", "step-00000001"]
 
 
-@pytest.mark.parametrize("failing", ["write_model", "write_tensors", "seal_folder"])
+@pytest.mark.parametrize("failing", ["write_config", "write_tensors", "seal_folder"])
 def test_full_disk_keeps_the_last_good_checkpoint(run: Run, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run.train_to(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from pathlib import Path
 
@@ -70,21 +71,55 @@ def test_losses_are_split_by_what_is_predicted(case) -> None:
     assert sums.tokens == packed.counts.predicted
 
 
-def test_no_more_than_a_chunk_of_logits_lives_at_once(case) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_more_than_a_chunk_of_logits_lives_at_once(case, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     model, packed = case
-    seen: list[weakref.ref[torch.Tensor]] = []
+    gone: list[weakref.ref[torch.Tensor]] = []
+    places: set[int] = set()
     sizes: list[int] = []
+    gradient = losses._losses_and_gradient
 
-    def watch(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        assert all(logits() is None for logits in seen)  # earlier chunks are gone
-        seen.append(weakref.ref(output))
-        sizes.append(len(output))
+    def watched(logits_CV: torch.Tensor, target_C: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        assert all(earlier() is None for earlier in gone)
+        loss_C, grad_CV = gradient(logits_CV, target_C, scale)
+        gone.append(weakref.ref(grad_CV))
+        places.add(logits_CV.data_ptr())
+        sizes.append(len(logits_CV))
+        return loss_C, grad_CV
 
-    model.head.register_forward_hook(watch)
-    accumulate_gradients(model, Batch.from_packed(packed), predicted=100)
+    monkeypatch.setattr(losses, "_losses_and_gradient", watched)
+    accumulate_gradients(model, Batch.from_packed(packed), predicted=100, dtype=dtype)
     assert len(sizes) > 3
     assert max(sizes) == 37
+    assert len(places) == 1  # one buffer
     assert sum(sizes) == packed.counts.predicted  # padding and document ends cost no head
+
+
+def test_gradient_of_the_head_is_handed_over_without_a_copy(case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, packed = case
+    made: list[int] = []
+    add_product = losses._add_product
+
+    def watched(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+        made.append(total.data_ptr())
+        add_product(total, a, b)
+
+    monkeypatch.setattr(losses, "_add_product", watched)
+    accumulate_gradients(model, Batch.from_packed(packed), predicted=100)
+    assert {model.head.weight.grad.data_ptr()} == set(made)
+
+
+def test_batch_without_a_target_adds_zeros_to_every_gradient(case) -> None:
+    model, packed = case
+    batch = Batch.from_packed(packed)
+    accumulate_gradients(model, batch, predicted=100)
+    before = {n: p.grad.clone() for n, p in model.named_parameters()}
+    nothing = dataclasses.replace(batch, target_BT=torch.full_like(batch.target_BT, -1))
+    assert accumulate_gradients(model, nothing, predicted=100) == LossSums()
+    assert all(torch.equal(before[n], p.grad) for n, p in model.named_parameters())
+    model.zero_grad()
+    accumulate_gradients(model, nothing, predicted=100)
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
 def test_bfloat16_stays_near_float32(case) -> None:

@@ -159,10 +159,10 @@ def test_signal_saves_at_the_step_boundary_and_the_run_goes_on(
     assert main([str(calm)]) == 0
     batch = Stream.batch
 
-    def signalled(stream: Stream, step: int) -> Any:
+    def signalled(stream: Stream, step: int, **share: int) -> Any:
         if step == 4:
             os.kill(os.getpid(), number)
-        return batch(stream, step)
+        return batch(stream, step, **share)
 
     with monkeypatch.context() as patch:
         patch.setattr(Stream, "batch", signalled)
