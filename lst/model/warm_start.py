@@ -74,11 +74,11 @@ def warm_start(model: nn.Module, config: RunConfig) -> dict[str, Any]:
     with torch.no_grad():
         for found, target in pairs.values():
             assert found is not None
-            _copy_rows(target, found, len(target))
+            copy_rows(target, found, len(target))
         for name, group in ((EMBEDDING, "embedding"), (HEAD, "head")):
             if rows and name in targets:
                 # a source with a tied head has its rows in the embedding
-                _copy_rows(targets[name], source.tensors.get(name, source.tensors[EMBEDDING]), rows)
+                copy_rows(targets[name], source.tensors.get(name, source.tensors[EMBEDDING]), rows)
                 loaded[group] = rows * targets[name].shape[1]
     counted = sum(target.numel() for target in targets.values())
     return {"init_from": config.train.init_from, "loaded": loaded, "rows": rows, "random": counted - sum(loaded.values())}
@@ -132,12 +132,13 @@ def _shared_rows(source: Source, config: RunConfig) -> int:
     theirs, ours = source.model, config.model
     if ours.encoder is not None or theirs.encoder is not None:
         return 0
-    if source.ids == _size(ours) and (source.text_only or theirs.text_vocab == ours.text_vocab):
+    same = theirs.text_vocab == ours.text_vocab and theirs.arm is ours.arm  # two plain arms may number speech differently
+    if source.ids == _size(ours) and (source.text_only or same):
         return _size(ours)
     return ours.text_vocab if theirs.text_vocab == ours.text_vocab else 0
 
 
-def _copy_rows(target: torch.Tensor, found: torch.Tensor, rows: int) -> None:
+def copy_rows(target: torch.Tensor, found: torch.Tensor, rows: int) -> None:
     """The first `rows` rows of `found` into `target`, which may be sharded over processes."""
     if not hasattr(target, "device_mesh"):
         target[:rows].copy_(found[:rows])

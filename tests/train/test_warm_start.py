@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lst.config import RunConfig
 from lst.errors import CheckpointError, ConfigError
 from lst.model import build_model, export_checkpoint, load_checkpoint
 from lst.model.huggingface import to_llama
-from lst.model.warm_start import warm_start
+from lst.model.warm_start import copy_rows, warm_start
 from lst.records import read_json
 from lst.train.__main__ import main
 from lst.weight_files import weights_hash
@@ -248,3 +249,28 @@ def test_a_folder_that_is_none_or_is_not_given_is_refused(tiny_data: Path, sourc
         warm_start(build_model(config), config)
     with pytest.raises(ConfigError, match=r"train.init_from='text-model' is no content hash"):
         tiny_config("baseline", tiny_data, train={"init_from": "text-model"})
+
+
+def copy_in_ranks(rank: int, port: int) -> None:
+    """One of two processes that share a parameter by rows: 3 of 5 rows are copied into it, then all of them."""
+    import torch.distributed as dist
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    before, found = torch.zeros(5, 2), torch.arange(10.0).reshape(5, 2)
+    target = distribute_tensor(before, mesh, [Shard(0)])
+    with torch.no_grad():
+        copy_rows(target, found, 3)
+        expected = torch.cat([found[:3], before[3:]])
+        assert torch.equal(target.full_tensor(), expected)
+        copy_rows(target, found, 5)
+        assert torch.equal(target.full_tensor(), found)
+    dist.destroy_process_group()
+
+
+def test_rows_are_copied_into_a_parameter_that_two_processes_share() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(copy_in_ranks, args=(port,), nprocs=2)
