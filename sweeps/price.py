@@ -77,8 +77,15 @@ def price_run(config: RunConfig, price: PriceConfig, *, train_flops: float, toke
     return Price(
         minutes=_rounded(seconds / 60),
         gpu_hours=_rounded(seconds / 3600 * price.cards),
-        memory=memory_by_part(config, tokens_per_step=tokens / config.train.steps, gpu=price.cards > 0),
+        memory=_memory(config, tokens_per_step=tokens / config.train.steps, gpu=price.cards > 0),
     )
+
+
+def _memory(config: RunConfig, *, tokens_per_step: float, gpu: bool) -> dict[str, float]:
+    """Peak GiB by part: a micro-batch holds the step, or `execution.micro_batch_tokens` of it."""
+    tokens = min(float(config.execution.micro_batch_tokens), tokens_per_step)
+    units_per_step = config.train.batch_sequences * config.data.seq_len_units
+    return memory_by_part(config, tokens=tokens, units=tokens * min(1.0, units_per_step / tokens_per_step), gpu=gpu)
 
 
 def evaluation_flops(config: RunConfig, training_flops_per_token: float) -> float:

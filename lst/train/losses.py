@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lst.data.vocab import SPEECH, TEXT
+from lst.memory import CHUNK_LOGITS, CHUNK_ROWS
 
 if TYPE_CHECKING:
     from lst.model import Batch
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from lst.train.distributed import Ranks
 
     Network = Baseline | LatentSpeechText
-
-CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**26}  # of one chunk: 4 MiB in fp32 stay in a CPU's cache, a GPU wants large products
-CHUNK_ROWS = 256  # positions of a chunk at least: fewer would read the head's weights more often than they use them
 
 
 @dataclass

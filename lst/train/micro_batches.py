@@ -8,7 +8,6 @@ run, which must all do the same), the run fails with the estimate of its memory 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import gc
 import logging
 from collections.abc import Callable, Iterator
@@ -33,12 +32,14 @@ class MicroBatches:
 
     def __init__(self, tokens: int, *, processes: int = 1) -> None:
         self.tokens, self.processes = tokens, processes
+        self.units_per_token = 1.0  # of the last global batch
 
     def run(self, packed: PackedBatch, compute: Callable[[list[PackedBatch]], LossSums]) -> tuple[LossSums, list[int]]:
         """`compute` on the parts of `packed`, anew with smaller parts while memory runs out; its result, and the sizes tried.
 
         `compute` must begin from clean gradients. Raises what it raised where nothing smaller is left.
         """
+        self.units_per_token = packed.counts.units / packed.counts.tokens
         tried: list[int] = []
         while True:
             try:
@@ -74,20 +75,19 @@ def free_memory() -> None:
 
 
 @contextlib.contextmanager
-def explained_out_of_memory(config: RunConfig, device: torch.device, tokens: Callable[[], int]) -> Iterator[None]:
+def explained_out_of_memory(config: RunConfig, device: torch.device, micro_batches: MicroBatches) -> Iterator[None]:
     """Turn an error of the memory into one sentence: what was there, what was estimated, what to do."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemory(_sentence(config, device, tokens())) from error
+        raise OutOfMemory(_sentence(config, device, micro_batches)) from error
 
 
-def _sentence(config: RunConfig, device: torch.device, tokens: int) -> str:
-    execution = dataclasses.replace(config.execution, micro_batch_tokens=tokens)
-    smaller = dataclasses.replace(config, execution=execution)
-    parts = memory_by_part(smaller, tokens_per_step=tokens, gpu=device.type == "cuda")
+def _sentence(config: RunConfig, device: torch.device, micro_batches: MicroBatches) -> str:
+    tokens = micro_batches.tokens
+    parts = memory_by_part(config, tokens=tokens, units=tokens * micro_batches.units_per_token, gpu=device.type == "cuda")
     largest = max(parts, key=lambda name: parts[name])
     return (
         f"out of memory on {device.type} with micro-batches of {tokens:,} tokens: the peak was "

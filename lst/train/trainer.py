@@ -82,7 +82,7 @@ class Trainer:
     def run(self) -> None:
         """Train to the end. Raises Stopped after saving if asked to stop, Diverged on a bad step that halts, OutOfMemory."""
         try:
-            with explained_out_of_memory(self.config, self.device, lambda: self.micro_batches.tokens):
+            with explained_out_of_memory(self.config, self.device, self.micro_batches):
                 if self.state.branch is not None:
                     self._finish_branch()
                 self._train_to_end()
