@@ -54,6 +54,12 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     ),
     Assumption("silence", "frames outside words are patches of their own; a span ends before the next word", "gap 9"),
     Assumption(
+        "speech pieces",
+        "SentencePiece BPE, every speech token a piece, each span encoded apart; losses are those of its one encoding, over "
+        "the speech tokens that pieces stand for",
+        "of BPE SpeechLLM only the number of pieces and of training sequences is given",
+    ),
+    Assumption(
         "merged silence",
         "joins the word before it (patching.merge_side = previous); one with no word there stays a patch",
         "how silence merges is not said (gap 9)",

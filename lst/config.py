@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from lst.checks import require_choice, require_positive, require_seed, require_share
+from lst.config_patching import Patching as Patching
+from lst.config_patching import PatchingConfig as PatchingConfig
 from lst.errors import ConfigError, did_you_mean
 from lst.plain import RUN_ID_DIGITS, content_hash, from_dict, merge, to_dict
 from lst.schedule import DECAY_SHAPES, SCHEDULES, check_schedule
@@ -25,24 +28,21 @@ class Arm(StrEnum):
     """One side of a comparison (PAPER: Table 3)."""
 
     BASELINE = "baseline"
+    BPE = "bpe"
     LST_STATIC = "lst_static"
     LST_ALIGNED = "lst_aligned"
     LST_MIXED = "lst_mixed"
     LST_CURRICULUM = "lst_curriculum"
 
-
-class Patching(StrEnum):
-    """How speech tokens become units. TOKEN: each token is a unit (the baseline)."""
-
-    TOKEN = "token"
-    STATIC = "static"
-    ALIGNED = "aligned"
-    MIXED = "mixed"
-    CURRICULUM = "curriculum"
+    @property
+    def plain(self) -> bool:
+        """Whether the network is the global transformer alone, each id a unit."""
+        return ARM_PATCHING[self] is Patching.TOKEN
 
 
 ARM_PATCHING = {
     Arm.BASELINE: Patching.TOKEN,
+    Arm.BPE: Patching.TOKEN,
     Arm.LST_STATIC: Patching.STATIC,
     Arm.LST_ALIGNED: Patching.ALIGNED,
     Arm.LST_MIXED: Patching.MIXED,
@@ -65,7 +65,7 @@ class StackConfig:
 
     def validate(self, name: str) -> None:
         for key in ("layers", "dim", "heads", "ffn_dim"):
-            _require_positive(f"{name}.{key}", getattr(self, key))
+            require_positive(f"{name}.{key}", getattr(self, key))
         if self.dim % self.heads or (self.dim // self.heads) % 2:
             raise ConfigError(
                 f"{name}.dim={self.dim} does not split into {self.heads} heads of even width; "
@@ -77,7 +77,7 @@ class StackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network. The baseline has `global_stack` alone; LST arms have all three stacks."""
+    """The network. The baseline and `bpe` have `global_stack` alone; LST arms have all three stacks."""
 
     arm: Arm  # which arm this network belongs to
     global_stack: StackConfig  # the transformer over units
@@ -85,6 +85,7 @@ class ModelConfig:
     decoder: StackConfig | None = None  # patch decoder (local, token rate); None for the baseline
     text_vocab: int = 32_000  # pieces of the text tokenizer
     speech_vocab: int = 501  # speech tokens (k-means centres)
+    speech_bpe_vocab: int = 0  # bpe: pieces of speech tokens, which are ids in their place (PAPER: 1k); 0 for other arms
     queries_per_patch: int = 2  # k queries by which a patch reads its tokens (PAPER: BLT's dim_global / dim_local)
     pooling: str = "max"  # max | mean | last: how a patch's hidden states become its query
     decoder_input: str = "encoder"  # encoder | embedding | both: the decoder's token stream
@@ -96,9 +97,9 @@ class ModelConfig:
     def validate(self) -> None:
         self.global_stack.validate("model.global_stack")
         local = (self.encoder, self.decoder)
-        if self.arm is Arm.BASELINE:
+        if self.arm.plain:
             if any(local):
-                raise ConfigError("model.encoder and model.decoder must be null for arm 'baseline'; it has no local modules.")
+                raise ConfigError(f"model.encoder and model.decoder must be null for arm '{self.arm}'; it has no local modules.")
         elif self.encoder is None or self.decoder is None:
             raise ConfigError(f"arm '{self.arm}' needs model.encoder and model.decoder; give both a shape.")
         else:
@@ -111,64 +112,18 @@ class ModelConfig:
                 )
         if self.global_stack.window:
             raise ConfigError("model.global_stack.window must be 0; units attend to every earlier unit of their document.")
-        _require_choice("model.pooling", self.pooling, ("max", "mean", "last"))
-        _require_choice("model.decoder_input", self.decoder_input, ("encoder", "embedding", "both"))
-        _require_choice("model.cross_attention", self.cross_attention, ("all", "preceding"))
+        require_choice("model.pooling", self.pooling, ("max", "mean", "last"))
+        require_choice("model.decoder_input", self.decoder_input, ("encoder", "embedding", "both"))
+        require_choice("model.cross_attention", self.cross_attention, ("all", "preceding"))
         for key in ("text_vocab", "speech_vocab", "queries_per_patch"):
-            _require_positive(f"model.{key}", getattr(self, key))
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchingConfig:
-    """How a speech span is cut into patches, and how that changes over training."""
-
-    kind: Patching  # token | static | aligned | mixed | curriculum
-    patch_size: int = 4  # tokens of a static patch (PAPER: 4 in the main results)
-    aligned_unit: str = "word"  # word | bpe: what an aligned patch holds, a word or a text piece of one
-    silence: str = "separate"  # separate | merged: aligned: frames outside words are patches of their own, or join a neighbour
-    merge_side: str = "previous"  # previous | next: merged: which neighbour; without one on that side a silence stays alone
-    draw: str = "sequence"  # sequence | step: mixed, curriculum: what static or aligned is drawn for
-    mixed_aligned_share: float = 0.5  # mixed: probability that a sequence (or step) is aligned
-    curriculum_aligned_until: float = 1 / 3  # curriculum: share of the steps that is all aligned (tau 1)
-    curriculum_static_from: float = 2 / 3  # curriculum: share of the steps after which all is static (tau 2)
-
-    def validate(self) -> None:
-        _require_positive("patching.patch_size", self.patch_size)
-        _require_choice("patching.aligned_unit", self.aligned_unit, ("word", "bpe"))
-        _require_choice("patching.silence", self.silence, ("separate", "merged"))
-        _require_choice("patching.merge_side", self.merge_side, ("previous", "next"))
-        _require_choice("patching.draw", self.draw, ("sequence", "step"))
-        _require_share("patching.mixed_aligned_share", self.mixed_aligned_share)
-        _require_share("patching.curriculum_aligned_until", self.curriculum_aligned_until)
-        _require_share("patching.curriculum_static_from", self.curriculum_static_from)
-        if self.curriculum_aligned_until > self.curriculum_static_from:
+            require_positive(f"model.{key}", getattr(self, key))
+        if self.arm is not Arm.BPE and self.speech_bpe_vocab:
+            raise ConfigError(f"model.speech_bpe_vocab={self.speech_bpe_vocab} is for arm 'bpe'; give 0 for arm '{self.arm}'.")
+        if self.arm is Arm.BPE and self.speech_bpe_vocab <= self.speech_vocab:
             raise ConfigError(
-                f"patching.curriculum_aligned_until={self.curriculum_aligned_until} lies after "
-                f"curriculum_static_from={self.curriculum_static_from}; the aligned share falls, so put it before."
+                f"model.speech_bpe_vocab={self.speech_bpe_vocab} must exceed model.speech_vocab={self.speech_vocab}; each speech "
+                "token is a piece, and merged ones come on top."
             )
-
-    def aligned_probability(self, progress: float) -> float:
-        """P(aligned) at `progress` in [0, 1) of the run (PAPER: 1 until tau 1, linear to 0 at tau 2, 0 after)."""
-        if self.kind is Patching.ALIGNED:
-            return 1.0
-        if self.kind is Patching.MIXED:
-            return self.mixed_aligned_share
-        if self.kind is not Patching.CURRICULUM:
-            return 0.0
-        start, end = self.curriculum_aligned_until, self.curriculum_static_from
-        if progress < start:
-            return 1.0
-        return 0.0 if progress >= end else (end - progress) / (end - start)
-
-    @property
-    def silence_rule(self) -> str:
-        """`separate`, or the side to which a silence is merged: `previous` or `next`."""
-        return self.merge_side if self.silence == "merged" else "separate"
-
-    @property
-    def evaluation_kind(self) -> Patching:
-        """The patching of held-out evaluation: static for mixed and curriculum, else the arm's own (PAPER: 3.1)."""
-        return Patching.STATIC if self.kind in (Patching.MIXED, Patching.CURRICULUM) else self.kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +131,7 @@ class DataConfig:
     """Which data, mixed and interleaved how. The path of the data is execution; its content is `data_id`."""
 
     data_id: str = ""  # content hash of the prepared data set
+    speech_bpe_id: str = ""  # bpe: content hash of its speech pieces; the planner fills it in
     seq_len_units: int = 4096  # units of one packed sequence
     interleaved_token_share: float = 1 / 3  # tokens that come from interleaved documents; the rest is text only
     interleaved_sequence_share_static: float = 1 / 3  # sequences' share that keeps it, static or token patching
@@ -184,9 +140,9 @@ class DataConfig:
     speech_per_text_words: float = 0.5  # words of the following speech span, as a share of the text span's
 
     def validate(self) -> None:
-        _require_positive("data.seq_len_units", self.seq_len_units)
+        require_positive("data.seq_len_units", self.seq_len_units)
         for key in ("interleaved_token_share", "interleaved_sequence_share_static", "interleaved_sequence_share_aligned"):
-            _require_share(f"data.{key}", getattr(self, key))
+            require_share(f"data.{key}", getattr(self, key))
         low, high = self.text_span_words
         if not 1 <= low <= high:
             raise ConfigError(f"data.text_span_words={[low, high]} is no range of words; give [smallest, largest].")
@@ -212,13 +168,13 @@ class OptimConfig:
 
     def validate(self) -> None:
         for key in ("lr", "eps", "clip"):
-            _require_positive(f"optim.{key}", getattr(self, key))
+            require_positive(f"optim.{key}", getattr(self, key))
         for key in ("beta1", "beta2", "final_lr_ratio"):
-            _require_share(f"optim.{key}", getattr(self, key))
+            require_share(f"optim.{key}", getattr(self, key))
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ConfigError("optim.warmup_steps and optim.weight_decay must not be negative.")
-        _require_choice("optim.schedule", self.schedule, SCHEDULES)
-        _require_choice("optim.decay_shape", self.decay_shape, DECAY_SHAPES)
+        require_choice("optim.schedule", self.schedule, SCHEDULES)
+        require_choice("optim.decay_shape", self.decay_shape, DECAY_SHAPES)
         if not 0 < self.decay_share <= 1:
             raise ConfigError(f"optim.decay_share={self.decay_share} must lie in (0, 1].")
 
@@ -240,18 +196,18 @@ class TrainConfig:
     spike_memory_steps: int = 50  # steps over which that mean forgets; no spike is seen in as many first steps
 
     def validate(self) -> None:
-        _require_positive("train.steps", self.steps)
-        _require_positive("train.batch_sequences", self.batch_sequences)
+        require_positive("train.steps", self.steps)
+        require_positive("train.batch_sequences", self.batch_sequences)
         if not 0 <= self.final_batch_sequences <= self.batch_sequences:
             raise ConfigError(f"train.final_batch_sequences={self.final_batch_sequences} must lie in 0..{self.batch_sequences}.")
-        _require_seed("train.seed", self.seed)
+        require_seed("train.seed", self.seed)
         if self.init_from and (len(self.init_from) != RUN_ID_DIGITS or set(self.init_from) - set("0123456789abcdef")):
             raise ConfigError(
                 f"train.init_from='{self.init_from}' is no content hash; give what `python -m lst.weights hash FOLDER` prints."
             )
-        _require_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
-        _require_choice("train.bad_step", self.bad_step, ("halt", "skip"))
-        _require_positive("train.spike_memory_steps", self.spike_memory_steps)
+        require_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
+        require_choice("train.bad_step", self.bad_step, ("halt", "skip"))
+        require_positive("train.spike_memory_steps", self.spike_memory_steps)
         if self.max_skipped_steps < 0:
             raise ConfigError(f"train.max_skipped_steps={self.max_skipped_steps} is negative; give 0 or more.")
         if self.spike_factor and not self.spike_factor > 1:
@@ -285,10 +241,10 @@ class EvalConfig:
 
     def validate(self) -> None:
         for key in ("heldout_documents", "points"):
-            _require_positive(f"evaluation.{key}", getattr(self, key))
+            require_positive(f"evaluation.{key}", getattr(self, key))
         if self.context_tokens < 3:
             raise ConfigError(f"evaluation.context_tokens={self.context_tokens} is too short: BOS, a marker and a token are 3.")
-        _require_seed("evaluation.seed", self.seed)
+        require_seed("evaluation.seed", self.seed)
         if self.story_items < 0:
             raise ConfigError(f"evaluation.story_items={self.story_items} is negative; give 0 for none.")
         if self.story_choices not in (2, 4):
@@ -314,12 +270,12 @@ class ExecutionConfig:
 
     def validate(self) -> None:
         for key in ("micro_batch_tokens", "threads", "checkpoint_every_seconds", "log_every"):
-            _require_positive(f"execution.{key}", getattr(self, key))
-        _require_choice("execution.activation_checkpointing", self.activation_checkpointing, ("none", "layers"))
-        _require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
+            require_positive(f"execution.{key}", getattr(self, key))
+        require_choice("execution.activation_checkpointing", self.activation_checkpointing, ("none", "layers"))
+        require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
         if self.peak_flops < 0:
             raise ConfigError(f"execution.peak_flops={self.peak_flops} is negative; give 0 for the table's.")
-        _require_choice("execution.attention", self.attention, ATTENTION_BACKENDS)
+        require_choice("execution.attention", self.attention, ATTENTION_BACKENDS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,23 +330,3 @@ def arm_config(arm: str, *, size: str = "tiny", baseline_match: str = "global_sh
         "patching": {"kind": ARM_PATCHING[Arm(arm)].value},
     }
     return RunConfig.from_dict(merge(values, overrides))
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ConfigError(f"{name}={value} must be positive.")
-
-
-def _require_seed(name: str, value: int) -> None:
-    if not 0 <= value < 1 << 63:
-        raise ConfigError(f"{name}={value} is no seed; give 0 or more, below 2^63.")
-
-
-def _require_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(f"{name}={value} is no share; give a number from 0 to 1.")
-
-
-def _require_choice(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ConfigError(f"{name}='{value}' is unknown; {did_you_mean(value, known)}")

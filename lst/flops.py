@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from lst.config import Arm, ModelConfig, RunConfig, StackConfig
+from lst.config import ModelConfig, RunConfig, StackConfig
 from lst.data.vocab import Vocabulary
 
 TRAINING_FACTOR = 3  # forward once, and two products in the backward pass for each one of the forward pass
@@ -29,13 +29,13 @@ class SequenceCounts:
 
     sequences: float = 0  # packed sequences
     units: float = 0  # positions of the global transformer
-    tokens: float = 0  # text, speech, marker, BOS and EOS tokens
+    tokens: float = 0  # text, speech (by content), marker, BOS and EOS tokens
     text_tokens: float = 0
     text_only_tokens: float = 0  # text tokens of text-only sequences
     interleaved_tokens: float = 0  # all tokens of interleaved sequences, markers included
-    speech_tokens: float = 0
+    speech_tokens: float = 0  # 25 Hz, by content: a piece of arm `bpe` counts as the speech tokens that it stands for
     patches: float = 0  # units made of speech
-    predicted: float = 0  # positions with a target
+    predicted: float = 0  # positions with a target (a piece is one)
     global_pairs: float = 0  # (unit, same or earlier unit of its document)
     encoder_pairs: float = 0  # (token, token of its document inside the encoder's window)
     decoder_pairs: float = 0  # the same for the decoder's window
@@ -90,7 +90,7 @@ def forward_flops(model: ModelConfig, counts: SequenceCounts) -> FlopsBreakdown:
     cells = {
         ("global", "matmul"): c.units * stack.layers * _layer_matmul(stack),
         ("global", "attention"): c.global_pairs * stack.layers * 4 * stack.dim,
-        ("head", "matmul"): c.predicted * 2 * _head_width(model) * _vocabulary(model).size,
+        ("head", "matmul"): c.predicted * 2 * _head_width(model) * vocabulary_size(model),
     }
     if model.encoder is not None and model.decoder is not None:
         e, d, k = model.encoder, model.decoder, model.queries_per_patch
@@ -154,7 +154,7 @@ def dense_forward_flops(model: ModelConfig, shape: DenseShape) -> FlopsBreakdown
 
 def parameter_counts(model: ModelConfig) -> dict[str, int]:
     """Parameters by group, in closed form (tests compare them with the built network)."""
-    stack, vocabulary, width = model.global_stack, _vocabulary(model).size, _head_width(model)
+    stack, vocabulary, width = model.global_stack, vocabulary_size(model), _head_width(model)
     counts = dict.fromkeys(GROUPS, 0)
     counts["embedding"] = vocabulary * width
     counts["global"] = stack.layers * _layer_parameters(stack) + stack.dim
@@ -182,6 +182,11 @@ def num_non_embedding_params(model: ModelConfig) -> int:
     return counts["encoder"] + counts["global"] + counts["decoder"]
 
 
+def vocabulary_size(model: ModelConfig) -> int:
+    """Ids of the embedding and the head, markers included."""
+    return Vocabulary.of(model).size
+
+
 def six_nd(model: ModelConfig, tokens: float) -> float:
     """6 x parameters x tokens, the usual approximation; a comparison column, never a budget."""
     return 6.0 * num_params(model) * tokens
@@ -204,10 +209,6 @@ def _layer_parameters(stack: StackConfig) -> int:
 
 
 def _head_width(model: ModelConfig) -> int:
-    if model.arm is Arm.BASELINE or model.decoder is None:
+    if model.decoder is None:
         return model.global_stack.dim
     return model.decoder.dim
-
-
-def _vocabulary(model: ModelConfig) -> Vocabulary:
-    return Vocabulary(text=model.text_vocab, speech=model.speech_vocab)

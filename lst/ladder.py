@@ -20,6 +20,7 @@ from lst.errors import ConfigError, did_you_mean
 from lst.flops import num_non_embedding_params
 
 LOCAL_WINDOW = 512  # tokens (PAPER: Table 7)
+SPEECH_BPE_VOCAB = 1_000  # pieces of arm `bpe` (PAPER: 1k; 5k and 10k gave nothing more)
 NAME_TOLERANCE = 0.02  # how far a rung's name may be from its count
 MATCH_TOLERANCE = 0.01  # how far a baseline matched to LST's non-embedding parameters may be from them
 FFN_MOVE = 0.12  # how much its feed-forward width may move (a ratio's logarithm) before finer widths are looked at
@@ -155,7 +156,7 @@ def model_shape(size: str, arm: Arm, *, baseline_match: str = BaselineMatch.GLOB
     if ARM_PATCHING[arm] is Patching.TOKEN:
         if baseline_match == BaselineMatch.LST_PARAMS:
             stack = matched_stack(model_shape(size, Arm.LST_STATIC))
-        return ModelConfig(arm=arm, global_stack=stack)
+        return ModelConfig(arm=arm, global_stack=stack, speech_bpe_vocab=SPEECH_BPE_VOCAB if arm is Arm.BPE else 0)
     encoder = StackConfig(
         layers=rung.encoder_layers, dim=rung.local_dim, heads=rung.local_heads, ffn_dim=rung.local_ffn_dim, window=LOCAL_WINDOW
     )

@@ -7,7 +7,7 @@ how far it was off where it was measured.
 from __future__ import annotations
 
 from lst.config import RunConfig, StackConfig
-from lst.flops import num_params
+from lst.flops import num_params, vocabulary_size
 
 GIB = 2**30
 RUNTIME_GIB = {"cpu": 0.35, "gpu": 1.0}
@@ -31,7 +31,7 @@ def memory_by_part(config: RunConfig, *, tokens: float, units: float, gpu: bool)
     bytes_per_float = 2 if config.train.dtype == "bfloat16" else 4
     local = [stack for stack in (model.encoder, model.decoder) if stack is not None]
     floats = units * _floats_per_position(model.global_stack) + tokens * sum(_floats_per_position(stack) for stack in local)
-    vocabulary = model.text_vocab + model.speech_vocab + 2
+    vocabulary = vocabulary_size(model)
     chunk = min(tokens * vocabulary, max(CHUNK_ROWS * vocabulary, CHUNK_LOGITS["cuda" if gpu else "cpu"]))
     parts = {
         "weights": weights,

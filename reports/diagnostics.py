@@ -17,6 +17,8 @@ from reports.numbers import clipped, listed, percent, plural, scientific, short
 from reports.study import GROUPS, Study
 from reports.style import Panel, legend_below, log_x, slug
 
+PIECES_ARM = "bpe"
+"""The arm whose training losses are per piece of speech; its held-out losses are per speech token, as all arms'."""
 CURVE_POINTS = 120
 """Points of a training curve as drawn: means over equal stretches of ln FLOPs."""
 FIRST_SHARE = 0.02
@@ -82,7 +84,8 @@ def curve_panels(study: Study) -> list[Panel]:
     with style.drawing():
         for arm in [a for a in study.arms if a in set(curves["arm"])]:
             rows = curves[curves["arm"] == arm]
-            figure, axes = style.new_panel(arm, FLOPS_LABEL, "training loss (nats per token)")
+            unit = "id, a speech piece is one" if arm == PIECES_ARM else "token"
+            figure, axes = style.new_panel(arm, FLOPS_LABEL, f"training loss (nats per {unit})")
             for size in [s for s in sizes if s in set(rows["size"])]:
                 colour, _ = style.budget_style(sizes.index(size))
                 for place, (_, run) in enumerate(rows[rows["size"] == size].groupby("run_id", sort=False)):
@@ -94,6 +97,8 @@ def curve_panels(study: Study) -> list[Panel]:
             legend_below(figure, axes, columns=4)
             runs = rows["run_id"].nunique()
             description = f"Training loss of {plural(runs, 'run')} of {arm} against FLOPs, a colour for each size."
+            if arm == PIECES_ARM:
+                description += " Its ids stand for several speech tokens, so this loss compares with no other arm's."
             panels.append(Panel(f"curves-{slug(arm)}", description, figure))
     return panels
 

@@ -287,7 +287,7 @@ def _content_columns(study: StudyConfig, measure: Measurements, config: RunConfi
         "text_only_tokens": float(counts.text_only_tokens),
         "interleaved_tokens": float(counts.interleaved_tokens),
         "speech_tokens": float(counts.speech_tokens),
-        "patch_size": 1 if config.model.arm is Arm.BASELINE else config.patching.patch_size,
+        "patch_size": 1 if config.model.arm.plain else config.patching.patch_size,
         "mean_patch_length": float(counts.mean_patch_length),
         "tokens_per_param": float(counts.tokens / num_params(config.model)),
         "speech_epochs": float(epochs),

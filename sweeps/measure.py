@@ -67,10 +67,10 @@ class Measurements:
         return max(low, min(high, COUNTED_UNITS // config.data.seq_len_units))
 
     def mixture(self, config: RunConfig) -> DataConfig:
-        """`config.data` with data_id and the solved shares of interleaved sequences."""
+        """`config.data` with data_id, the speech pieces' id and the solved shares of interleaved sequences."""
         from lst.data.statistics import solve_mixture
 
-        key = _key(config.data, config.patching)
+        key = _key(config.data, config.patching, config.model.speech_bpe_vocab)
         if key not in self._mixtures:
             self._mixtures[key] = solve_mixture(self._dataset, config)
         return self._mixtures[key]

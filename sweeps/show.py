@@ -111,6 +111,8 @@ def assumptions_touched(study: StudyConfig) -> tuple[Assumption, ...]:
     if any(named_count(size) is not None for size in study.sizes):
         names.add("size names")
     kinds = {ARM_PATCHING[Arm(arm)] for arm in study.arms}
+    if Arm.BPE in study.arms:
+        names |= {"speech pieces"}
     if kinds - {Patching.TOKEN}:
         names |= _LOCAL
     if kinds & {Patching.ALIGNED, Patching.MIXED, Patching.CURRICULUM}:

@@ -20,7 +20,7 @@ from typing import Any
 
 from lst.config import Arm, DataConfig, EvalConfig, ExecutionConfig, PatchingConfig
 from lst.errors import ConfigError, did_you_mean
-from lst.ladder import SIZES, BaselineMatch, require_baseline_match
+from lst.ladder import SIZES, SPEECH_BPE_VOCAB, BaselineMatch, require_baseline_match
 from lst.plain import from_dict
 from sweeps.admit import AdmissionConfig
 from sweeps.price import PriceConfig
@@ -82,6 +82,7 @@ class ModelOptions:
 
     pooling: str = "max"  # max | mean | last
     decoder_input: str = "encoder"  # encoder | embedding | both
+    speech_bpe_vocab: int = SPEECH_BPE_VOCAB  # bpe: pieces of speech tokens
 
 
 @dataclass(frozen=True, kw_only=True)

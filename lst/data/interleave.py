@@ -22,8 +22,9 @@ class Segment(NamedTuple):
     """A stretch of one modality, numbered as its tokenizer numbers it."""
 
     modality: str  # "text" or "speech"
-    tokens: NDArray[np.integer]  # text pieces or speech tokens
+    tokens: NDArray[np.integer]  # text pieces, speech tokens, or pieces of speech tokens
     words: NDArray[np.int64] | None = None  # speech: (n, 2) first and last frame of each word (or piece), from its start
+    frames: NDArray[np.int64] | None = None  # speech in pieces (arm `bpe`): speech tokens of each; None: tokens are speech tokens
 
 
 Document = list[Segment]

@@ -34,6 +34,7 @@ class EncodedDocument:
     ids: IntArray  # (T,)
     unit_lengths: IntArray  # (U,) tokens of each unit
     complete: NDArray[np.bool_]  # (U,) False: closes only at the next token
+    frames: IntArray  # (T,) speech tokens that an id stands for: 0 for text and markers, 1, or those of a piece
 
     @property
     def units(self) -> int:
@@ -44,7 +45,7 @@ class EncodedDocument:
         if units >= self.units:
             return self
         tokens = int(self.unit_lengths[:units].sum())
-        return EncodedDocument(self.ids[:tokens], self.unit_lengths[:units], self.complete[:units])
+        return EncodedDocument(self.ids[:tokens], self.unit_lengths[:units], self.complete[:units], self.frames[:tokens])
 
 
 def encode_document(
@@ -55,10 +56,11 @@ def encode_document(
     `kind` is TOKEN, STATIC or ALIGNED, `silence` as in `lst.patching.aligned_patches`. Raises DataError on speech without
     word spans under ALIGNED.
     """
-    one, done = np.ones(1, np.int64), np.ones(1, bool)
-    ids, lengths, complete = [np.array([BOS])], [one], [done]
+    one, none, done = np.ones(1, np.int64), np.zeros(1, np.int64), np.ones(1, bool)
+    ids, lengths, complete, frames = [np.array([BOS])], [one], [done], [none]
     for segment in document:
         speech = segment.modality == "speech"
+        assert not speech or (segment.frames is not None) == bool(vocabulary.speech_pieces), "speech in pieces, or none of it"
         marker = vocabulary.speech_marker if speech else vocabulary.text_marker
         ids += [np.array([marker]), vocabulary.speech_ids(segment.tokens) if speech else segment.tokens.astype(np.int64)]
         count = len(segment.tokens)
@@ -66,9 +68,10 @@ def encode_document(
         patches = patch_span(cut, count, patch_size=patch_size, words=segment.words, silence=silence)
         lengths += [one, patches.lengths]
         complete += [done, patches.complete]
+        frames += [none, np.full(count, int(speech)) if segment.frames is None else segment.frames]
     if ends:
-        ids, lengths, complete = [*ids, np.array([EOS])], [*lengths, one], [*complete, done]
-    return EncodedDocument(np.concatenate(ids), np.concatenate(lengths), np.concatenate(complete))
+        ids, lengths, complete, frames = [*ids, np.array([EOS])], [*lengths, one], [*complete, done], [*frames, none]
+    return EncodedDocument(*map(np.concatenate, (ids, lengths, complete, frames)))
 
 
 class LocalTokens(NamedTuple):
@@ -98,6 +101,7 @@ class PackedRow:
     visible: IntArray  # (T,) units of the row that are closed at each token
     target: IntArray  # (T,) id to predict, -1 where there is none
     modality: NDArray[np.int8]  # (T,) of each id
+    frames: IntArray  # (T,) speech tokens that each id stands for
     unit_doc: IntArray  # (U,) document of each unit
     unit_position: IntArray  # (U,) position of the unit in its document
     interleaved: bool  # False: text only
@@ -120,6 +124,7 @@ class PackedRow:
             visible=visible_units(closing_positions(lengths, complete), len(ids)),
             target=target,
             modality=vocabulary.modality(ids),
+            frames=np.concatenate([d.frames for d in documents]),
             unit_doc=np.repeat(np.arange(len(documents)), units_per_doc),
             unit_position=_count_within(units_per_doc),
             interleaved=interleaved,
@@ -127,7 +132,13 @@ class PackedRow:
 
     @property
     def tokens(self) -> int:
+        """Positions; `content` says what they stand for."""
         return len(self.ids)
+
+    @property
+    def content(self) -> IntArray:
+        """(T,) tokens that each id counts as: one, but for a piece the speech tokens that it stands for."""
+        return np.maximum(self.frames, 1)
 
     @property
     def units(self) -> int:
@@ -146,14 +157,15 @@ class PackedRow:
         speech = self.modality == SPEECH
         on = slice(None) if local.on_text else speech
         position = self.position if local.on_text else _count_within(np.bincount(self.doc[speech]))
+        tokens = int(self.content.sum())
         return SequenceCounts(
             sequences=1,
             units=self.units,
-            tokens=self.tokens,
+            tokens=tokens,
             text_tokens=text,
             text_only_tokens=0 if self.interleaved else text,
-            interleaved_tokens=self.tokens if self.interleaved else 0,
-            speech_tokens=int(speech.sum()),
+            interleaved_tokens=tokens if self.interleaved else 0,
+            speech_tokens=int(self.frames.sum()),
             patches=len(np.unique(self.unit[speech])),
             predicted=int((self.target >= 0).sum()),
             global_pairs=int((self.unit_position + 1).sum()),

@@ -18,6 +18,7 @@ from lst.config import DataConfig, EvalConfig, Patching, RunConfig
 from lst.data.interleave import Document
 from lst.data.ngram import NgramModel
 from lst.data.shards import Dataset, ragged
+from lst.data.speech_bpe import remember, run_pieces
 from lst.data.stream import Stream
 from lst.data.vocab import FRAMES_PER_SECOND
 from lst.errors import DataError
@@ -64,11 +65,17 @@ def count_sequences(dataset: Dataset, config: RunConfig, limit: int = 4096) -> S
 
 
 def solve_mixture(dataset: Dataset, config: RunConfig) -> DataConfig:
-    """`config.data` with data_id, and with the shares of interleaved sequences that keep the mixture in tokens.
+    """`config.data` with data_id, speech_bpe_id, and the shares of interleaved sequences that keep the mixture in tokens.
+
+    Arm `bpe`'s speech pieces are made here where the data set has none yet.
 
     An interleaved sequence of mean length T_i tokens and a text-only one of T_t, drawn with shares f and 1 - f, hold the
     token share s if f T_i / (f T_i + (1 - f) T_t) = s, so f = s T_t / (s T_t + (1 - s) T_i).
     """
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_id="", speech_bpe_id=""))
+    pieces = run_pieces(config, dataset)
+    if pieces:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, speech_bpe_id=remember(pieces).id))
     share = config.data.interleaved_token_share
     static = Patching.TOKEN if config.patching.kind is Patching.TOKEN else Patching.STATIC
     shares = {"static": _sequence_share(dataset, config, static, share)}
@@ -79,6 +86,7 @@ def solve_mixture(dataset: Dataset, config: RunConfig) -> DataConfig:
     return dataclasses.replace(
         config.data,
         data_id=dataset.data_id,
+        speech_bpe_id=pieces.id if pieces else "",
         interleaved_sequence_share_static=shares["static"],
         interleaved_sequence_share_aligned=shares["aligned"],
     )
@@ -128,9 +136,7 @@ def _sequence_share(dataset: Dataset, config: RunConfig, kind: Patching, share: 
     """Rounded to six digits, since it becomes part of the run's identity."""
     if share in (0.0, 1.0):
         return share
-    interleaved = dataclasses.replace(
-        config.data, data_id="", interleaved_sequence_share_static=1.0, interleaved_sequence_share_aligned=1.0
-    )
+    interleaved = dataclasses.replace(config.data, interleaved_sequence_share_static=1.0, interleaved_sequence_share_aligned=1.0)
     fixed = dataclasses.replace(config.patching, kind=kind)
     train = dataclasses.replace(config.train, seed=0, steps=MIXTURE_SAMPLE, batch_sequences=1, final_batch_sequences=0)
     sample = dataclasses.replace(config, data=interleaved, patching=fixed, train=train)

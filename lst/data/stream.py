@@ -24,6 +24,7 @@ from lst.config import DataConfig, Patching, PatchingConfig, RunConfig
 from lst.data.interleave import Document, Segment, SpokenDocuments
 from lst.data.pack import EncodedDocument, LocalTokens, PackedBatch, PackedRow, encode_document, pack_units
 from lst.data.shards import Dataset, Ragged, ragged
+from lst.data.speech_bpe import run_pieces
 from lst.data.vocab import Vocabulary
 from lst.errors import DataError
 
@@ -36,13 +37,18 @@ class Stream:
     """The training sequences of one run."""
 
     def __init__(self, dataset: Dataset, config: RunConfig) -> None:
-        """Raises DataError where the data set is not the one that was planned for, or has nothing to train on."""
+        """Raises DataError where the data set is not the one that was planned for, or has nothing to train on.
+
+        ConfigError or DataError where arm `bpe` has no speech pieces, or others (lst.data.speech_bpe.run_pieces).
+        """
         if config.data.data_id and config.data.data_id != dataset.data_id:
             raise DataError(
                 f"data '{dataset.path}' has data_id={dataset.data_id}, the run wants {config.data.data_id}; plan again."
             )
         self.config = config
-        self.vocabulary = Vocabulary(text=dataset.text_vocab, speech=dataset.speech_vocab)
+        pieces = config.model.speech_bpe_vocab
+        self.vocabulary = Vocabulary(text=dataset.text_vocab, speech=dataset.speech_vocab, speech_pieces=pieces)
+        self._speech_bpe = run_pieces(config, dataset)
         self._spoken = SpokenDocuments(dataset, config.patching.aligned_unit)
         spoken = dataset.rows("speech", "train")
         with_words = spoken[self._spoken.word_start.lengths[spoken] > 0]  # without words there is nothing to interleave
@@ -91,6 +97,8 @@ class Stream:
     def _encode(self, documents: Iterator[Document], kind: Patching) -> Iterator[EncodedDocument]:
         patching = self.config.patching
         for document in documents:
+            if self._speech_bpe is not None:
+                document = self._speech_bpe.encode_document(document)
             yield encode_document(document, self.vocabulary, kind, patching.patch_size, ends=True, silence=patching.silence_rule)
 
     def _interleaved_from(self, start: float, generator: np.random.Generator) -> Iterator[Document]:

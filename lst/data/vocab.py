@@ -2,6 +2,7 @@
 
     id      0 .. text_vocab - 1                 text pieces, as the text tokenizer numbers them (BOS 1, EOS 2)
     id      text_vocab .. + speech_vocab - 1    speech tokens (k-means centres), not deduplicated
+            .. + speech_pieces - 1              in their place, arm `bpe`: pieces of speech tokens (lst/data/speech_bpe.py)
     id      .. + 0                              marker <t>: text follows
     id      .. + 1                              marker <s>: speech follows
 
@@ -12,9 +13,13 @@ own: a padded position carries document -1 and is masked wherever it could be se
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from lst.config import ModelConfig
 
 BOS = 1  # as in Llama 2's and the embedded tokenizer
 EOS = 2
@@ -29,21 +34,32 @@ class Vocabulary:
 
     text: int  # text pieces
     speech: int  # speech tokens
+    speech_pieces: int = 0  # pieces of speech tokens that are ids in their place; 0 = speech tokens are
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> Vocabulary:
+        """The vocabulary of a network."""
+        return cls(text=model.text_vocab, speech=model.speech_vocab, speech_pieces=model.speech_bpe_vocab)
+
+    @property
+    def speech_size(self) -> int:
+        """Ids that stand for speech: pieces, or speech tokens."""
+        return self.speech_pieces or self.speech
 
     @property
     def text_marker(self) -> int:
-        return self.text + self.speech
+        return self.text + self.speech_size
 
     @property
     def speech_marker(self) -> int:
-        return self.text + self.speech + 1
+        return self.text_marker + 1
 
     @property
     def size(self) -> int:
-        return self.text + self.speech + 2
+        return self.text_marker + 2
 
     def speech_ids(self, tokens: NDArray[np.integer]) -> NDArray[np.int64]:
-        """Speech tokens (0 .. speech - 1) as ids."""
+        """Speech tokens, or pieces where speech is in pieces, as ids."""
         return np.asarray(tokens, np.int64) + self.text
 
     def modality(self, ids: NDArray[np.integer]) -> NDArray[np.int8]:

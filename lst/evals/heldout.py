@@ -1,13 +1,14 @@
 """Held-out losses by modality, on the same tokens for every arm (docs/evaluation.md defines each metric).
 
 `heldout_speech` and `heldout_text` are documents of one modality; `heldout_interleaved` switches between both. Losses of
-an arm that is evaluated under aligned patches are conditional on the alignment and compare with no other arm's.
+an arm that is evaluated under aligned patches are conditional on the alignment and compare with no other arm's. Tokens count
+by content, so arm `bpe`, whose ids stand for several speech tokens, has nats per speech token of 25 Hz like the others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lst.data.interleave import Document
@@ -24,13 +25,12 @@ class Metric:
     direction: str  # what is given -> what is predicted: S speech, T text
     metric: str
     value: float
-    n_items: int  # what `value` is a mean over: predicted tokens, or items
+    n_items: int  # what `value` is a mean over: predicted tokens (by content: a speech piece is several), or items
 
 
 def heldout_metrics(scorer: Scorer, documents: Mapping[str, Sequence[Document]], tokenizer: TextTokenizer) -> list[Metric]:
     """All held-out metrics of a model. `documents` are those of lst.data.heldout."""
     speech = _sums(scorer.score(documents["speech"]))
-    text_bytes = sum(len(tokenizer.decode([int(p) for s in d for p in s.tokens]).encode()) for d in documents["text"])
     text = _sums(scorer.score(documents["text"]))
     mixed = _sums(scorer.score(documents["interleaved"]))
     interleaved_share = scorer.config.data.interleaved_token_share
@@ -40,20 +40,35 @@ def heldout_metrics(scorer: Scorer, documents: Mapping[str, Sequence[Document]],
     def metric(task: str, direction: str, name: str, value: float, n_items: int) -> Metric:
         return Metric(task=f"heldout_{task}", direction=direction, metric=name, value=value, n_items=n_items)
 
-    both = "ST->ST"
     return [
         metric("speech", "S->S", "nats_per_token", per_token["speech"], speech[SPEECH].tokens),
-        metric("speech", "S->S", "bits_per_second", per_token["speech"] / math.log(2) * FRAMES_PER_SECOND, speech[SPEECH].tokens),
+        metric("speech", "S->S", "bits_per_second", speech[SPEECH].bits_per_second, speech[SPEECH].tokens),
         metric("text", "T->T", "nats_per_token", per_token["text"], text[TEXT].tokens),
-        metric("text", "T->T", "bits_per_byte", text[TEXT].nats / math.log(2) / text_bytes, text[TEXT].tokens),
-        metric("interleaved", both, "nats_per_token", per_token["interleaved"], mixed[None].tokens),
+        metric("text", "T->T", "bits_per_byte", text[TEXT].bits / _bytes(documents["text"], tokenizer), text[TEXT].tokens),
+        metric("interleaved", "ST->ST", "nats_per_token", per_token["interleaved"], mixed[None].tokens),
         *(
-            metric("interleaved", both, f"nats_per_{name}_token", mixed[modality].mean, mixed[modality].tokens)
-            for name, modality in (("speech", SPEECH), ("text", TEXT))
-            if mixed[modality].tokens
+            metric("interleaved", "ST->ST", name, value, part.tokens)
+            for part, name, value in _by_modality(mixed, _bytes(documents["interleaved"], tokenizer))
         ),
-        metric("mixture", both, "nats_per_token", mixture, mixed[None].tokens + text[TEXT].tokens),
+        metric("mixture", "ST->ST", "nats_per_token", mixture, mixed[None].tokens + text[TEXT].tokens),
     ]
+
+
+def _by_modality(sums: Mapping[int | None, _Sum], text_bytes: int) -> Iterator[tuple[_Sum, str, float]]:
+    """(sums, metric, value) of the modalities that interleaved documents have."""
+    speech, text = sums[SPEECH], sums[TEXT]
+    if speech.tokens:
+        yield speech, "nats_per_speech_token", speech.mean
+        yield speech, "bits_per_second", speech.bits_per_second
+    if text.tokens:
+        yield text, "nats_per_text_token", text.mean
+        yield text, "bits_per_byte", text.bits / text_bytes
+
+
+def _bytes(documents: Sequence[Document], tokenizer: TextTokenizer) -> int:
+    """UTF-8 bytes of the text of all text segments."""
+    texts = (tokenizer.decode([int(p) for p in s.tokens]) for d in documents for s in d if s.modality == "text")
+    return sum(len(text.encode()) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,15 @@ class _Sum:
     @property
     def mean(self) -> float:
         return self.nats / self.tokens
+
+    @property
+    def bits(self) -> float:
+        return self.nats / math.log(2)
+
+    @property
+    def bits_per_second(self) -> float:
+        """Of speech."""
+        return self.bits / self.tokens * FRAMES_PER_SECOND
 
 
 def _sums(scored: Sequence[Scored]) -> dict[int | None, _Sum]:

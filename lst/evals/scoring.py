@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lst.config import Patching, RunConfig
-from lst.data.interleave import Document
+from lst.data.interleave import Document, Segment
 from lst.data.pack import PackedBatch, PackedRow, encode_document
+from lst.data.speech_bpe import run_pieces
 from lst.data.vocab import Vocabulary
 from lst.train.distributed import Ranks
 
@@ -35,11 +36,14 @@ class Scored:
     nats_T: NDArray[np.float64]  # -log p(id at t + 1) at each t with a target, 0 at the last
 
     def sums(self, modality: int | None = None) -> tuple[float, int]:
-        """(nats, predicted tokens), of one modality or of all; markers belong to no modality."""
+        """(nats, predicted tokens), of one modality or of all; markers belong to no modality.
+
+        Tokens count by content, so that every arm divides by the same number: a piece counts as its speech tokens.
+        """
         predicted = self.row.target >= 0
         if modality is not None:
             predicted &= np.append(self.row.modality[1:], -1) == modality
-        return float(self.nats_T[predicted].sum()), int(predicted.sum())
+        return float(self.nats_T[predicted].sum()), int(np.append(self.row.content[1:], 0)[predicted].sum())
 
 
 class Scorer:
@@ -57,7 +61,7 @@ class Scorer:
         """`stop` is called between batches and may raise, to leave a long evaluation. Ranks share the batches."""
         self.ranks = ranks or Ranks()
         self.model, self.config, self.device = model, config, device
-        self.vocabulary = Vocabulary(text=config.model.text_vocab, speech=config.model.speech_vocab)
+        self.vocabulary, self._speech_bpe = Vocabulary.of(config.model), run_pieces(config)
         self._stop = stop or (lambda: None)
 
     @property
@@ -68,11 +72,21 @@ class Scorer:
     def row(self, document: Document) -> PackedRow:
         """One document as a row of its own."""
         options = self.config.patching
+        if self._speech_bpe is not None:
+            document = self._speech_bpe.encode_document(document)
         encoded = encode_document(
             document, self.vocabulary, self.kind, options.patch_size, ends=False, silence=options.silence_rule
         )
         interleaved = any(s.modality == "speech" for s in document)
         return PackedRow.pack([encoded], self.vocabulary, interleaved=interleaved)
+
+    def joined(self, modality: str, parts: Sequence[NDArray[np.int64]]) -> tuple[Segment, list[int]]:
+        """One segment of `parts` that are tokenised apart, and how many ids each part has."""
+        if modality == "speech" and self._speech_bpe is not None:
+            pieces = self._speech_bpe.encode(parts)
+            tokens = np.concatenate(pieces)
+            return Segment(modality, tokens, frames=self._speech_bpe.lengths[tokens]), [len(p) for p in pieces]
+        return Segment(modality, np.concatenate(parts)), [len(p) for p in parts]
 
     def score(self, documents: Sequence[Document], *, first: Sequence[int] | None = None) -> list[Scored]:
         """The documents' losses, in the documents' order; those before position `first[i]` of document i are left at 0.

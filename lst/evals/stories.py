@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lst.config import Patching
-from lst.data.interleave import Segment
 from lst.data.shards import Dataset
 from lst.evals.heldout import Metric
 from lst.evals.scoring import Scorer
@@ -101,19 +100,19 @@ def _unique(keys: Iterator[tuple[str, str, str]]) -> Iterator[tuple[str, str, st
 
 
 def _ending_scores(scorer: Scorer, sequences: list[tuple[str, NDArray[np.int64], NDArray[np.int64]]]) -> list[float]:
-    """Log-likelihood per token of each (modality, prompt, ending)'s ending, summed in fp64.
+    """Log-likelihood per token of each (modality, prompt, ending)'s ending, summed in fp64; speech tokens by content.
 
     BOS  <s>  p0  p1  e0  e1     prompt of 2 and ending of 2: e0 is predicted at position 3 = 1 + len(prompt)
     """
-    documents = [[Segment(modality, np.concatenate([prompt, ending]))] for modality, prompt, ending in sequences]
-    firsts = [1 + len(prompt) for _, prompt, _ in sequences]
+    joined = [scorer.joined(modality, (prompt, ending)) for modality, prompt, ending in sequences]
+    firsts = [1 + ids[0] for _, ids in joined]
+    prompts: dict[tuple[str, bytes], NDArray[np.int64]] = {}
     scores = []
-    for scored, first, (modality, prompt, ending) in zip(scorer.score(documents, first=firsts), firsts, sequences, strict=True):
-        offset = scorer.vocabulary.text if modality == "speech" else 0
-        assert np.array_equal(scored.row.ids[2 : 2 + len(prompt)], prompt + offset), (
-            "the prompt's tokens must not depend on the ending"
-        )
-        scores.append(-float(scored.nats_T[first : first + len(ending)].sum()) / len(ending))
+    for i, scored in enumerate(scorer.score([[segment] for segment, _ in joined], first=firsts)):
+        modality, prompt, ending = sequences[i]
+        ids = scored.row.ids[2 : 1 + firsts[i]]
+        assert np.array_equal(ids, prompts.setdefault((modality, prompt.tobytes()), ids)), "a prompt's ids depend on its ending"
+        scores.append(-float(scored.nats_T[firsts[i] : firsts[i] + joined[i][1][1]].sum()) / len(ending))
     return scores
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from lst.config import Patching, RunConfig
 from lst.data.interleave import Segment
 from lst.data.pack import PackedBatch, PackedRow, encode_document
+from lst.data.speech_bpe import run_pieces
 from lst.data.vocab import SPEECH, Vocabulary
 from lst.errors import DataError
 from lst.model.intervals import Intervals, causal_intervals, visible_intervals
@@ -232,12 +233,16 @@ def make_batch(
     words or, under patching.aligned_unit=bpe, of their pieces; the aligned patching needs them. `kind` is the patching
     (default: that of the arm's evaluation), `ends` adds EOS, `tokens` and `units` pad to fixed sizes. Raises DataError on an
     unknown modality or an id outside its vocabulary.
+
+    Arm `bpe` takes speech tokens too and encodes them with the run's pieces: those of `config.data`, which the planner (or
+    lst.data.statistics.solve_mixture) fills in, or those that `load_checkpoint` found beside the weights.
     """
-    vocabulary = Vocabulary(text=config.model.text_vocab, speech=config.model.speech_vocab)
+    vocabulary, pieces = Vocabulary.of(config.model), run_pieces(config)
     patching = kind or config.patching.evaluation_kind
     rows = []
     for number, document in enumerate(documents):
         segments = [_segment(s, vocabulary, number) for s in document]
+        segments = pieces.encode_document(segments) if pieces else segments
         options = config.patching
         encoded = encode_document(segments, vocabulary, patching, options.patch_size, ends=ends, silence=options.silence_rule)
         rows.append(PackedRow.pack([encoded], vocabulary, interleaved=True))

@@ -1,5 +1,7 @@
 """A folder of weights: model.safetensors + config.json + manifest.json, written whole, verified when it is read.
 
+Arm `bpe` adds speech_bpe.model, the pieces of its speech.
+
     model, config = load_checkpoint("study/runs/0123456789ab")
     export_checkpoint(model, config, "my-model")
 
@@ -21,7 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lst.config import RunConfig
-from lst.errors import CheckpointError, LstError
+from lst.data.speech_bpe import MODEL_FILE as SPEECH_BPE
+from lst.data.speech_bpe import SpeechBpe, remember, run_pieces
+from lst.errors import CheckpointError, DataError, LstError
 from lst.plain import to_dict
 from lst.weight_files import MODEL as MODEL
 from lst.weight_files import checkpoint_folder
@@ -63,6 +67,7 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu") -> tuple[nn.Module
     folder = checkpoint_folder(path)
     verify_folder(folder)
     config = read_config(folder)
+    read_pieces(folder, config)
     model = build_model(config)
     load_weights(model, folder / MODEL)
     return model.to(device).eval(), config
@@ -110,13 +115,33 @@ def read_config(folder: Path) -> RunConfig:
 
 
 def write_model(folder: Path, model: nn.Module, config: RunConfig) -> dict[str, str]:
-    """Write weights and configuration into `folder`; {file: SHA-256} for the manifest. Raises OSError on a full disk."""
-    return {MODEL: write_tensors(folder / MODEL, model_tensors(model)), CONFIG: write_config(folder, config)}
+    """Write weights, configuration and (arm `bpe`) speech pieces into `folder`; {file: SHA-256} for the manifest.
+
+    Raises OSError on a full disk.
+    """
+    return {MODEL: write_tensors(folder / MODEL, model_tensors(model)), **write_config(folder, config)}
 
 
-def write_config(folder: Path, config: RunConfig) -> str:
-    """Write the configuration into `folder`; its SHA-256."""
-    return write_file(folder / CONFIG, (json.dumps(to_dict(config), indent=1, sort_keys=True) + "\n").encode())
+def write_config(folder: Path, config: RunConfig) -> dict[str, str]:
+    """Write the configuration and (arm `bpe`) the speech pieces into `folder`: all of a model but its tensors."""
+    pieces = run_pieces(config)
+    files = {CONFIG: write_file(folder / CONFIG, (json.dumps(to_dict(config), indent=1, sort_keys=True) + "\n").encode())}
+    if pieces:
+        files[SPEECH_BPE] = write_file(folder / SPEECH_BPE, pieces.model)
+    return files
+
+
+def read_pieces(folder: Path, config: RunConfig) -> None:
+    """Let `make_batch` find the speech pieces of arm `bpe`, without the data set that they were made of."""
+    if not config.model.speech_bpe_vocab:
+        return
+    try:
+        pieces = SpeechBpe((folder / SPEECH_BPE).read_bytes())
+    except (OSError, DataError) as error:
+        raise CheckpointError(f"'{folder / SPEECH_BPE}' holds no speech pieces: {error}") from error
+    if pieces.id != config.data.speech_bpe_id:
+        raise CheckpointError(f"'{folder / SPEECH_BPE}' holds pieces {pieces.id}, the weights want {config.data.speech_bpe_id}.")
+    remember(pieces)
 
 
 def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,4 +1,6 @@
-"""The baseline arm as a Hugging Face LlamaForCausalLM folder, and back, with equal logits. Writing needs no transformers.
+"""The baseline arm (and `bpe`, its network over pieces) as a Hugging Face LlamaForCausalLM folder, and back: equal logits.
+
+Writing needs no transformers.
 
     to_llama("study/runs/0123456789ab", "my-llama")
     model, config = from_llama("my-llama")
@@ -29,6 +31,7 @@ from lst.model.export import (
     load_checkpoint,
     model_tensors,
     new_folder,
+    read_pieces,
     read_tensors,
     seal_folder,
     verify_folder,
@@ -92,6 +95,7 @@ def from_llama(folder: str | Path, *, speech_vocab: int = 501, device: str = "cp
     """
     path = Path(folder)
     config = read_llama(path, speech_vocab=speech_vocab)
+    read_pieces(path, config)
     from lst.model.lst import network
 
     model = network(config.model)
@@ -139,7 +143,7 @@ def read_llama_shape(folder: Path) -> tuple[ModelConfig, bool]:
         except ConfigError as error:
             raise CheckpointError(f"'{folder / CONFIG}' is no shape for the baseline: {error}") from error
         return shape, True
-    ids = Vocabulary(text=own.model.text_vocab, speech=own.model.speech_vocab).size
+    ids = Vocabulary.of(own.model).size
     same = ("global_stack", "rope_theta", "tied_head")
     if ids != vocabulary or any(getattr(own.model, key) != getattr(shape, key) for key in same):
         raise CheckpointError(
@@ -302,7 +306,7 @@ def _own_config(folder: Path) -> RunConfig | None:
 
 
 def _vocabulary(model: ModelConfig) -> int:
-    return Vocabulary(text=model.text_vocab, speech=model.speech_vocab).size
+    return Vocabulary.of(model).size
 
 
 def _whole_number(folder: Path, given: Mapping[str, Any], key: str) -> int:

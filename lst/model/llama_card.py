@@ -10,6 +10,7 @@ import json
 
 from lst.config import RunConfig
 from lst.data.shards import TOKENIZER, open_dataset
+from lst.data.speech_bpe import CONTROL_PIECES, MODEL_FILE, run_pieces
 from lst.data.vocab import Vocabulary
 from lst.errors import DataError
 
@@ -17,12 +18,13 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 README = "README.md"
 TEXT_MARKER, SPEECH_MARKER = "<|text|>", "<|speech|>"
 
+PIECES = f"pieces of speech tokens (SentencePiece, `{MODEL_FILE}`: its id less {CONTROL_PIECES})"
 _NUMBERS = """# A speech-text baseline as a LlamaForCausalLM
 
 | ids | what |
 |---|---|
 | 0 .. {last_text} | text pieces, as the text tokenizer numbers them (BOS 1, EOS 2) |
-| {speech} .. {last_speech} | speech tokens 0 .. {last_code} |
+| {speech} .. {last_speech} | {kind} 0 .. {last_code} |
 | {text_marker} | marker: text follows |
 | {speech_marker} | marker: speech follows |
 
@@ -42,18 +44,20 @@ _WITHOUT = "The data set was not at hand, so there is no tokenizer here: ids are
 def tokenizer_files(config: RunConfig) -> dict[str, bytes]:
     """Name -> content of the tokenizer's files and the README; the README alone where the run's data set is not at hand."""
     model = _tokenizer_model(config)
-    vocabulary = Vocabulary(text=config.model.text_vocab, speech=config.model.speech_vocab)
+    vocabulary, pieces = Vocabulary.of(config.model), run_pieces(config)
     numbers = _NUMBERS.format(
         last_text=vocabulary.text - 1,
         speech=vocabulary.text,
-        last_speech=vocabulary.text + vocabulary.speech - 1,
-        last_code=vocabulary.speech - 1,
+        last_speech=vocabulary.text_marker - 1,
+        last_code=vocabulary.speech_size - 1,
+        kind=PIECES if pieces else "speech tokens",
         text_marker=vocabulary.text_marker,
         speech_marker=vocabulary.speech_marker,
     )
+    speech = {MODEL_FILE: pieces.model} if pieces else {}
     if model is None:
-        return {README: (numbers + _WITHOUT).encode()}
-    names = [*(f"<|speech_{code}|>" for code in range(vocabulary.speech)), TEXT_MARKER, SPEECH_MARKER]
+        return {README: (numbers + _WITHOUT).encode(), **speech}
+    names = [*(f"<|speech_{code}|>" for code in range(vocabulary.speech_size)), TEXT_MARKER, SPEECH_MARKER]
     plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": False}
     settings = {
         "tokenizer_class": "LlamaTokenizer",
@@ -69,6 +73,7 @@ def tokenizer_files(config: RunConfig) -> dict[str, bytes]:
         TOKENIZER: model,
         TOKENIZER_CONFIG: (json.dumps(settings, indent=1) + "\n").encode(),
         README: (numbers + _WITH).encode(),
+        **speech,
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lst.config import Arm, ModelConfig
+from lst.config import ModelConfig
 from lst.data.vocab import Vocabulary
 from lst.model.batch import Batch, TokenStream
 from lst.model.global_transformer import GlobalTransformer
@@ -81,7 +81,7 @@ class LatentSpeechText(nn.Module):
 
 def network(config: ModelConfig) -> Baseline | LatentSpeechText:
     """The uninitialised network of `config`."""
-    return Baseline(config) if config.arm is Arm.BASELINE else LatentSpeechText(config)
+    return Baseline(config) if config.arm.plain else LatentSpeechText(config)
 
 
 def _logits(h_BTE: Tensor, head: nn.Module) -> Tensor:
@@ -89,4 +89,4 @@ def _logits(h_BTE: Tensor, head: nn.Module) -> Tensor:
 
 
 def _vocabulary_size(config: ModelConfig) -> int:
-    return Vocabulary(text=config.text_vocab, speech=config.speech_vocab).size
+    return Vocabulary.of(config).size

@@ -152,4 +152,4 @@ def copy_rows(target: torch.Tensor, found: torch.Tensor, rows: int) -> None:
 
 
 def _size(model: ModelConfig) -> int:
-    return Vocabulary(text=model.text_vocab, speech=model.speech_vocab).size
+    return Vocabulary.of(model).size

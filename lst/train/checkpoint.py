@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 from lst.config import RunConfig
 from lst.errors import CheckpointError
 from lst.model.export import (
-    CONFIG,
     MODEL,
     load_tensors,
     model_tensors,
@@ -210,7 +209,7 @@ def _newest_whole(root: Path, config: RunConfig) -> int:
 
 
 def _write_model(folder: Path, tensors: dict[str, Piece], values: Iterator[torch.Tensor], config: RunConfig) -> dict[str, str]:
-    return {MODEL: write_tensors(folder / MODEL, tensors, values), CONFIG: write_config(folder, config)}
+    return {MODEL: write_tensors(folder / MODEL, tensors, values), **write_config(folder, config)}
 
 
 def _read_state(folder: Path) -> TrainState:

@@ -19,6 +19,8 @@ from lst.model import Batch, build_model
 
 def run_config(dataset, arm="lst_static", **sections):
     model = {"text_vocab": dataset.text_vocab, "speech_vocab": dataset.speech_vocab}
+    if arm == "bpe":
+        model["speech_bpe_vocab"] = 160
     base = {"data": {"seq_len_units": 64}, "train": {"steps": 200, "batch_sequences": 4}} | sections
     config = arm_config(arm, size="tiny", model=model, **base)
     return dataclasses.replace(config, data=solve_mixture(dataset, config))

@@ -14,6 +14,7 @@ from lst.config import RunConfig
 from lst.data.heldout import heldout_documents
 from lst.data.interleave import Document, Segment
 from lst.data.shards import open_dataset
+from lst.data.speech_bpe import SpeechBpe, run_pieces
 from lst.data.vocab import BOS, SPEECH, TEXT, Vocabulary
 from lst.evals.evaluate import evaluation_steps
 from lst.evals.heldout import heldout_metrics
@@ -108,6 +109,57 @@ def test_story_scores_are_the_endings_log_likelihood_per_token(known: Scorer) ->
     }
 
 
+@pytest.fixture
+def known_bpe(tiny_data: Path) -> tuple[Scorer, SpeechBpe]:
+    """A known table over text and speech pieces, and the pieces."""
+    config = tiny_config("bpe", tiny_data)
+    pieces = run_pieces(config)
+    assert pieces is not None
+    return Scorer(BigramModel(Vocabulary.of(config.model)), config, device=DEVICE), pieces  # type: ignore[arg-type]
+
+
+def test_losses_of_pieces_are_per_token_of_their_content(known_bpe: tuple[Scorer, SpeechBpe], tiny_data: Path) -> None:
+    """So that nats per token, bits per second and bits per byte divide by the same number for every arm."""
+    scorer, pieces = known_bpe
+    dataset = open_dataset(tiny_data)
+    sets = heldout_documents(dataset, scorer.config.evaluation, scorer.config.data)
+    found = {(m.task, m.metric): m for m in heldout_metrics(scorer, sets, dataset.tokenizer)}
+    marks, model = scorer.vocabulary.speech_marker, scorer.model
+    spoken = [document[0].tokens for document in sets["speech"]]
+    encoded = pieces.encode(spoken)
+    assert sum(map(len, encoded)) < sum(map(len, spoken))
+    nats = sum(model.nats([marks, *(TEXT_VOCAB + ids).tolist()]) for ids in encoded)
+    frames = sum(map(len, spoken))
+    speech = found["heldout_speech", "nats_per_token"]
+    assert (speech.value, speech.n_items) == (pytest.approx(nats / frames, rel=1e-6), frames)
+    assert found["heldout_speech", "bits_per_second"].value == pytest.approx(nats / math.log(2) / (frames / 25), rel=1e-6)
+    other = Scorer(BigramModel(VOCABULARY), tiny_config("baseline", tiny_data), device=DEVICE)  # type: ignore[arg-type]
+    plain = {(m.task, m.metric): m.n_items for m in heldout_metrics(other, sets, dataset.tokenizer)}
+    assert plain == {key: metric.n_items for key, metric in found.items()}
+
+
+def test_interleaved_losses_have_bits_of_each_modality(known: Scorer, tiny_data: Path) -> None:
+    dataset = open_dataset(tiny_data)
+    sets = heldout_documents(dataset, known.config.evaluation, known.config.data)
+    found = {m.metric: m for m in heldout_metrics(known, sets, dataset.tokenizer) if m.task == "heldout_interleaved"}
+    assert found["bits_per_second"].value == pytest.approx(25 * found["nats_per_speech_token"].value / math.log(2))
+    texts = [dataset.tokenizer.decode(s.tokens.tolist()) for d in sets["interleaved"] for s in d if s.modality == "text"]
+    nats = found["nats_per_text_token"].value * found["nats_per_text_token"].n_items
+    assert found["bits_per_byte"].value == pytest.approx(nats / math.log(2) / sum(len(t.encode()) for t in texts))
+
+
+def test_spoken_endings_in_pieces_are_encoded_apart_and_scored_per_speech_token(known_bpe: tuple[Scorer, SpeechBpe]) -> None:
+    scorer, pieces = known_bpe
+    learnt = next(piece for piece in pieces.pieces if len(piece) == 2)
+    prompt, ending, wrong = np.array([4, learnt[0]]), np.array([learnt[1], 9, 9]), np.array([1])
+    assert len(pieces.encode([np.concatenate([prompt, ending])])[0]) < len(prompt) + len(ending)  # together they would merge
+    item = StoryItem(task="story_later", modality="speech", item="i", prompt=prompt, endings=[ending, wrong])
+    _, (record,) = story_metrics(scorer, [item])
+    before = TEXT_VOCAB + int(pieces.encode([prompt])[0][-1])
+    expected = [-scorer.model.nats([before, *(TEXT_VOCAB + pieces.encode([e])[0]).tolist()]) / len(e) for e in (ending, wrong)]
+    assert record["scores"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_tie_counts_as_wrong(known: Scorer, caplog: pytest.LogCaptureFixture) -> None:
     same = np.array([7, 8])
     item = StoryItem(task="story_later", modality="text", item="i", prompt=np.array([4]), endings=[same, same.copy()])
@@ -117,7 +169,7 @@ def test_tie_counts_as_wrong(known: Scorer, caplog: pytest.LogCaptureFixture) ->
     assert "1 of 1 items tie" in caplog.text
 
 
-@pytest.mark.parametrize("arm", ["baseline", "lst_static", "lst_aligned"])
+@pytest.mark.parametrize("arm", ["baseline", "bpe", "lst_static", "lst_aligned"])
 def test_batching_padding_and_order_change_no_score(tiny_data: Path, arm: str) -> None:
     config = tiny_config(arm, tiny_data)
     model = build_model(config).eval()

@@ -30,7 +30,7 @@ def test_the_run_id_ignores_execution_and_nothing_else():
 
 def test_the_run_id_is_frozen():
     """Ids name folders on disk: a change of this value orphans every finished run, so it must be deliberate."""
-    assert arm_config("baseline", size="tiny").run_id == "43b0a6641592"
+    assert arm_config("baseline", size="tiny").run_id == "2747f6d6a465"
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,8 @@ def test_the_run_id_is_frozen():
         ({"patching": {"kind": "static"}}, "does not fit arm 'baseline'"),
         ({"patching": {"curriculum_aligned_until": 0.9, "curriculum_static_from": 0.2}}, "lies after"),
         ({"evaluation": {"story_choices": 3}}, "choose 2 or 4"),
+        ({"model": {"speech_bpe_vocab": 1000}}, "model.speech_bpe_vocab=1000 is for arm 'bpe'; give 0 for arm 'baseline'"),
+        ({"model": {"arm": "bpe", "speech_bpe_vocab": 501}}, "model.speech_bpe_vocab=501 must exceed model.speech_vocab=501"),
         ({"patching": {"aligned_unit": "phone"}}, "patching.aligned_unit='phone' is unknown; known: bpe, word"),
         ({"patching": {"silence": "merge"}}, "patching.silence='merge' is unknown; did you mean 'merged'?"),
         ({"patching": {"merge_side": "left"}}, "patching.merge_side='left' is unknown; known: next, previous"),

@@ -24,6 +24,7 @@ from lst.ladder import model_shape
 from lst.model import Batch, build_model, count_parameters, make_batch
 from lst.model.attention import use_backend
 from lst.model.lst import network
+from tests.data.made_up_pieces import with_pieces
 
 VOCABULARY = {"text_vocab": 60, "speech_vocab": 40}
 
@@ -69,7 +70,7 @@ def counted(model, batch):
     ],
 )
 def test_the_dense_convention_equals_torchs_counter_to_the_last_digit(arm, size, options):
-    config = arm_config(arm.value, size=size, model=VOCABULARY | options)
+    config = arm_config(arm.value, size=size, **with_pieces(arm.value, VOCABULARY | options))
     speech = ("speech", [1, 2, 3, 4, 5, 6, 7, 8, 9], [(1, 4), (6, 7)])
     batch = make_batch([[("text", [3, 4]), speech], [speech, ("text", [9])]], config)
     dense = dense_forward_flops(config.model, dense_shape(batch))
@@ -148,7 +149,9 @@ def visible_pairs(intervals):
 
 def run_config(dataset, arm, encoder_window=512, local_text=True, **sections):
     model = {"text_vocab": dataset.text_vocab, "speech_vocab": dataset.speech_vocab}
-    if arm != "baseline":
+    if arm == "bpe":
+        model["speech_bpe_vocab"] = 160
+    elif arm != "baseline":
         model |= {"encoder": {"window": encoder_window}, "local_text": local_text}
     base = {"data": {"seq_len_units": 64}, "train": {"steps": 12, "batch_sequences": 4}, **sections}
     config = arm_config(arm, size="tiny", model=model, **base)

@@ -16,6 +16,7 @@ from lst.data.interleave import Segment
 from lst.data.pack import PackedBatch, PackedRow, encode_document
 from lst.data.vocab import Vocabulary
 from lst.model import Batch, build_model, make_batch
+from tests.data.made_up_pieces import with_pieces
 
 TEXT_VOCAB, SPEECH_VOCAB, T, U = 40, 30, 48, 48
 VOCABULARY = Vocabulary(text=TEXT_VOCAB, speech=SPEECH_VOCAB)
@@ -25,7 +26,8 @@ OPTIONS = [{}, {"pooling": "mean"}, {"pooling": "last"}, {"decoder_input": "embe
 
 def config_of(arm, model=None, patch_size=3):
     vocabulary = {"text_vocab": TEXT_VOCAB, "speech_vocab": SPEECH_VOCAB}
-    return arm_config(arm.value, size="tiny", model=vocabulary | (model or {}), patching={"patch_size": patch_size})
+    sections = with_pieces(arm.value, vocabulary | (model or {}))
+    return arm_config(arm.value, size="tiny", patching={"patch_size": patch_size}, **sections)
 
 
 CASES = [(arm, {}) for arm in UNALIGNED] + [(Arm.LST_STATIC, option) for option in OPTIONS[1:]]

@@ -50,6 +50,28 @@ def test_demo_has_27_rows_and_reads_well_at_100_columns(
     assert "unchanged" in capsys.readouterr().out
 
 
+def test_every_arm_is_planned_on_the_embedded_corpus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its 1,000 speech pieces are made by the planner and kept in the user's cache."""
+    monkeypatch.setenv("LST_CACHE", str(tmp_path / "cache"))
+    arms = ["baseline", "bpe", "lst_static", "lst_aligned", "lst_mixed", "lst_curriculum"]
+    lists = [f"arms=[{','.join(arms)}]", "budgets=[2e10]", "sizes=[w8]", "seq_len_units=64"]
+    options = [
+        "evaluation.heldout_documents=4",
+        "evaluation.story_items=0",
+        "patching.silence=merged",
+        "recipe.batch_sequences=2",
+    ]
+    call = ["study=isoflop", *lists, *options, f"out={tmp_path / 'study'}", "--json"]
+    assert main(call) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert [row["arm"] for row in planned["rows"]] == arms
+    assert {"speech pieces", "merged silence"} <= set(planned["assumptions"])
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert kept.name.endswith("-1000.model")
+
+
 def test_the_packaged_demo_is_3_budgets_by_4_sizes_by_2_arms_and_3_more() -> None:
     study = load_study("demo")
     assert len(study.lengths) == 3

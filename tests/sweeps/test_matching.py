@@ -158,14 +158,16 @@ def test_patch_size_changes_the_ids_of_patched_arms_only(
 
 
 def test_options_of_aligned_patches_change_the_ids_of_the_arms_that_have_them(
-    small_study: dict[str, Any], measure: Measurements, small_plan: Plan
+    small_study: dict[str, Any], measure: Measurements
 ) -> None:
-    same = {}
+    study = small_study | {"arms": ["lst_static", "lst_curriculum"], "arm_sizes": {}, "sizes": ["tiny"], "budgets": [2e9]}
+    before = {row.arm: row.run_id for row in planned(study, measure).rows}
+    changed = {}
     for key, value in (("aligned_unit", "bpe"), ("silence", "merged"), ("draw", "step"), ("merge_side", "next")):
-        other = planned(small_study, measure, patching={key: value})
-        same[key] = {row.arm for row, old in zip(other.rows, small_plan.rows, strict=True) if row.run_id == old.run_id}
-    assert same.pop("merge_side") == {"baseline", "lst_static", "lst_curriculum"}  # silence is separate: there is no side
-    assert set(map(frozenset, same.values())) == {frozenset({"baseline", "lst_static"})}
+        plan = planned(study, measure, patching={key: value})
+        changed[key] = [row.arm for row in plan.rows if row.run_id != before[row.arm]]
+    assert changed.pop("merge_side") == []  # silence is separate: there is no side
+    assert list(changed.values()) == [["lst_curriculum"]] * 3
 
 
 @pytest.mark.parametrize("arm", ["lst_mixed", "lst_curriculum"])
@@ -182,6 +184,45 @@ def test_a_patching_drawn_by_the_step_is_planned_as_it_is_trained(
         spent += Stream(dataset, config).batch(step).counts
     assert training_flops(config, spent).total == pytest.approx(row.planned_flops, rel=1e-9)
     assert row.mean_patch_length == pytest.approx(spent.mean_patch_length)
+
+
+ALL_ARMS = ["baseline", "bpe", "lst_static", "lst_aligned", "lst_mixed", "lst_curriculum"]
+
+
+@pytest.mark.parametrize("matching", ["flop", "unit", "data"])
+def test_every_arm_is_matched_and_planned_as_it_is_trained(
+    small_study: dict[str, Any], measure: Measurements, matching: str
+) -> None:
+    """Speech in pieces too: FLOPs and units of positions, tokens by content."""
+    changes = {"arm_sizes": {}, "sizes": ["tiny"], "budgets": [4e9], "model": {"speech_bpe_vocab": 160}}
+    plan = planned(small_study, measure, arms=ALL_ARMS, matching=matching, **changes)
+    assert [row.arm for row in plan.rows] == ALL_ARMS
+    rows = {row.arm: row for row in plan.rows}
+    column = {"flop": "planned_flops", "unit": "units", "data": "tokens"}[matching]
+    for row in plan.rows:
+        assert getattr(row, column) == pytest.approx(getattr(rows["baseline"], column), rel=0.005)
+        assert row.interleaved_tokens / row.tokens == pytest.approx(1 / 3, abs=0.03)
+    bpe, baseline = rows["bpe"], rows["baseline"]
+    assert bpe.num_params - baseline.num_params == 2 * 32 * (160 - 100)  # rows of embedding and head
+    assert bpe.num_non_embedding_params == baseline.num_non_embedding_params
+    assert bpe.patch_size == baseline.patch_size == 1 < bpe.mean_patch_length
+    assert bpe.units < bpe.tokens
+    config = plan.run_configs[bpe.run_id]
+    stream, spent = Stream(open_dataset(plan.study.data), config), SequenceCounts()
+    for step in range(bpe.steps):
+        spent += stream.batch(step).counts
+    assert training_flops(config, spent).total == pytest.approx(bpe.planned_flops, rel=1e-9)
+    assert (spent.tokens, spent.units, spent.speech_tokens) == (bpe.tokens, bpe.units, bpe.speech_tokens)
+    assert bpe.speech_epochs == pytest.approx(spent.speech_tokens / measure.unique_speech_tokens)
+
+
+def test_speech_pieces_change_the_ids_of_bpe_only(small_study: dict[str, Any], measure: Measurements) -> None:
+    plans = [
+        planned(small_study, measure, arms=["baseline", "bpe"], sizes=["tiny"], arm_sizes={}, model={"speech_bpe_vocab": n})
+        for n in (150, 160)
+    ]
+    ids = [{(row.arm, row.match_group): row.run_id for row in plan.rows} for plan in plans]
+    assert {arm for arm, group in ids[0] if ids[0][arm, group] == ids[1][arm, group]} == {"baseline"}
 
 
 def test_rows_are_ordered_by_budget_size_arm_seed(small_study: dict[str, Any], measure: Measurements) -> None:

@@ -33,7 +33,7 @@ from lst.train.folder import RunLock
 from lst.train.trainer import Trainer
 from tests.train.tiny_run import ROOT, records, tiny_config, train, write_run
 
-ARMS = ("baseline", "lst_static", "lst_aligned", "lst_mixed", "lst_curriculum")
+ARMS = ("baseline", "bpe", "lst_static", "lst_aligned", "lst_mixed", "lst_curriculum")
 TRAIN_FIELDS = {
     "step", "loss", "loss_text", "loss_speech", "lr", "grad_norm", "train_flops", "units", "tokens", "text_tokens",
     "text_only_tokens", "speech_tokens", "spent_flops", "batch_hash", "time", "seconds", "data_seconds", "data_wait_share",

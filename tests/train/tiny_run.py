@@ -14,11 +14,13 @@ import pyarrow as pa
 import sentencepiece
 
 from lst.config import RunConfig, arm_config
-from lst.data.shards import write_dataset
+from lst.data.shards import open_dataset, write_dataset
+from lst.data.speech_bpe import dataset_pieces
 from lst.plain import merge, to_dict
 from lst.records import WALL_CLOCK_FIELDS, read_jsonl
 
 SPEECH_VOCAB = 40
+SPEECH_BPE_VOCAB = 70
 TEXT_VOCAB = 90
 ROOT = Path(__file__).parents[2]
 
@@ -61,6 +63,9 @@ def tiny_config(arm: str, data_path: Path, **overrides: Any) -> RunConfig:
         "execution": {"data_path": str(data_path), "micro_batch_tokens": 400, "device": "cpu"},
     }
     values["data"] |= {"interleaved_sequence_share_static": 0.5, "interleaved_sequence_share_aligned": 0.5}
+    if arm == "bpe":
+        values["model"]["speech_bpe_vocab"] = SPEECH_BPE_VOCAB
+        values["data"]["speech_bpe_id"] = dataset_pieces(open_dataset(data_path), SPEECH_BPE_VOCAB).id
     return arm_config(arm, **merge(values, overrides))
 
 
