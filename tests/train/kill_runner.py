@@ -1,16 +1,19 @@
-"""Run `lst.train` on a folder again and again, killing it with SIGKILL each time, until it gets through.
+"""Run `lst.train` on a folder again and again, killing it with SIGKILL each time, until it gets through; then on a copy of it.
 
     python tests/train/kill_runner.py RUN_DIR SEED KILLS
 
-torch is imported once and each attempt is a fork, so that an attempt costs a fraction of a second. Half of the kills come a
-random time after the attempt's first step, however fast the machine; the others at a random call that changes the disk
-(write, fsync, rename, remove), half-done where it is a write, so that saves are hit. Prints one JSON line: how many attempts
-were killed, and in what.
+torch is imported once and each attempt is a fork, so that an attempt costs a fraction of a second. Half of the kills come at a
+random call that changes the disk (write, fsync, rename, remove), half-done where it is a write, so that saves are hit; most of
+the others a random time after the attempt's first step, however fast the machine; the rest while the attempt starts. Once a
+run got through, the same run begins anew in another folder, until there were KILLS kills; the last one is left alone. Prints
+one JSON line: what was killed, and the folders. Beside its results each run leaves `moments.json`, the SHA-256 of each of
+the optimiser's tensors at the end.
 """
 
 from __future__ import annotations
 
 import collections
+import hashlib
 import json
 import os
 import random
@@ -22,9 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lst.train.trainer  # noqa: F401  (so that the forks need not)
 from lst.records import read_jsonl
 from lst.train.__main__ import main
+from lst.train.trainer import Trainer
 
 DISK_CALLS = (
     (os, "write"),
@@ -59,8 +62,21 @@ def kill_at_disk_call(number: int, report: int) -> None:
         setattr(owner, name, wrapped(name, getattr(owner, name)))
 
 
-def attempt(run_dir: str, *, disk_call: int, seconds: float) -> tuple[int, str]:
-    """One attempt, killed at a call (if not 0) or after some seconds; (wait status, what was interrupted)."""
+def keep_moments() -> None:
+    """Let each run write down the optimiser's state before it is thrown away."""
+    finish = Trainer._finish
+
+    def wrapper(self: Trainer) -> None:
+        tensors = self.optimizer.tensors()
+        digests = {name: hashlib.sha256(t.numpy().tobytes()).hexdigest() for name, t in tensors.items()}
+        (self.run_dir / "moments.json").write_text(json.dumps(digests))
+        finish(self)
+
+    Trainer._finish = wrapper  # type: ignore[method-assign]
+
+
+def attempt(run_dir: Path, *, disk_call: int = 0, after_start: float = 0.0, after_step: float = 0.0) -> tuple[int, str]:
+    """One attempt, killed at a call, or some seconds after it began or made a step; (wait status, what was interrupted)."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -68,14 +84,15 @@ def attempt(run_dir: str, *, disk_call: int, seconds: float) -> tuple[int, str]:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
         if disk_call:
             kill_at_disk_call(disk_call, writer)
-        os._exit(main([run_dir]))
+        os._exit(main([str(run_dir)]))
     os.close(writer)
     if not disk_call:
-        wait_for_a_step(Path(run_dir) / "train.jsonl", child)
-        time.sleep(seconds)
+        if not after_start:
+            wait_for_a_step(run_dir / "train.jsonl", child)
+        time.sleep(after_start or after_step)
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
-    what = os.read(reader, 100).decode() or "time"
+    what = os.read(reader, 100).decode() or ("start" if after_start else "step")
     os.close(reader)
     return status, what
 
@@ -87,21 +104,31 @@ def wait_for_a_step(file: Path, child: int) -> None:
         time.sleep(0.002)
 
 
-def run(run_dir: str, seed: int, kills: int) -> dict[str, Any]:
+def moment(generator: random.Random) -> dict[str, Any]:
+    """When the next attempt is killed."""
+    kind = generator.random()
+    if kind < 0.5:
+        return {"disk_call": generator.randint(1, 50)}
+    return {"after_start": generator.uniform(0.01, 0.3)} if kind > 0.9 else {"after_step": generator.uniform(0, 0.02)}
+
+
+def run(run_dir: Path, seed: int, kills: int) -> dict[str, Any]:
     generator = random.Random(seed)
+    keep_moments()
     killed: collections.Counter[str] = collections.Counter()
+    folders = [run_dir]
     while sum(killed.values()) < kills:
-        by_call = generator.random() < 0.5
-        call = generator.randint(1, 50) if by_call else 0
-        status, what = attempt(run_dir, disk_call=call, seconds=generator.uniform(0, 0.02))
+        status, what = attempt(folders[-1], **moment(generator))
         if os.WIFSIGNALED(status):
             killed[what] += 1
-        elif os.WEXITSTATUS(status) == 0:
-            break  # it got through
+        elif os.WEXITSTATUS(status) == 0:  # it got through
+            folders.append(run_dir.with_name(f"{run_dir.name}-{len(folders) + 1}"))
+            folders[-1].mkdir()
+            shutil.copy(run_dir / "run.yaml", folders[-1])
         else:
             raise SystemExit(f"exit code {os.WEXITSTATUS(status)}")
-    return {"killed": dict(killed), "exit_code": main([run_dir])}
+    return {"killed": dict(killed), "exit_code": main([str(folders[-1])]), "folders": [str(f) for f in folders]}
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))) + "\n")
+    sys.stdout.write(json.dumps(run(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))) + "\n")
