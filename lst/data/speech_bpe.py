@@ -102,7 +102,7 @@ class SpeechBpe:
 
 def as_text(tokens: NDArray[np.integer]) -> str:
     """Speech tokens as characters, one each."""
-    return (np.asarray(tokens).astype("<u4") + FIRST_CHARACTER).astype("<u4").tobytes().decode("utf-32-le")
+    return (np.asarray(tokens).astype("<u4") + np.uint32(FIRST_CHARACTER)).tobytes().decode("utf-32-le")
 
 
 def run_pieces(config: RunConfig, dataset: Dataset | None = None) -> SpeechBpe | None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lst.config import ModelConfig, RunConfig
+from lst.config import Arm, ModelConfig, RunConfig
 from lst.data.vocab import Vocabulary
 from lst.errors import CheckpointError, ConfigError
 from lst.model.export import CONFIG, model_tensors, read_config, read_tensors, verify_folder
@@ -40,6 +40,7 @@ class Source:
     model: ModelConfig  # their shape; of a Llama folder without our configuration, all ids count as text
     text_only: bool  # whether all ids are text
     tensors: dict[str, torch.Tensor]
+    speech_bpe_id: str = ""  # arm `bpe`: which pieces its speech ids are, where that is known
 
     @property
     def ids(self) -> int:
@@ -111,7 +112,8 @@ def open_source(config: RunConfig) -> Source:
         shape, text_only = huggingface.read_llama_shape(path)
         return Source(path, shape, text_only, huggingface.ours(path, huggingface.read_llama_tensors(path), shape))
     verify_folder(path)
-    return Source(path, read_config(path).model, False, read_tensors(path / MODEL))
+    theirs = read_config(path)
+    return Source(path, theirs.model, False, read_tensors(path / MODEL), theirs.data.speech_bpe_id)
 
 
 def _require_equal_shapes(source: Source, model: ModelConfig) -> None:
@@ -132,7 +134,8 @@ def _shared_rows(source: Source, config: RunConfig) -> int:
     theirs, ours = source.model, config.model
     if ours.encoder is not None or theirs.encoder is not None:
         return 0
-    same = theirs.text_vocab == ours.text_vocab and theirs.arm is ours.arm  # two plain arms may number speech differently
+    same = theirs.text_vocab == ours.text_vocab and theirs.arm is ours.arm  # two plain arms number speech differently,
+    same = same and (ours.arm is not Arm.BPE or source.speech_bpe_id == config.data.speech_bpe_id)  # and so do other pieces
     if source.ids == _size(ours) and (source.text_only or same):
         return _size(ours)
     return ours.text_vocab if theirs.text_vocab == ours.text_vocab else 0

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lst.config import RunConfig
+from lst.data.speech_bpe import remember
 from lst.errors import CheckpointError, ConfigError
 from lst.model import build_model, export_checkpoint, load_checkpoint
 from lst.model.huggingface import to_llama
@@ -19,7 +20,8 @@ from lst.model.warm_start import copy_rows, warm_start
 from lst.records import read_json
 from lst.train.__main__ import main
 from lst.weight_files import weights_hash
-from tests.train.tiny_run import SPEECH_VOCAB, TEXT_VOCAB, records, tiny_config, train, write_run
+from tests.data.made_up_pieces import made_up_pieces
+from tests.train.tiny_run import SPEECH_BPE_VOCAB, SPEECH_VOCAB, TEXT_VOCAB, records, tiny_config, train, write_run
 
 
 def text_model(data: Path, folder: Path, **sections: Any) -> tuple[Path, RunConfig]:
@@ -106,6 +108,23 @@ def test_a_baseline_takes_the_text_rows_of_a_text_only_llama(tiny_data: Path, so
     assert record["rows"] == TEXT_VOCAB
     assert record["random"] == 2 * (SPEECH_VOCAB + 2) * config.model.global_stack.dim
     assert sum(record["loaded"].values()) + record["random"] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("same_pieces", [True, False])
+def test_rows_of_speech_pieces_are_taken_from_equal_pieces_alone(tiny_data: Path, tmp_path: Path, same_pieces: bool) -> None:
+    made_up = remember(made_up_pieces(SPEECH_VOCAB, SPEECH_BPE_VOCAB)).id  # as many, others
+    pieces = {} if same_pieces else {"data": {"speech_bpe_id": made_up}}
+    theirs = tiny_config("bpe", tiny_data, train={"seed": 9}, **pieces)
+    folder = export_checkpoint(build_model(theirs), theirs, tmp_path / "theirs")
+    config = started("bpe", tiny_data, folder)
+    model, trained = build_model(config), build_model(theirs)
+    before = weights(model)
+    warm_start(model, config)
+    for name in ("embedding.weight", "head.weight"):
+        equal = (model.state_dict()[name] == trained.state_dict()[name]).all(1)
+        assert equal[:TEXT_VOCAB].all()
+        assert equal[TEXT_VOCAB:].all() == same_pieces
+        assert same_pieces or torch.equal(model.state_dict()[name][TEXT_VOCAB:], before[name][TEXT_VOCAB:])
 
 
 def test_another_tokenizers_rows_stay_random(tiny_data: Path, text_only_llama: Path) -> None:
