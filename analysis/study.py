@@ -32,6 +32,7 @@ from lst.errors import FitError, did_you_mean
 FITS, REFERENCES = "fits.json", "references.json"
 TARGETS = {"mixture": "heldout_mixture", "speech": "heldout_speech", "text": "heldout_text"}
 METRIC = "nats_per_token"
+"""Per token by content (docs/evaluation.md): arms that cut speech into pieces divide by the same 25 Hz tokens as the others."""
 CONDITIONAL_ARMS = ("lst_aligned",)
 N_KINDS = {"total": "num_params", "non_embedding": "num_non_embedding_params", "global": "num_params_global"}
 D_KINDS = {"tokens": "tokens", "units": "units"}
