@@ -20,7 +20,7 @@ import torch
 from lst.config import RunConfig
 from lst.data.shards import open_dataset
 from lst.data.stream import Stream
-from lst.errors import DataError, LstError
+from lst.errors import DataError
 from lst.evals import scoring
 from lst.flops import SequenceCounts, training_flops
 from lst.model import build_model
@@ -29,7 +29,7 @@ from lst.records import WALL_CLOCK_FIELDS, JsonLinesWriter, read_json, read_json
 from lst.train import trainer
 from lst.train.__main__ import main
 from lst.train.failures import failure_class
-from lst.train.folder import RunLock, read_run_config
+from lst.train.folder import RunLock
 from lst.train.trainer import Trainer
 from tests.train.tiny_run import ROOT, records, tiny_config, train, write_run
 
@@ -356,59 +356,3 @@ assert not heavy, heavy
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
-
-
-def refusal(run_dir: Path, run_id: str) -> str:
-    """The sentence with which run.yaml is refused; empty where it still is run `run_id`."""
-    try:
-        assert read_run_config(run_dir).run_id == run_id
-    except LstError as error:
-        return str(error)
-    return ""
-
-
-def test_flipped_bit_of_run_yaml_changes_no_result(new_run: Callable[..., Path]) -> None:
-    """Each is refused in one sentence, or leaves what decides the result as it was (execution, or how the file is laid out)."""
-    file = new_run() / "run.yaml"
-    run_id, good = run_config(file.parent).run_id, file.read_bytes()
-    told = []
-    for place in range(0, 8 * len(good), 41):
-        damaged = bytearray(good)
-        damaged[place // 8] ^= 1 << place % 8
-        file.write_bytes(damaged)
-        sentence = refusal(file.parent, run_id)
-        assert "\n" not in sentence
-        told.append(sentence)
-        assert file.read_bytes() == damaged
-    assert sum(map(bool, told)) > 0.5 * len(told)
-
-
-@pytest.mark.parametrize("name", ["train.jsonl", "eval.jsonl", "items.jsonl"])
-@pytest.mark.parametrize("how", ["flipped", "cut"])
-def test_damaged_records_are_refused_and_nothing_is_written_over(
-    new_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, how: str
-) -> None:
-    run_dir = new_run(evaluation={"points": 2})
-    train_to_end = Trainer._train_to_end
-
-    def saved(self: Trainer) -> None:
-        train_to_end(self)
-        self.save()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_train_to_end", saved)
-        patch.setattr(Trainer, "_finish", lambda self: None)  # as if it had been killed between its last step and its exit record
-        assert main([str(run_dir)]) == 0
-    file = run_dir / name
-    data = file.read_bytes()
-    assert len(data) > 200
-    file.write_bytes(data[:-1] if how == "cut" else data[:100] + bytes([data[100] ^ 1]) + data[101:])
-    before = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file() and p.name != ".lock"}
-    assert main([str(run_dir)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: '{file}' ")
-    assert "that the checkpoint counts on; restore it" in error
-    assert error.count("\n") == 1
-    assert read_json(run_dir / "failure.json")["class"] == "config"  # type: ignore[index]
-    after = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file() and p.name not in (".lock", "failure.json")}
-    assert before == after
