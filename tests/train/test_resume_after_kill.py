@@ -50,15 +50,17 @@ def run_killed(run_dir: Path, kills: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("arm", "overrides", "kills"), [("lst_mixed", BRANCHED, 34), ("lst_curriculum", PLAIN, 16)], ids=["branches", "plain"]
+    ("arm", "overrides", "kills", "in_background"),
+    [("lst_mixed", BRANCHED, 22, False), ("lst_mixed", BRANCHED, 12, True), ("lst_curriculum", PLAIN, 16, False)],
+    ids=["branches", "branches-async", "plain"],
 )
 def test_killed_run_ends_like_an_undisturbed_one(
-    tmp_path: Path, tiny_data: Path, arm: str, overrides: dict[str, Any], kills: int
+    tmp_path: Path, tiny_data: Path, arm: str, overrides: dict[str, Any], kills: int, in_background: bool
 ) -> None:
     evaluation = {"heldout_documents": 4, "context_tokens": 48, "points": 2, "story_items": 2}
     calm = write_run(tmp_path / "calm", tiny_config(arm, tiny_data, evaluation=evaluation, **overrides))
     # A save after each step: most of the time is spent saving.
-    often = {"execution": {"checkpoint_every_seconds": 1e-6}}
+    often = {"execution": {"checkpoint_every_seconds": 1e-6, "checkpoint_async": in_background}}
     harried = write_run(tmp_path / "harried", tiny_config(arm, tiny_data, evaluation=evaluation, **overrides, **often))
     run_killed(calm, 0)
     report = run_killed(harried, kills)
