@@ -19,17 +19,21 @@ from lst.model.build import build_model
 from lst.model.init import initialise
 from lst.model.lst import network
 from lst.train.distributed import Ranks
+from lst.train.layers import prepare_layers, transformer_layers
 
 if TYPE_CHECKING:
     from lst.train.losses import Network
 
 
 def make_network(config: RunConfig, ranks: Ranks, device: torch.device) -> Network:
-    """The initialised network, on `device`. Called by all ranks."""
+    """The initialised network, on `device`. Called by all ranks. Raises ConfigError where it cannot run as asked."""
     if ranks.size == 1:
-        return build_model(config).to(device).train()
+        model = build_model(config).to(device).train()
+        prepare_layers(model, config.execution)
+        return model
     with torch.device("meta"):
         model = network(config.model)
+    prepare_layers(model, config.execution)  # before sharding: its hooks stand around a layer's forward pass
     _shard(model, bf16=config.train.dtype == "bfloat16" and device.type == "cuda", device=device)
     _materialise(model, device)
     initialise(model, config.train.seed, fill=lambda parameter, draw: local(parameter).copy_(own_rows(draw, ranks)))
@@ -69,12 +73,10 @@ def _shard(model: nn.Module, *, bf16: bool, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-    from lst.model.blocks import TransformerLayer
-
     mesh = init_device_mesh(device.type, (get_world_size(),))
     dtype = torch.bfloat16 if bf16 else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for layer in [module for module in model.modules() if isinstance(module, TransformerLayer)]:
+    for layer in transformer_layers(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
     for module in model.modules():
