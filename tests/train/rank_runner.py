@@ -21,7 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.fsdp  # noqa: F401  (so that the forks need not)
+# What FSDP and the reading of run.yaml load later on, so that the forks need not.
+import omegaconf  # noqa: F401
+import torch._dynamo
+import torch._inductor.standalone_compile
+import torch.distributed.fsdp  # noqa: F401
+import torch.distributed.tensor
 from safetensors.torch import save_file
 
 import lst.train.trainer

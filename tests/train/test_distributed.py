@@ -212,7 +212,9 @@ def test_two_ranks_train_as_one_and_one_goes_on_where_two_stopped(new_run) -> No
         for ours, theirs in zip(records(other)["eval.jsonl"], records(alone)["eval.jsonl"], strict=True):
             assert ours["value"] == pytest.approx(theirs["value"], rel=1e-5)
         for ours, theirs in zip(records(other)["train.jsonl"], records(alone)["train.jsonl"], strict=True):
-            assert {k: v for k, v in ours.items() if isinstance(v, int)} == {k: v for k, v in theirs.items() if isinstance(v, int)}
+            assert {k: v for k, v in ours.items() if isinstance(v, int)} == {
+                k: v for k, v in theirs.items() if isinstance(v, int)
+            }
             assert ours["train_flops"] == theirs["train_flops"]
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     assert read_json(mixed / "exit.json")["attempts"] == 3  # type: ignore[index]
