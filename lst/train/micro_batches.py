@@ -39,7 +39,7 @@ class MicroBatches:
 
         `compute` must begin from clean gradients. Raises what it raised where nothing smaller is left.
         """
-        self.units_per_token = packed.counts.units / packed.counts.tokens
+        self.units_per_token = packed.counts.units / max(packed.counts.tokens, 1)  # a rank may have no rows
         tried: list[int] = []
         while True:
             try:

@@ -3,12 +3,13 @@
     python tests/train/rank_runner.py '[{"run": "DIR", "size": 2}, {"run": "DIR", "size": 1}]'
 
 torch is imported once and each rank is a fork, which meets the others at 127.0.0.1 as torchrun's children would. A job may have
-`kill`: SIGKILL for all ranks once so many steps are recorded, `signal` with `rank`: a signal to that rank then, `fault`: a name of
-FAULTS, which strikes `rank`, and `do`: a name of WORK instead of training. Prints a JSON list: exit codes and stderr by rank.
+`kill`: SIGKILL for all ranks once so many steps are recorded, `signal` with `rank` and `after`: a signal to that rank then,
+`fault`: a name of FAULTS, which strikes `rank`, and `do`: a name of WORK instead of training. Prints a JSON list: exit codes and stderr by rank.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -23,10 +24,6 @@ from typing import Any
 
 # What FSDP and the reading of run.yaml load later on, so that the forks need not.
 import omegaconf  # noqa: F401
-import torch._dynamo
-import torch._inductor.standalone_compile
-import torch.distributed.fsdp  # noqa: F401
-import torch.distributed.tensor
 from safetensors.torch import save_file
 
 import lst.train.trainer
@@ -112,12 +109,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    outputs = [tempfile.TemporaryFile() for _ in range(job["size"])]
-    children = [start(job, rank, port, file.fileno()) for rank, file in enumerate(outputs)]
-    statuses = watch(job, children)
-    for file in outputs:
-        file.seek(0)
-    return {"codes": statuses, "stderr": [file.read().decode(errors="replace") for file in outputs]}
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(job["size"])]
+        children = [start(job, rank, port, file.fileno()) for rank, file in enumerate(outputs)]
+        codes = watch(job, children)
+        for file in outputs:
+            file.seek(0)
+        return {"codes": codes, "stderr": [file.read().decode(errors="replace") for file in outputs]}
 
 
 def watch(job: dict[str, Any], children: list[int]) -> list[int]:
