@@ -4,7 +4,8 @@
 
 torch is imported once and each rank is a fork, which meets the others at 127.0.0.1 as torchrun's children would. A job may have
 `kill`: SIGKILL for all ranks once so many steps are recorded, `signal` with `rank` and `after`: a signal to that rank then,
-`fault`: a name of FAULTS, which strikes `rank`, and `do`: a name of WORK instead of training. Prints a JSON list: exit codes and stderr by rank.
+`fault`: a name of FAULTS, which strikes `rank`, and `do`: a name of WORK instead of training. Prints a JSON list: exit codes and
+stderr by rank.
 """
 
 from __future__ import annotations
