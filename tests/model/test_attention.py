@@ -15,8 +15,8 @@ from lst.model.intervals import causal_intervals, visible_intervals
 from lst.model.segments import Segments, pool_segments, read_one_unit, read_own_tokens
 
 H, D = 2, 8
-LONG = 1500  # positions: more than a small row, so that the plan has blocks of every kind
-ROWS = [[700, 30, 50, 400, 320], [100] * 12, [1500]]  # documents of each row; the second row ends in padding
+LONG = 600  # positions: more than a small row, so that the plan has blocks of every kind
+ROWS = [[280, 12, 20, 160, 128], [40] * 12, [600]]  # documents of each row; the second row ends in padding
 
 
 def positions(rows, length):
@@ -48,10 +48,10 @@ def draw(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-def closed_units(documents, patch):
+def closed_units(documents, *patches):
     """Intervals and mask of tokens that see one unit more at every `patch` tokens, from their document's first on."""
     visible, first, units = [], [], 0
-    for n in documents:
+    for n, patch in zip(documents, patches, strict=True):
         visible += [units + 1 + t // patch for t in range(n)]
         first += [units] * n
         units += 1 + (n - 1) // patch
@@ -87,9 +87,9 @@ def test_self_attention_equals_the_definition_forward_and_backward(backend, rows
 
 
 @pytest.mark.parametrize("backend", ["blocked", "sdpa"])
-@pytest.mark.parametrize("patch", [1, 4])
-def test_attention_to_closed_units_equals_the_definition(backend, patch):
-    seen, mask = closed_units([900, 600], patch)
+@pytest.mark.parametrize(("documents", "patches"), [([400, 200], (1, 1)), ([40, 560], (4, 1)), ([400, 200], (4, 4))])
+def test_attention_to_closed_units_equals_the_definition(backend, documents, patches):
+    seen, mask = closed_units(documents, *patches)
     tensors = [draw(1, n, H, D, seed=s).requires_grad_() for s, n in enumerate((LONG, seen.keys, seen.keys))]
     grad = draw(1, LONG, H, D, seed=9)
     out, expected = cross_attention(*tensors, seen, backend), reference(*tensors, mask)
@@ -106,22 +106,37 @@ def test_flex_attention_equals_the_definition():
         q, k, v = (draw(2, length, H, D, seed=s) for s in range(3))
         expected = reference(q, k, v, mask_from_definition(rows, length, window))
         assert torch.allclose(cross_attention(q, k, v, seen, "flex") * real(rows, length), expected, atol=1e-12, rtol=0)
-    seen, mask = closed_units([40, 20], 4)
+    seen, mask = closed_units([40, 20], 4, 4)
     q, k, v = (draw(1, n, H, D, seed=n) for n in (60, seen.keys, seen.keys))
     assert torch.allclose(cross_attention(q, k, v, seen, "flex"), reference(q, k, v, mask), atol=1e-12, rtol=0)
 
 
 def test_blocks_cover_each_query_once_and_compute_little_that_is_hidden():
     """The point of the plan: a window of 64 over 1,500 positions meets far fewer pairs than 1,500 x 1,500."""
-    seen = causal_intervals(positions(ROWS, LONG), tuple(map(sum, ROWS)), window=64)
-    covered = torch.zeros(len(ROWS), LONG)
+    rows, length = [[700, 30, 50, 400, 320], [100] * 12, [1500]], 1500
+    seen = causal_intervals(positions(rows, length), tuple(map(sum, rows)), window=64)
+    covered = torch.zeros(len(rows), length)
     pairs = 0
     for block in seen.blocks:
         covered[block.rows, block.queries] += 1
         queries = block.queries.stop - block.queries.start
         pairs += queries * sum(part.keys.stop - part.keys.start for part in block.parts)
-    assert torch.equal(covered, real(ROWS, LONG)[:, :, 0, 0].float())
-    assert pairs < 0.12 * len(ROWS) * LONG * LONG
+    assert torch.equal(covered, real(rows, length)[:, :, 0, 0].float())
+    assert pairs < 0.12 * len(rows) * length * length
+
+
+def kinds_of_parts(seen):
+    parts = [part for block in seen.blocks for part in block.parts]
+    return {"causal" if part.causal else "prefix" if part.mask is None else "masked" for part in parts}
+
+
+def test_the_rows_of_these_tests_have_blocks_of_every_kind():
+    lengths = tuple(map(sum, ROWS))
+    assert kinds_of_parts(causal_intervals(positions(ROWS, LONG), lengths)) == {"causal", "masked"}
+    assert kinds_of_parts(causal_intervals(positions(ROWS, LONG), lengths, window=64)) == {"masked"}
+    assert kinds_of_parts(closed_units([400, 200], 1, 1)[0]) == {"causal"}
+    assert kinds_of_parts(closed_units([400, 200], 4, 4)[0]) == {"masked"}
+    assert kinds_of_parts(closed_units([40, 560], 4, 1)[0]) == {"masked", "prefix"}
 
 
 def test_blocked_attention_in_fp32_and_bf16_is_within_rounding_of_the_definition():
