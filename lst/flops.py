@@ -20,7 +20,7 @@ from lst.data.vocab import Vocabulary
 
 TRAINING_FACTOR = 3  # forward once, and two products in the backward pass for each one of the forward pass
 GROUPS = ("embedding", "encoder", "global", "decoder", "head")
-KINDS = ("matmul", "attention")
+KINDS = ("matmul", "attention", "head")  # weights, attention's two products, and the head, which no other kind counts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ def forward_flops(model: ModelConfig, counts: SequenceCounts) -> FlopsBreakdown:
     cells = {
         ("global", "matmul"): c.units * stack.layers * _layer_matmul(stack),
         ("global", "attention"): c.global_pairs * stack.layers * 4 * stack.dim,
-        ("head", "matmul"): c.predicted * 2 * _head_width(model) * vocabulary_size(model),
+        ("head", "head"): c.predicted * 2 * _head_width(model) * vocabulary_size(model),
     }
     if model.encoder is not None and model.decoder is not None:
         e, d, k = model.encoder, model.decoder, model.queries_per_patch

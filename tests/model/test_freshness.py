@@ -6,6 +6,8 @@ matrix of who reads whom. It is compared with matrices written down from the rul
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ from tests.model.sequences import (
     visible_by_hand,
 )
 
+PATCHING_DOC = Path(__file__).resolve().parents[2] / "docs" / "patching.md"
 LST_CASES = [case for case in CASES if case[0].startswith("lst")]
 LST_IDS = [case_id for case_id in CASE_IDS if case_id.startswith("lst")]
 
@@ -108,6 +111,24 @@ def test_with_nothing_else_to_carry_it_each_token_sees_exactly_the_closed_units(
         passes = ~batch.speech_BT[0]
         expected = torch.where(passes[:, None], torch.eye(len(unit), dtype=torch.bool), expected)
     assert torch.equal(matrix(model, batch), expected)
+
+
+def drawn(number: int) -> list[list[bool]]:
+    """The drawings of docs/patching.md, "Who reads whom": a row for each token, a column for each unit."""
+    lines = PATCHING_DOC.read_text().split("## Who reads whom")[1].split("```")[1].strip("\n").splitlines()
+    places = [place for place, character in enumerate(lines[1]) if character.isdigit()][6 * number :][:6]
+    return [[line[place] in "#=" for place in places] for line in lines[2:]]
+
+
+@pytest.mark.parametrize(("number", "option"), [(0, "default"), (1, "preceding"), (2, "speech_only")])
+def test_the_drawings_of_who_reads_whom(number: int, option: str) -> None:
+    config = config_of("lst_static", option)
+    model, batch = network_of(config), batch_of([[("speech", 5)] * 8 + [("text", 5)]], config)
+    cut_decoder_stream(model)
+    cut_self_attention(model.encoder, model.global_transformer, *model.decoder.layers)
+    found_TT = matrix(model, batch)[1:, 1:]  # the drawing leaves out BOS
+    first = [0, 1, 4, 7, 9, 10]  # token of each unit
+    assert found_TT[:, first].tolist() == drawn(number)
 
 
 def test_the_baseline_without_attention_knows_its_own_token() -> None:
