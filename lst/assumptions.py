@@ -19,18 +19,40 @@ class Assumption:
 
 ASSUMPTIONS: tuple[Assumption, ...] = (
     Assumption("compute", "true training FLOPs, local modules and head counted", "the paper counts units; its gap 3"),
-    Assumption("local modules on text", "encoder and decoder run on all tokens, text included", "not said (gap 8)"),
-    Assumption("patch query pooling", "max over a patch's hidden states", "pooling is not said (gap 8); max as in BLT"),
-    Assumption("decoder input", "the encoder's token states", "not said (gap 8)"),
-    Assumption("decoder cross-attention", "all closed units of the document", "'the earlier units' (gap 8)"),
+    Assumption(
+        "local modules on text",
+        "encoder and decoder run on all tokens, text included (model.local_text = true)",
+        "not said (gap 8)",
+    ),
+    Assumption(
+        "patch query pooling",
+        "max over a patch's hidden states (model.pooling = max)",
+        "pooling is not said (gap 8); max as in BLT",
+    ),
+    Assumption(
+        "queries per patch",
+        "two queries of the local width (model.queries_per_patch = 2)",
+        "not said; BLT's is dim_global / dim_local",
+    ),
+    Assumption("decoder input", "the encoder's token states (model.decoder_input = encoder)", "not said (gap 8)"),
+    Assumption(
+        "decoder cross-attention",
+        "all closed units of the document (model.cross_attention = all)",
+        "'the earlier units' (gap 8); BLT reads the preceding one",
+    ),
     Assumption(
         "cross-attention positions", "rotary on units; a token stands at the last unit that it may see", "not said (gap 8)"
     ),
     Assumption("cut patches", "a patch cut short closes at the next token", "when a ragged patch may be seen is not said"),
-    Assumption("baseline shape", "the global transformer's shape with its own embedding and head", "not said (gap 7)"),
+    Assumption("output head", "apart from the input embedding (model.tied_head = false)", "not said"),
+    Assumption(
+        "baseline shape",
+        "the global transformer's shape with its own embedding and head (baseline_match = global_shape)",
+        "not said (gap 7)",
+    ),
     Assumption(
         "baseline parameters",
-        "layers added until its non-embedding parameters equal LST's within 1%",
+        "layers added until its non-embedding parameters equal LST's within 1% (baseline_match = lst_params)",
         "the other reading of gap 7",
     ),
     Assumption(
@@ -46,16 +68,23 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     Assumption("ending scores", "log-likelihood per token of the ending", "normalisation is not said (gap 8)"),
     Assumption(
         "curriculum",
-        "aligned to 1/3 of the steps, falling to 0 at 2/3; starts from silence apart (patching.silence)",
+        "aligned to 1/3 of the steps (patching.curriculum_aligned_until), falling to 0 at 2/3 (patching.curriculum_static_from); "
+        "starts from silence apart (patching.silence)",
         "tau 1 and tau 2 are given as thirds only (gap 9)",
     ),
     Assumption(
         "patching draw", "static or aligned is drawn per sequence (patching.draw = sequence)", "3.1 and 4.2 differ (gap 9)"
     ),
-    Assumption("silence", "frames outside words are patches of their own; a span ends before the next word", "gap 9"),
+    Assumption("mixed share", "half of the draws are aligned (patching.mixed_aligned_share = 0.5)", "not said"),
+    Assumption("aligned unit", "a word (patching.aligned_unit = word)", "the paper has words and pieces (gap 9)"),
+    Assumption(
+        "silence",
+        "frames outside words are patches of their own (patching.silence = separate); a span ends before the next word",
+        "gap 9",
+    ),
     Assumption(
         "speech pieces",
-        "SentencePiece BPE, every speech token a piece, each span encoded apart; losses are those of its one encoding, over "
+        "SentencePiece BPE (model.speech_bpe_vocab), every speech token a piece, each span encoded apart; losses are those of its one encoding, over "
         "the speech tokens that pieces stand for",
         "of BPE SpeechLLM only the number of pieces and of training sequences is given",
     ),

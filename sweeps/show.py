@@ -23,17 +23,18 @@ MATCHED = {
     Matching.UNIT: "steps and units (the paper's compute-controlled comparison)",
     Matching.DATA: "tokens (the paper's data-controlled comparison)",
 }
-_ALWAYS = {"compute", "mixture", "epochs"}
+_ALWAYS = {"compute", "mixture", "epochs", "output head"}
 _LOCAL = {
     "local modules' shape",
     "local modules on text",
     "patch query pooling",
+    "queries per patch",
     "decoder input",
     "decoder cross-attention",
     "cross-attention positions",
     "cut patches",
 }
-_ALIGNED = {"silence"}
+_ALIGNED = {"silence", "aligned unit"}
 
 
 def describe(plan: Plan, cores: int) -> str:
@@ -121,6 +122,8 @@ def assumptions_touched(study: StudyConfig) -> tuple[Assumption, ...]:
         names |= {"piece times"} if study.patching.aligned_unit == "bpe" else set()
     if kinds & {Patching.MIXED, Patching.CURRICULUM}:
         names.add("patching draw")
+    if Patching.MIXED in kinds:
+        names.add("mixed share")
     if Patching.CURRICULUM in kinds:
         names.add("curriculum")
     if study.context_match is ContextMatch.UNITS:
