@@ -25,7 +25,7 @@ from lst.config import ATTENTION_BACKENDS
 from lst.errors import ConfigError, did_you_mean
 from lst.model.intervals import Intervals
 
-Rotary = tuple[Tensor, Tensor]  # cos and sin, each (B, T, 1, F)
+Rotary = tuple[Tensor, Tensor]  # (cos, cos) and (-sin, sin), each (B, T, 1, D)
 
 
 class RotaryTable(nn.Module):
@@ -41,14 +41,18 @@ class RotaryTable(nn.Module):
 
     def forward(self, position_BT: Tensor) -> Rotary:
         angle_BT1F = position_BT[:, :, None, None].to(self.frequencies.dtype) * self.frequencies
-        return angle_BT1F.cos(), angle_BT1F.sin()
+        cos, sin = angle_BT1F.cos(), angle_BT1F.sin()
+        return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x_BTHD: Tensor, rotary: Rotary) -> Tensor:
-    """`x` turned by its positions' angles; the first half of each head is paired with the second."""
+    """`x` turned by its positions' angles; the first half (a) of each head is paired with the second (b):
+
+    (a, b) -> (a cos - b sin, b cos + a sin) = (a, b) (cos, cos) + (b, a) (-sin, sin)
+    """
     cos, sin = rotary
     a, b = x_BTHD.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_BTHD.dtype)
+    return torch.addcmul(x_BTHD * cos, torch.cat([b, a], dim=-1), sin).to(x_BTHD.dtype)
 
 
 def self_attention(qkv_BT3HD: Tensor, rotary: Rotary, seen: Intervals, backend: str) -> Tensor:

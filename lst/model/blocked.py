@@ -35,18 +35,15 @@ def cross_attention(q_BTHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor, seen: Interv
     return _CrossAttention.apply(q_BTHD, k_BSHD, v_BSHD, seen)
 
 
-def turn_(x_BTHD: Tensor, cos_BT1F: Tensor, sin_BT1F: Tensor, *, back: bool = False) -> None:
-    """Turn the heads by the angles (or back), in place; the first half of each head is paired with the second."""
+def turn_(x_BTHD: Tensor, cos_BT1D: Tensor, sin_BT1D: Tensor, *, back: bool = False) -> None:
+    """`lst.model.attention.rotate` in place, or back by the same angles."""
     a, b = x_BTHD.chunk(2, dim=-1)
+    swapped = torch.cat([b, a], dim=-1)
     sign = -1 if back else 1
-    if x_BTHD.dtype == cos_BT1F.dtype:
-        old = a.clone()
-        a.mul_(cos_BT1F).addcmul_(b, sin_BT1F, value=-sign)
-        b.mul_(cos_BT1F).addcmul_(old, sin_BT1F, value=sign)
+    if x_BTHD.dtype == cos_BT1D.dtype:
+        x_BTHD.mul_(cos_BT1D).addcmul_(swapped, sin_BT1D, value=sign)
     else:  # half precision: round once
-        sin = sin_BT1F * sign
-        turned = torch.cat([a * cos_BT1F - b * sin, b * cos_BT1F + a * sin], dim=-1)
-        x_BTHD.copy_(turned)
+        x_BTHD.copy_(torch.addcmul(x_BTHD * cos_BT1D, swapped, sin_BT1D, value=sign))
 
 
 class _SelfAttention(torch.autograd.Function):

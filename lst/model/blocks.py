@@ -92,7 +92,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _Gate(torch.autograd.Function):
-    """silu(gate) x value, of one tensor that holds both."""
+    """silu(gate) x value, of one tensor that holds both. With s = sigmoid(gate):  silu = gate s,  silu' = s (1 + gate (1 - s))."""
 
     @staticmethod
     def forward(ctx: Any, gate_value: Tensor) -> Tensor:
@@ -103,9 +103,10 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (grad,), (gate_value,) = gradients, ctx.saved_tensors
-        gate, value = gate_value.chunk(2, dim=-1)
         out = torch.empty_like(gate_value)
-        out_gate, out_value = out.chunk(2, dim=-1)
-        torch.mul(F.silu(gate), grad, out=out_value)
-        torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=out_gate)
+        (gate, value), (out_gate, out_value) = gate_value.chunk(2, dim=-1), out.chunk(2, dim=-1)
+        s = torch.sigmoid(gate)
+        silu = gate * s
+        torch.mul(silu, grad, out=out_value)
+        torch.mul(s.addcmul_(silu, 1 - s), value, out=out_gate).mul_(grad)
         return out
