@@ -1,6 +1,6 @@
 """The baseline arm against Hugging Face transformers' Llama of the same shape and vocabulary: speed, and peak memory.
 
-    python benchmarks/baseline_vs_llama.py [--threads 1] [--width 256] [--layers 6] [--rows 4] [--length 1024] [--vocabulary 1000]
+    python -m benchmarks.baseline_vs_llama [--threads 1] [--width 256] [--layers 6] [--rows 4] [--length 1024] [--vocabulary 1000]
 
 Both train (forward, loss, backward) on the same rows of one document each, in turns, in one process. Shares are of the
 machine's matrix-product peak, measured in the same run, by the FLOPs of lst/flops.py (causal pairs alone are counted). Memory is
@@ -10,12 +10,11 @@ the largest resident set of a fresh process for each, above what it held before 
 from __future__ import annotations
 
 import argparse
-import resource
 from collections.abc import Callable
 
 import torch
 
-from benchmarks.measure import gemm_peak, has_fast_bf16, machine, peak_mib, take_turns
+from benchmarks.measure import gemm_peak, has_fast_bf16, machine, peak_mib, print_peak, take_turns
 from lst.config import RunConfig, arm_config
 from lst.flops import SequenceCounts, training_flops
 from lst.model import Batch, build_model, make_batch
@@ -96,17 +95,6 @@ def compare(options: argparse.Namespace, dtype: str) -> None:
     print(f"{dtype:9} ratio        {median:.2f} ({low:.2f} to {high:.2f})", flush=True)
 
 
-def report_memory(options: argparse.Namespace) -> None:
-    """In a child: one step of one contestant; prints resident bytes before it and at the peak."""
-    config = shape(options)
-    batch = one_document_rows(config, options.rows, options.length)
-    step = CONTESTANTS[options.child](config, batch, "float32")
-    with open("/proc/self/statm") as file:
-        before = int(file.read().split()[1]) * resource.getpagesize()
-    step()
-    print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in {"threads": 1, "width": 256, "layers": 6, "rows": 4, "length": 1024, "vocabulary": 1000, "rounds": 5}.items():
@@ -116,7 +104,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.child:
-        return report_memory(options)
+        config = shape(options)
+        return print_peak(CONTESTANTS[options.child](config, one_document_rows(config, options.rows, options.length), "float32"))
     print(machine(), f"{options.threads} thread(s)")
     print(f"{options.layers} layers x {options.width}, {options.rows} x {options.length} positions, {options.vocabulary} ids")
     compare(options, "float32")
@@ -126,7 +115,7 @@ def main() -> None:
         print("bfloat16  not compared: this processor has no fast bf16 products")
     if options.memory:
         same = [f"--{name}={getattr(options, name)}" for name in ("threads", "width", "layers", "rows", "length", "vocabulary")]
-        peaks = {name: peak_mib(__file__, "--child", name, *same) for name in CONTESTANTS}
+        peaks = {name: peak_mib("benchmarks.baseline_vs_llama", "--child", name, *same) for name in CONTESTANTS}
         for name, mib in peaks.items():
             print(f"memory    {name:12} {mib:10,.0f} MiB above the start")
         print(f"memory    ratio        {peaks['lst-scaling'] / peaks['llama']:.2f}")

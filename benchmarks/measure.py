@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -71,20 +72,21 @@ def has_fast_bf16() -> bool:
     return timing.best("bf16") < 2 * timing.best("fp32")
 
 
-def peak_mib(script: str, *arguments: str) -> float:
-    """Largest resident memory of a fresh Python process that runs `script ARGUMENTS`, above what it held before its work.
+def peak_mib(module: str, *arguments: str) -> float:
+    """Largest resident memory of a fresh process that runs `python -m MODULE ARGUMENTS`, above what it held before its work.
 
-    The script prints two numbers in bytes: resident before, and at the peak.
+    The module prints the two, in bytes, with `print_peak`.
     """
-    done = subprocess.run(
-        [sys.executable, script, *arguments], check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": root()}
-    )
+    done = subprocess.run([sys.executable, "-m", module, *arguments], check=True, capture_output=True, text=True)
     before, peak = (int(x) for x in done.stdout.split()[-2:])
     return (peak - before) / 2**20
 
 
-def root() -> str:
-    return str(Path(__file__).resolve().parent.parent)
+def print_peak(work: Callable[[], object]) -> None:
+    """Run `work` and print the resident bytes before it and at the peak."""
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    work()
+    print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def machine() -> str:
