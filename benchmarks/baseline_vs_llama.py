@@ -97,7 +97,15 @@ def compare(options: argparse.Namespace, dtype: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in {"threads": 1, "width": 256, "layers": 6, "rows": 4, "length": 1024, "vocabulary": 1000, "rounds": 5}.items():
+    for name, value in {
+        "threads": 1,
+        "width": 256,
+        "layers": 6,
+        "rows": 4,
+        "length": 1024,
+        "vocabulary": 1000,
+        "rounds": 5,
+    }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--memory", action="store_true", help="compare peak memory (at 4 x 4,096 and 32k tokens, say) too")
     parser.add_argument("--child", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
