@@ -36,12 +36,13 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.backend = "auto"
+        self.attend = self_attention
         self.to_query_key_value = nn.Linear(dim, 3 * dim, bias=False)
         self.to_out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x_BTE: Tensor, seen: Intervals, rotary: Rotary) -> Tensor:
         qkv_BT3HD = self.to_query_key_value(x_BTE).unflatten(-1, (3, self.heads, -1))
-        return self.to_out(self_attention(qkv_BT3HD, rotary, seen, self.backend).flatten(2))
+        return self.to_out(self.attend(qkv_BT3HD, rotary, seen, self.backend).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -92,7 +93,7 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class _Gate(torch.autograd.Function):
-    """silu(gate) x value, of one tensor that holds both. With s = sigmoid(gate):  silu = gate s,  silu' = s (1 + gate (1 - s))."""
+    """silu(gate) x value, of one tensor that holds both. With s = sigmoid(gate): silu = gate s, silu' = s (1 + gate (1 - s))."""
 
     @staticmethod
     def forward(ctx: Any, gate_value: Tensor) -> Tensor:

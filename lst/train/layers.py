@@ -33,7 +33,9 @@ def prepare_layers(model: nn.Module, execution: ExecutionConfig) -> None:
     for layer in transformer_layers(model):
         forward = layer.forward
         if execution.compile:
-            forward = torch.compile(forward)
+            # Its plan differs from batch to batch: traced, each would be compiled anew. The kernels inside gain nothing.
+            layer.attention.attend = torch.compiler.disable(layer.attention.attend)
+            forward = torch.compile(forward, dynamic=True)
         if execution.activation_checkpointing == "layers":
             forward = functools.partial(_recomputed, forward)
         layer.forward = forward  # type: ignore[method-assign]
