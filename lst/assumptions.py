@@ -84,8 +84,8 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
     ),
     Assumption(
         "speech pieces",
-        "SentencePiece BPE (model.speech_bpe_vocab), every speech token a piece, each span encoded apart; losses are those of its one encoding, over "
-        "the speech tokens that pieces stand for",
+        "SentencePiece BPE (model.speech_bpe_vocab), every speech token a piece, each span encoded apart; losses are those of "
+        "its one encoding, over the speech tokens that pieces stand for",
         "of BPE SpeechLLM only the number of pieces and of training sequences is given",
     ),
     Assumption(

@@ -34,7 +34,7 @@ def prepare_layers(model: nn.Module, execution: ExecutionConfig) -> None:
         forward = layer.forward
         if execution.compile:
             # Its plan differs from batch to batch: traced, each would be compiled anew. The kernels inside gain nothing.
-            layer.attention.attend = torch.compiler.disable(layer.attention.attend)
+            layer.attention.attend = torch.compiler.disable(layer.attention.attend)  # type: ignore[no-untyped-call]
             forward = torch.compile(forward, dynamic=True)
         if execution.activation_checkpointing == "layers":
             forward = functools.partial(_recomputed, forward)

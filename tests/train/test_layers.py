@@ -70,9 +70,9 @@ def test_compiled_layers_give_the_same_gradients_to_rounding(tiny_data: Path, mo
     seen: list[Any] = []
     compile_ = torch.compile
 
-    def compiled(function: Any) -> Any:
+    def compiled(function: Any, **options: Any) -> Any:
         seen.append(function)
-        return compile_(function, backend="eager")
+        return compile_(function, backend="eager", **options)
 
     monkeypatch.setattr(torch, "compile", compiled)
     config = tiny_config("baseline", tiny_data, model={"global_stack": {"layers": 1, "dim": 32, "heads": 2, "ffn_dim": 64}})
