@@ -310,6 +310,8 @@ def _set_up_torch(config: RunConfig, device: torch.device) -> None:
     if device.type == "cpu":
         torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms would load torch's compiler as well
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time
+        if config.train.dtype == "bfloat16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            log.warning("this processor has no fast bfloat16 products: train.dtype=float32 would be many times faster here")
     else:
         torch.backends.cuda.matmul.allow_tf32 = True
 

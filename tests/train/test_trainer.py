@@ -143,9 +143,13 @@ def test_micro_batches_change_a_run_only_by_rounding(new_run: Callable[..., Path
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_bfloat16_run_stays_near_the_float32_one(new_run: Callable[..., Path]) -> None:
+def test_bfloat16_run_stays_near_the_float32_one(new_run: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    """And says so where the processor has to emulate its products."""
     runs = [new_run("a", train={"dtype": "bfloat16"}), new_run("b")]
+    caplog.set_level("WARNING")
     assert [main([str(r)]) for r in runs] == [0, 0]
+    warned = sum("no fast bfloat16 products" in record.message for record in caplog.records)
+    assert warned == (0 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 1)
     losses = [[r["loss"] for r in read_jsonl(run / "train.jsonl")] for run in runs]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=2e-2)
