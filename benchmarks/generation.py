@@ -1,6 +1,6 @@
 """Generated tokens a second: with caches, against the full forward pass anew for each token. Prints docs/generation.md's table.
 
-    python benchmarks/generation.py --size w128 --prompt 128 --tokens 128
+    python -m benchmarks.generation --size w128 --prompt 128 --tokens 128
 
 Greedy S->S of one prompt on one thread, by CPU seconds of the process, so that other work on the machine tells little; both
 ways are checked to give the same tokens. Ratios carry over to other machines, tokens a second do not. Weights are random:

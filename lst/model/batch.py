@@ -78,9 +78,11 @@ class Batch:
     def from_packed(
         cls, packed: PackedBatch, device: torch.device | str = "cpu", *, tokens: int | None = None, units: int | None = None
     ) -> Batch:
-        """Pad the rows to the longest, or to `tokens` and `units` if those are given."""
-        T = tokens or max(r.tokens for r in packed.rows)
-        U = units or max(r.units for r in packed.rows)
+        """Pad the rows to the longest, or to `tokens` and `units` if those are given. Raises DataError if those are too few."""
+        longest_T, longest_U = max(r.tokens for r in packed.rows), max(r.units for r in packed.rows)
+        T, U = tokens or longest_T, units or longest_U
+        if longest_T > T or longest_U > U:
+            raise DataError(f"tokens={T} or units={U} is too few for rows of up to {longest_T} tokens and {longest_U} units.")
         target_modality = [np.append(r.modality[1:], 0).astype(np.int64) for r in packed.rows]
         arrays = {
             "ids_BT": _stack([r.ids for r in packed.rows], T, 0),
@@ -232,7 +234,7 @@ def make_batch(
     A speech segment may carry spans as a third value, a list of (first frame, last frame) from the segment's start, of its
     words or, under patching.aligned_unit=bpe, of their pieces; the aligned patching needs them. `kind` is the patching
     (default: that of the arm's evaluation), `ends` adds EOS, `tokens` and `units` pad to fixed sizes. Raises DataError on an
-    unknown modality or an id outside its vocabulary.
+    unknown modality, an id outside its vocabulary, or sizes that do not fit.
 
     Arm `bpe` takes speech tokens too and encodes them with the run's pieces: those of `config.data`, which the planner (or
     lst.data.statistics.solve_mixture) fills in, or those that `load_checkpoint` found beside the weights.
@@ -246,6 +248,8 @@ def make_batch(
         options = config.patching
         encoded = encode_document(segments, vocabulary, patching, options.patch_size, ends=ends, silence=options.silence_rule)
         rows.append(PackedRow.pack([encoded], vocabulary, interleaved=True))
+    if patching is Patching.TOKEN and tokens != units:
+        raise DataError(f"tokens={tokens} and units={units} differ, but each token is a unit here; give both, equal, or neither.")
     return Batch.from_packed(PackedBatch(rows), tokens=tokens, units=units)
 
 

@@ -7,6 +7,8 @@ import dataclasses
 import pytest
 import torch
 
+from lst.config import arm_config
+from lst.errors import DataError
 from lst.model import make_batch
 from tests.model.sequences import (
     CASE_IDS,
@@ -77,3 +79,15 @@ def test_padding_gets_and_gives_no_gradient(option: str) -> None:
         gradients.append([p.grad for p in model.parameters()])
     for tight, padded in zip(*gradients, strict=True):
         torch.testing.assert_close(padded, tight, rtol=0, atol=1e-12 * float(tight.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("arm", "sizes", "sentence"),
+    [
+        ("lst_static", {"tokens": 3}, "tokens=3 or units=5 is too few for rows of up to 6 tokens and 5 units"),
+        ("baseline", {"tokens": 9}, "tokens=9 and units=None differ, but each token is a unit here"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_one_sentence(arm, sizes, sentence):
+    with pytest.raises(DataError, match=sentence):
+        make_batch([[("text", [5]), ("speech", [1, 2])]], arm_config(arm), **sizes)
