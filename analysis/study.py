@@ -81,17 +81,23 @@ class FitOptions:
         return {"resamples": self.resamples, "level": self.level}
 
 
+NEEDED = {RESULTS: {"task", "metric", "branch", "run_id", "step", "value"}, RUNS: {"run_id", "state", "excluded", "spent_flops"}}
+
+
 def read_table(folder: Path, name: str) -> pd.DataFrame:
-    """A table that `collect` wrote. Raises FitError where it is missing or damaged."""
+    """A table that `collect` wrote. Raises FitError where it is missing, damaged, or an earlier version's."""
     path = folder / name
     try:
-        return pd.read_csv(path, dtype=TEXT, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(path, dtype=TEXT, keep_default_na=False, na_values=[""])
     except FileNotFoundError as error:
         raise FitError(f"'{path}' is missing; run: fit-scaling collect {folder}") from error
     except ValueError as error:
         raise FitError(
             f"'{path}' is no readable table ({str(error).splitlines()[0]}); run: fit-scaling collect {folder}"
         ) from error
+    for column in NEEDED.get(name, set()) - set(table.columns):
+        raise FitError(f"'{path}' has no column '{column}', so an earlier version wrote it; run: fit-scaling collect {folder}")
+    return table
 
 
 def final_losses(runs: pd.DataFrame, results: pd.DataFrame, target: str) -> pd.DataFrame:

@@ -159,6 +159,15 @@ def test_study_that_is_not_collected_is_refused(tmp_path: Path) -> None:
         fit_study(tmp_path, OPTIONS)
 
 
+def test_results_of_an_earlier_version_are_refused_with_the_remedy(tmp_path: Path) -> None:
+    write_study(tmp_path, Synthetic(budgets=(1e18,), sizes=1))
+    collect(tmp_path).write(tmp_path)
+    header, *lines = (tmp_path / "results.csv").read_text().splitlines()
+    (tmp_path / "results.csv").write_text("\n".join([header.replace("branch", "fork"), *lines]))
+    with pytest.raises(FitError, match="has no column 'branch', so an earlier version wrote it; run: fit-scaling collect"):
+        fit_study(tmp_path, OPTIONS)
+
+
 @pytest.mark.parametrize(
     ("share", "n", "low", "high"), [(0.5, 10, 0.2366, 0.7634), (1.0, 10, 0.7225, 1.0), (0.0, 10, 0.0, 0.2775)]
 )

@@ -119,7 +119,7 @@ def write_study(folder: Path, truth: Truth | None = None) -> Path:
             scored, single = story_rows(row, noise)
             results, items = results + scored, items + single
     pd.DataFrame(runs).to_csv(folder / "runs.csv", index=False)
-    pd.DataFrame(results).to_csv(folder / "results.csv", index=False)
+    pd.DataFrame(results).assign(branch=None).to_csv(folder / "results.csv", index=False)
     pd.DataFrame(attempts).to_csv(folder / "attempts.csv", index=False)
     pd.DataFrame(curves).to_parquet(folder / "curves.parquet", index=False)
     if items:
@@ -147,7 +147,8 @@ def run_row(row: dict[str, Any], failed: bool) -> dict[str, Any]:
     return {
         **{k: row[k] for k in same}, "state": "failed" if failed else "done", 
         "reason": "loss became nan at step 200" if failed else "", "step": int(400 * share), "steps": 400,
-        "train_flops": row["planned_flops"] * share, "seconds": 20.0, "final_loss": 4.2,
+        "train_flops": row["planned_flops"] * share, "spent_flops": row["planned_flops"] * share,
+        "seconds": 20.0, "final_loss": 4.2,
         "excluded": "failed (nan): loss became nan at step 200" if failed else "",
     }  # fmt: skip
 
