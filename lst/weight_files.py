@@ -16,6 +16,7 @@ from typing import Any
 
 from lst.errors import CheckpointError
 from lst.plain import RUN_ID_DIGITS
+from lst.records import CHECKPOINTS, RUN_CONFIG
 
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -37,14 +38,33 @@ class StoredTensor:
 def checkpoint_folder(path: str | Path) -> Path:
     """The checkpoint that `path` means: itself, or the final one of a finished run."""
     folder = Path(path)
-    final = folder / "checkpoints" / "final"
+    final = folder / CHECKPOINTS / "final"
     return final if final.is_dir() else folder
+
+
+def require_folder(folder: Path, wanted: str) -> None:
+    """CheckpointError, asking for `wanted`, if `folder` is not there or is a file."""
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise CheckpointError(f"'{folder}' is a file; give {wanted}.")
+    raise CheckpointError(f"folder '{folder}' does not exist; give {wanted}.")
+
+
+def no_checkpoint(folder: Path) -> CheckpointError:
+    """The error about a folder without weights; of an unfinished run it names the newest step checkpoint."""
+    steps = sorted(path.name for path in (folder / CHECKPOINTS).glob("step-*"))
+    if steps:
+        newest = f"{CHECKPOINTS}/{steps[-1]}"
+        return CheckpointError(f"'{folder}': the run is not finished; its newest checkpoint is {newest}: give that folder.")
+    if (folder / RUN_CONFIG).is_file():
+        return CheckpointError(f"'{folder}': the run is not finished and has no checkpoint yet; train it first.")
+    return CheckpointError(f"'{folder}' is no checkpoint; give studies/X/runs/<run_id> or a folder made by export.")
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of `folder`. Raises CheckpointError if it is no folder, or has none."""
-    if not folder.is_dir():
-        raise CheckpointError(f"folder '{folder}' does not exist; give a folder with {MODEL}.")
+    require_folder(folder, f"a folder with {MODEL}")
     if (folder / MODEL).is_file():
         return [folder / MODEL]
     index = folder / INDEX
@@ -60,7 +80,9 @@ def weight_files(folder: Path) -> list[Path]:
     pickled = [name for name in _PICKLED if (folder / name).exists()]
     if pickled:
         raise CheckpointError(f"'{folder}' has its weights pickled in {pickled[0]}, which is not read; save them as safetensors.")
-    raise CheckpointError(f"'{folder}' has no {MODEL}; give the folder of a checkpoint or of a Hugging Face model.")
+    if (folder / "config.json").is_file():  # of a checkpoint or of a Hugging Face model
+        raise CheckpointError(f"'{folder}' has no {MODEL}; save or download the folder again.")
+    raise no_checkpoint(folder)
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:

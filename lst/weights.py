@@ -1,7 +1,7 @@
 """`python -m lst.weights`: weights from one form to another, each into a new folder; nothing is written over.
 
     python -m lst.weights export RUN_OR_CHECKPOINT OUT      one safetensors file, config.json and a manifest
-    python -m lst.weights to-llama RUN_OR_CHECKPOINT OUT    a Hugging Face LlamaForCausalLM folder (arm baseline)
+    python -m lst.weights to-llama RUN_OR_CHECKPOINT OUT    a Hugging Face LlamaForCausalLM folder (arms baseline and bpe)
     python -m lst.weights from-llama FOLDER OUT             such a folder as a checkpoint of this program
     python -m lst.weights hash FOLDER                       the digits that train.init_from wants
 
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", dest="verb", required=True)
     for name, source, what in (
         ("export", "CHECKPOINT", "one safetensors file, config.json and a manifest"),
-        ("to-llama", "CHECKPOINT", "a baseline as a Hugging Face LlamaForCausalLM folder"),
+        ("to-llama", "CHECKPOINT", "arm baseline or bpe as a Hugging Face LlamaForCausalLM folder"),
         ("from-llama", "FOLDER", "a LlamaForCausalLM folder as a checkpoint"),
     ):
         verb = verbs.add_parser(name, help=what, description=what)

@@ -28,7 +28,7 @@ from lst.data.speech_bpe import SpeechBpe, remember, run_pieces
 from lst.errors import CheckpointError, DataError, LstError
 from lst.plain import to_dict
 from lst.weight_files import MODEL as MODEL
-from lst.weight_files import checkpoint_folder
+from lst.weight_files import checkpoint_folder, no_checkpoint, require_folder
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +59,8 @@ def _dtype_name(tensor: Shaped) -> str:
 def load_checkpoint(path: str | Path, *, device: str = "cpu") -> tuple[nn.Module, RunConfig]:
     """The model (in evaluation mode, on `device`) and the configuration of the checkpoint in folder `path`.
 
-    `path` is a checkpoint's folder or the folder of a finished run. Raises CheckpointError if a file is missing, was
-    changed since it was written, or does not hold this model's tensors.
+    `path` is a checkpoint's folder or the folder of a finished run. Raises CheckpointError if it is neither, or if a file is
+    missing, was changed since it was written, or does not hold this model's tensors.
     """
     from lst.model import build_model
 
@@ -74,7 +74,7 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu") -> tuple[nn.Module
 
 
 def export_checkpoint(model: nn.Module, config: RunConfig, folder: str | Path) -> Path:
-    """Write `model` (fp32, unsharded) and its configuration into the new folder `folder`, whole or not at all; its path.
+    """Write `model` (fp32, unsharded) and its configuration into `folder`, new or empty, whole or not at all; its path.
 
     `load_checkpoint(folder)` gives both back. Raises CheckpointError if the folder holds anything already or the model is not
     the configuration's, OSError on a full disk.
@@ -99,8 +99,10 @@ def new_folder(target: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `target` at the end. Raises CheckpointError if `target` holds anything: it is kept."""
     from lst.train.layout import aside
 
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise CheckpointError(f"'{target}' exists already; give a new folder, nothing is written over.")
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"'{target}' is a file; give a new or an empty folder, nothing is written over.")
+    if target.is_dir() and any(target.iterdir()):
+        raise CheckpointError(f"'{target}' is not empty; give a new or an empty folder, nothing is written over.")
     target.parent.mkdir(parents=True, exist_ok=True)
     with aside(target) as folder:
         yield folder
@@ -280,8 +282,9 @@ def seal_folder(folder: Path, files: Mapping[str, str]) -> None:
 
 def verify_folder(folder: Path) -> None:
     """Raises CheckpointError naming the first file of `folder` that is missing or was changed since it was sealed."""
-    if not folder.is_dir():
-        raise CheckpointError(f"checkpoint '{folder}' does not exist; give the folder of a checkpoint or of a finished run.")
+    require_folder(folder, "the folder of a checkpoint or of a finished run")
+    if not (folder / MANIFEST).exists() and not (folder / MODEL).exists():
+        raise no_checkpoint(folder)
     try:
         files = json.loads((folder / MANIFEST).read_text())["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -40,7 +40,7 @@ from lst.model.export import (
 )
 from lst.model.llama_card import tokenizer_files
 from lst.plain import to_dict
-from lst.weight_files import MODEL, weight_files
+from lst.weight_files import MODEL, checkpoint_folder, require_folder, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -66,15 +66,15 @@ _LAYER_TENSORS: dict[str, tuple[str, ...]] = {
 
 
 def to_llama(checkpoint: str | Path, folder: str | Path) -> Path:
-    """Write the baseline checkpoint (its folder, or a finished run's) as the new Llama folder `folder`; its path.
+    """Write a checkpoint of arm baseline or bpe (its folder, or a finished run's) as the Llama folder `folder`; its path.
 
     The data set's tokenizer goes with it where the data set is at hand (README.md in the folder says so). Raises
-    CheckpointError for an arm with local modules, a damaged checkpoint, or a folder that holds anything already.
+    CheckpointError for an arm with local modules, what is no checkpoint or a damaged one, or a `folder` that is not empty.
     """
     model, config = load_checkpoint(checkpoint)
     if config.model.encoder is not None:
         raise CheckpointError(
-            f"'{checkpoint}' is of arm '{config.model.arm}', which has local modules; a Llama holds the baseline alone."
+            f"'{checkpoint}' is of arm '{config.model.arm}', which has local modules; a Llama holds arms baseline and bpe alone."
         )
     target = Path(folder)
     with new_folder(target) as inside:
@@ -105,7 +105,7 @@ def from_llama(folder: str | Path, *, speech_vocab: int = 501, device: str = "cp
 
 def read_llama(folder: Path, *, speech_vocab: int) -> RunConfig:
     """The configuration of a Llama folder as a baseline. Raises CheckpointError on what our network does not have."""
-    own = _own_config(folder)
+    own = own_config(folder)
     if own is not None:
         read_llama_shape(folder)
         return own
@@ -136,7 +136,7 @@ def read_llama_shape(folder: Path) -> tuple[ModelConfig, bool]:
         rope_theta=rope_theta(folder, given),
         tied_head=bool(given.get("tie_word_embeddings", False)),
     )
-    own = _own_config(folder)
+    own = own_config(folder)
     if own is None:
         try:
             shape.validate()
@@ -193,8 +193,10 @@ def llama_config(config: RunConfig) -> dict[str, Any]:
 def read_llama_config(folder: Path) -> dict[str, Any]:
     """config.json of a Llama folder. Raises CheckpointError on anything that our network does not compute."""
     file = folder / CONFIG
-    if not folder.is_dir():
-        raise CheckpointError(f"folder '{folder}' does not exist; give the folder of a LlamaForCausalLM.")
+    require_folder(folder, "the folder of a LlamaForCausalLM")
+    own = checkpoint_folder(folder)
+    if own != folder or (file.is_file() and not is_llama(folder) and (folder / MANIFEST).is_file()):
+        raise CheckpointError(f"'{own}' is a checkpoint of this program already, and no Llama; read it with load_checkpoint.")
     try:
         given = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -291,7 +293,7 @@ def ours(folder: Path, tensors: Mapping[str, torch.Tensor], model: ModelConfig) 
     return found | left
 
 
-def _own_config(folder: Path) -> RunConfig | None:
+def own_config(folder: Path) -> RunConfig | None:
     """The configuration that `to_llama` left in a folder, if it did."""
     file = folder / LST_CONFIG
     if not file.is_file():

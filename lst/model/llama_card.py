@@ -1,7 +1,8 @@
 """What stands beside the weights of an exported Llama folder: the text tokenizer, where it is at hand, and a README.
 
-transformers reads a SentencePiece `tokenizer.model` as Llama's tokenizer; the speech tokens and markers are added tokens with
-names that cannot occur in text. Without the data set there is no tokenizer, and the README says that ids are raw.
+transformers reads a SentencePiece `tokenizer.model` as Llama's tokenizer; the speech tokens (arm `bpe`: pieces of them) and
+markers are added tokens with names that cannot occur in text. Without the data set there is no tokenizer, and the README says
+that ids are raw.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 
 from lst.config import RunConfig
 from lst.data.shards import TOKENIZER, open_dataset
-from lst.data.speech_bpe import CONTROL_PIECES, MODEL_FILE, run_pieces
+from lst.data.speech_bpe import CONTROL_PIECES, FIRST_CHARACTER, MODEL_FILE, run_pieces
 from lst.data.vocab import Vocabulary
 from lst.errors import DataError
 
@@ -19,7 +20,7 @@ README = "README.md"
 TEXT_MARKER, SPEECH_MARKER = "<|text|>", "<|speech|>"
 
 PIECES = f"pieces of speech tokens (SentencePiece, `{MODEL_FILE}`: its id less {CONTROL_PIECES})"
-_NUMBERS = """# A speech-text baseline as a LlamaForCausalLM
+_NUMBERS = """# A plain speech-text decoder (arm `{arm}`) as a LlamaForCausalLM
 
 | ids | what |
 |---|---|
@@ -32,9 +33,14 @@ A document is BOS and its segments, each led by its marker, the first one too. L
 document a row; in packed rows a Llama would look across documents, which the original does not.
 
 """
-_WITH = """The text tokenizer is `tokenizer.model`. Speech tokens are the added tokens `<|speech_0|>` and so on, the markers are
+_OF_PIECES = f"""Pieces are no speech tokens: each stands for one or several of them. The table of pieces is
+`{MODEL_FILE}` beside this file, a SentencePiece model in which speech token t is the character U+{FIRST_CHARACTER:X} + t
+(`lst.data.speech_bpe.SpeechBpe` reads it).
+
+"""
+_WITH = """The text tokenizer is `tokenizer.model`. {kind} are the added tokens `{first}` and so on, the markers are
 `<|text|>` and `<|speech|>`. Put a space after `<|text|>`, for a first word is encoded with one, as in
-`<|text|> Once upon a time<|speech|><|speech_17|><|speech_17|>`.
+`<|text|> Once upon a time<|speech|>{some}{some}`.
 transformers encodes text as in training where words are divided by single spaces; SentencePiece itself also folds runs of white
 space and line breaks into one space.
 """
@@ -46,6 +52,7 @@ def tokenizer_files(config: RunConfig) -> dict[str, bytes]:
     model = _tokenizer_model(config)
     vocabulary, pieces = Vocabulary.of(config.model), run_pieces(config)
     numbers = _NUMBERS.format(
+        arm=config.model.arm.value,
         last_text=vocabulary.text - 1,
         speech=vocabulary.text,
         last_speech=vocabulary.text_marker - 1,
@@ -54,10 +61,13 @@ def tokenizer_files(config: RunConfig) -> dict[str, bytes]:
         text_marker=vocabulary.text_marker,
         speech_marker=vocabulary.speech_marker,
     )
+    numbers += _OF_PIECES if pieces else ""
     speech = {MODEL_FILE: pieces.model} if pieces else {}
     if model is None:
         return {README: (numbers + _WITHOUT).encode(), **speech}
-    names = [*(f"<|speech_{code}|>" for code in range(vocabulary.speech_size)), TEXT_MARKER, SPEECH_MARKER]
+    name = "<|speech_piece_{}|>" if pieces else "<|speech_{}|>"
+    names = [*(name.format(number) for number in range(vocabulary.speech_size)), TEXT_MARKER, SPEECH_MARKER]
+    text = _WITH.format(kind="Pieces" if pieces else "Speech tokens", first=names[0], some=name.format(17))
     plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": False}
     settings = {
         "tokenizer_class": "LlamaTokenizer",
@@ -72,7 +82,7 @@ def tokenizer_files(config: RunConfig) -> dict[str, bytes]:
     return {
         TOKENIZER: model,
         TOKENIZER_CONFIG: (json.dumps(settings, indent=1) + "\n").encode(),
-        README: (numbers + _WITH).encode(),
+        README: (numbers + text).encode(),
         **speech,
     }
 

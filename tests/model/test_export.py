@@ -47,9 +47,9 @@ def test_what_is_exported_comes_back(tmp_path: Path, arm: str) -> None:
 def test_a_folder_that_holds_anything_is_kept(tmp_path: Path) -> None:
     network, config, folder = exported(tmp_path / "model")
     before = contents(folder)
-    with pytest.raises(CheckpointError, match=r"exists already; give a new folder"):
+    with pytest.raises(CheckpointError, match=r"is not empty; give a new or an empty folder"):
         export_checkpoint(network, config, folder)
-    with pytest.raises(CheckpointError, match=r"exists already"):
+    with pytest.raises(CheckpointError, match=r"is a file; give a new or an empty folder"):
         export_checkpoint(network, config, folder / "config.json")
     assert contents(folder) == before
     (tmp_path / "empty").mkdir()
@@ -122,7 +122,7 @@ def reconfigured(folder: Path) -> None:
     [
         (truncated, "is damaged"),
         (flipped, "is damaged"),
-        (foreign, "no readable manifest.json"),
+        (foreign, "is no checkpoint; give studies/X/runs/<run_id> or a folder made by export"),
         (reconfigured, "another configuration"),
     ],
 )
@@ -140,6 +140,43 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
     assert named in error
     assert contents(folder) == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("held", "named"),
+    [
+        (None, "is a file; give"),
+        (("study.yaml", "runs/0123456789ab/run.yaml"), "is no checkpoint; give studies/X/runs/<run_id>"),
+        (("run.yaml", "log.txt"), "the run is not finished and has no checkpoint yet"),
+        (
+            ("run.yaml", "checkpoints/step-00000004/x", "checkpoints/step-00000012/x", "checkpoints/.step-00000016/x"),
+            "the run is not finished; its newest checkpoint is checkpoints/step-00000012: give that folder",
+        ),
+    ],
+)
+@pytest.mark.parametrize("verb", ["export", "hash"])
+def test_what_is_no_checkpoint_is_not_called_a_damaged_one(
+    tmp_path: Path, held: tuple[str, ...] | None, named: str, verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = tmp_path / "given"
+    if held is None:
+        given.write_text("a file")
+    for name in held or ():
+        (given / name).parent.mkdir(parents=True, exist_ok=True)
+        (given / name).write_text("x")
+    assert main([verb, str(given), *([str(tmp_path / "out")] if verb == "export" else [])]) == 2
+    error = capsys.readouterr().err
+    assert named in error
+    assert "damaged" not in error
+    assert error.count("\n") == 1
+
+
+def test_a_checkpoint_of_ours_is_told_from_a_llama(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, folder = exported(tmp_path / "run" / "checkpoints" / "final", "baseline")
+    for given in (folder, tmp_path / "run"):
+        assert main(["from-llama", str(given), str(tmp_path / "out")]) == 2
+        expected = f"error: '{folder}' is a checkpoint of this program already, and no Llama; read it with load_checkpoint.\n"
+        assert capsys.readouterr().err == expected
 
 
 def test_help_is_quick_to_come_and_loads_no_torch() -> None:

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
 from lst.config import RunConfig, arm_config
 from lst.data.shards import open_dataset
+from lst.data.vocab import Vocabulary
 from lst.errors import CheckpointError
 from lst.model import build_model, export_checkpoint, make_batch
 from lst.model.huggingface import from_llama, read_llama_tensors, to_llama
+from tests.data.made_up_pieces import with_pieces
 
 DOCUMENTS = [
     [("text", [12, 7, 30]), ("speech", [3, 3, 9, 31, 7, 7]), ("text", [5])],
@@ -114,22 +117,28 @@ def one_row(ids: torch.Tensor, config: RunConfig) -> Any:
     return dataclasses.replace(base, ids_BT=ids)
 
 
-def test_the_data_sets_tokenizer_goes_with_the_weights(tmp_path: Path, toy_dataset: Path) -> None:
+@pytest.mark.parametrize(("arm", "name"), [("baseline", "<|speech_{}|>"), ("bpe", "<|speech_piece_{}|>")])
+def test_the_data_sets_tokenizer_goes_with_the_weights(tmp_path: Path, toy_dataset: Path, arm: str, name: str) -> None:
     dataset = open_dataset(toy_dataset)
-    sections = {
-        "model": {"text_vocab": dataset.text_vocab, "speech_vocab": dataset.speech_vocab},
-        "data": {"data_id": dataset.data_id},
-        "execution": {"data_path": str(toy_dataset)},
-    }
-    config = arm_config("baseline", **sections)
+    sections = with_pieces(arm, {"text_vocab": dataset.text_vocab, "speech_vocab": dataset.speech_vocab})
+    sections["data"] = {"data_id": dataset.data_id} | sections.get("data", {})
+    config = arm_config(arm, execution={"data_path": str(toy_dataset)}, **sections)
     folder = to_llama(export_checkpoint(build_model(config), config, tmp_path / "checkpoint"), tmp_path / "llama")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     text = dataset.text["text"][0].as_py()
     assert tokenizer.encode(text) == [1, *dataset.tokenizer.encode(text)]
-    batch = make_batch([[("text", dataset.tokenizer.encode(text)), ("speech", [3, 0])]], config)
-    written = f"<|text|> {text}<|speech|><|speech_3|><|speech_0|>"
-    assert tokenizer.encode(written) == batch.ids_BT[0].tolist()
-    assert len(tokenizer) == config.model.text_vocab + config.model.speech_vocab + 2
+    batch = make_batch([[("text", dataset.tokenizer.encode(text)), ("speech", [3, 0, 1, 2, 3, 4])]], config)
+    ids, vocabulary = batch.ids_BT[0].tolist(), Vocabulary.of(config.model)
+    speech = [name.format(i - vocabulary.text) for i in ids[ids.index(vocabulary.speech_marker) + 1 :]]
+    assert tokenizer.encode(f"<|text|> {text}<|speech|>{''.join(speech)}") == ids
+    stored = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    pieces = [stored.id_to_piece(i) for i in range(vocabulary.text)]
+    names = [*pieces, *(name.format(i) for i in range(vocabulary.speech_size)), "<|text|>", "<|speech|>"]
+    assert tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))) == names
+    readme = (folder / "README.md").read_text()
+    assert f"added tokens `{names[vocabulary.text]}` and so on" in readme
+    assert ("Pieces are no speech tokens" in readme) == ("`speech_bpe.model` beside this file" in readme) == (arm == "bpe")
+    assert (folder / "speech_bpe.model").is_file() == (arm == "bpe")
 
 
 def test_without_the_data_set_ids_are_said_to_be_raw(tmp_path: Path) -> None:
@@ -223,7 +232,7 @@ def test_an_arm_with_local_modules_is_refused_and_nothing_is_written(tmp_path: P
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     _, _, saved = checkpoint(tmp_path)
     before = {p.name: p.read_bytes() for p in saved.iterdir()}
-    with pytest.raises(CheckpointError, match="exists already; give a new folder"):
+    with pytest.raises(CheckpointError, match="is not empty; give a new or an empty folder"):
         to_llama(saved, saved)
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
 
