@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, get_type_hints
 
 from lst.checks import require_choice, require_positive, require_seed, require_share
 from lst.config_patching import Patching as Patching
@@ -297,6 +297,11 @@ class RunConfig:
         expected = ARM_PATCHING[self.model.arm]
         if self.patching.kind is not expected:
             raise ConfigError(f"patching.kind='{self.patching.kind}' does not fit arm '{self.model.arm}'; use '{expected}'.")
+        if self.execution.init_path and not self.train.init_from:
+            raise ConfigError(
+                f"execution.init_path='{self.execution.init_path}' has no effect while train.init_from is empty; set "
+                "train.init_from to what `python -m lst.weights hash FOLDER` prints, or leave both empty."
+            )
         check_schedule(self.optim, self.train, length_decides_patching=self.patching.kind is Patching.CURRICULUM)
 
     @property
@@ -329,4 +334,9 @@ def arm_config(arm: str, *, size: str = "tiny", baseline_match: str = "global_sh
         "model": to_dict(model_shape(size, Arm(arm), baseline_match=baseline_match)),
         "patching": {"kind": ARM_PATCHING[Arm(arm)].value},
     }
+    sections = get_type_hints(RunConfig)
+    for key in (key for key in overrides if key not in sections):
+        places = [f"{name}={{'{key}': ...}}" for name, of in sections.items() if key in get_type_hints(of)]
+        if places:
+            raise ConfigError(f"'{key}' is a key of a section, not a section; give {' or '.join(places)}.")
     return RunConfig.from_dict(merge(values, overrides))

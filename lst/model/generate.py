@@ -278,8 +278,9 @@ def _patching(config: RunConfig, direction: str | None, static_fallback: bool) -
     if static_fallback:
         return Patching.STATIC
     if direction is None or direction.endswith("S"):
+        asked = "no direction was given, so speech may come" if direction is None else f"direction='{direction}' generates speech"
         raise ConfigError(
-            f"direction='{direction}' would generate speech, and arm 'lst_aligned' knows no alignment of what is yet to come; "
+            f"{asked}, and arm 'lst_aligned' knows no alignment of what is yet to come; "
             "give static_fallback=True to cut speech statically, or a direction to text."
         )
     return kind

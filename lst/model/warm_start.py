@@ -4,8 +4,8 @@
 `execution.init_path` says where they are: a checkpoint of this program, a finished run, or a Hugging Face Llama folder.
 
     taken            every layer of the global transformer and its norm; shapes must be equal, positions rotary of one theta
-    baseline, too    rows of the embedding and the head, where their ids mean the same: all of them if both vocabularies are
-                     equal, the text pieces if only those are
+    baseline, bpe    rows of the embedding and the head, where their ids mean the same: all of them if both vocabularies are
+                     equal (of bpe: and its pieces are the same), the text pieces if only those are
     random           the rest: local modules, rows of speech tokens and markers, embedding and head of the LST arms
 
 Equal numbers of text pieces are taken for equal tokenizers, which nothing in the weights can tell. Not here: resuming, which
@@ -110,7 +110,8 @@ def open_source(config: RunConfig) -> Source:
 
     if (path / CONFIG).is_file() and huggingface.is_llama(path):
         shape, text_only = huggingface.read_llama_shape(path)
-        return Source(path, shape, text_only, huggingface.ours(path, huggingface.read_llama_tensors(path), shape))
+        own, tensors = huggingface.own_config(path), huggingface.read_llama_tensors(path)
+        return Source(path, shape, text_only, huggingface.ours(path, tensors, shape), own.data.speech_bpe_id if own else "")
     verify_folder(path)
     theirs = read_config(path)
     return Source(path, theirs.model, False, read_tensors(path / MODEL), theirs.data.speech_bpe_id)

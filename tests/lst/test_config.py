@@ -74,6 +74,15 @@ def test_unknown_arm_and_size_suggest_the_closest():
         arm_config("baseline", size="w1288")
 
 
+def test_a_key_that_is_given_as_a_section_is_shown_its_section():
+    with pytest.raises(ConfigError, match=r"'local_text' is a key of a section, .*; give model=\{'local_text': ...\}\.$"):
+        arm_config("lst_static", local_text=False)
+    with pytest.raises(ConfigError, match=r"give train=\{'seed': ...\} or evaluation=\{'seed': ...\}\.$"):
+        arm_config("lst_static", seed=1)
+    with pytest.raises(ConfigError, match=r"unknown key 'modle'; did you mean 'model'"):
+        arm_config("lst_static", modle={})
+
+
 def test_the_curriculum_falls_linearly_between_its_thirds():
     curriculum = PatchingConfig(kind=Patching.CURRICULUM)
     values = [curriculum.aligned_probability(p) for p in (0, 0.33, 0.5, 0.58333333333333333, 0.67, 0.999)]

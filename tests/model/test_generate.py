@@ -108,8 +108,8 @@ def test_an_aligned_prompt_goes_on_in_text():
 def test_aligned_speech_is_refused_or_static_and_labelled():
     config = config_of(Arm.LST_ALIGNED)
     model = network(config)
-    for direction in ("S->S", None):
-        with pytest.raises(ConfigError, match=r"knows no alignment of what is yet to come; give static_fallback=True"):
+    for direction, asked in (("S->S", "direction='S->S' generates speech"), (None, "no direction was given, so speech may come")):
+        with pytest.raises(ConfigError, match=rf"^{asked}, and .* knows no alignment .*; give static_fallback=True"):
             generate(model, config, PROMPTS, direction=direction, max_tokens=4)
     results = generate(model, config, PROMPTS, direction="S->S", max_tokens=9, static_fallback=True)
     for prompt, result in zip(PROMPTS, results, strict=True):

@@ -111,11 +111,15 @@ def test_a_baseline_takes_the_text_rows_of_a_text_only_llama(tiny_data: Path, so
 
 
 @pytest.mark.parametrize("same_pieces", [True, False])
-def test_rows_of_speech_pieces_are_taken_from_equal_pieces_alone(tiny_data: Path, tmp_path: Path, same_pieces: bool) -> None:
+@pytest.mark.parametrize("form", ["checkpoint", "llama"])
+def test_rows_of_speech_pieces_are_taken_from_equal_pieces_alone(
+    tiny_data: Path, tmp_path: Path, same_pieces: bool, form: str
+) -> None:
     made_up = remember(made_up_pieces(SPEECH_VOCAB, SPEECH_BPE_VOCAB)).id  # as many, others
     pieces = {} if same_pieces else {"data": {"speech_bpe_id": made_up}}
     theirs = tiny_config("bpe", tiny_data, train={"seed": 9}, **pieces)
     folder = export_checkpoint(build_model(theirs), theirs, tmp_path / "theirs")
+    folder = to_llama(folder, tmp_path / "llama") if form == "llama" else folder
     config = started("bpe", tiny_data, folder)
     model, trained = build_model(config), build_model(theirs)
     before = weights(model)
@@ -264,8 +268,10 @@ def test_a_folder_that_is_none_or_is_not_given_is_refused(tiny_data: Path, sourc
     with pytest.raises(CheckpointError, match="does not exist"):
         warm_start(build_model(config), config)
     config = started("lst_static", tiny_data, source, execution={"init_path": str(tmp_path)})
-    with pytest.raises(CheckpointError, match=r"has no model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"is no checkpoint"):
         warm_start(build_model(config), config)
+    with pytest.raises(ConfigError, match=r"^execution.init_path='x' .* train.init_from is empty; .*python -m lst.weights hash"):
+        tiny_config("baseline", tiny_data, execution={"init_path": "x"})
     with pytest.raises(ConfigError, match=r"train.init_from='text-model' is no content hash"):
         tiny_config("baseline", tiny_data, train={"init_from": "text-model"})
 
