@@ -115,7 +115,7 @@ class ModelConfig:
         require_choice("model.pooling", self.pooling, ("max", "mean", "last"))
         require_choice("model.decoder_input", self.decoder_input, ("encoder", "embedding", "both"))
         require_choice("model.cross_attention", self.cross_attention, ("all", "preceding"))
-        for key in ("text_vocab", "speech_vocab", "queries_per_patch"):
+        for key in ("text_vocab", "speech_vocab", "queries_per_patch", "rope_theta"):
             require_positive(f"model.{key}", getattr(self, key))
         if self.arm is not Arm.BPE and self.speech_bpe_vocab:
             raise ConfigError(f"model.speech_bpe_vocab={self.speech_bpe_vocab} is for arm 'bpe'; give 0 for arm '{self.arm}'.")

@@ -43,7 +43,8 @@ def admit(row: PlanRow, rules: AdmissionConfig, *, match_gap: float) -> PlanRow:
         refusals.append(f"{row.batch_units} units a batch are under admission.min_batch_units={rules.min_batch_units}")
     if abs(match_gap) > rules.max_match_gap:
         refusals.append(
-            f"its matched quantity is off by {match_gap:+.3%}, over {rules.max_match_gap:.1%} (a sequence is too coarse)"
+            f"its matched quantity is off by {match_gap:+.3%}, over admission.max_match_gap={rules.max_match_gap:g} "
+            "(a sequence is too coarse: lengthen the run or allow more)"
         )
     if rules.max_peak_gib and row.est_peak_gib > rules.max_peak_gib:
         refusals.append(f"it needs about {row.est_peak_gib:.1f} GiB, over admission.max_peak_gib={rules.max_peak_gib:g}")

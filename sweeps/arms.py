@@ -17,11 +17,9 @@ from sweeps.study import StudyConfig
 def arm_model(study: StudyConfig, measure: Measurements, size: str, arm: Arm) -> ModelConfig:
     """The network with the data's vocabularies. Options that an arm has not keep their defaults, and so its run ids."""
     shape = dataclasses.replace(model_shape(size, arm), text_vocab=measure.text_vocab, speech_vocab=measure.speech_vocab)
-    if arm.plain:
-        if study.baseline_match == BaselineMatch.LST_PARAMS:
-            shape = dataclasses.replace(shape, global_stack=matched_stack(arm_model(study, measure, size, Arm.LST_STATIC)))
-        return shape if arm is Arm.BASELINE else dataclasses.replace(shape, speech_bpe_vocab=study.model.speech_bpe_vocab)
-    return dataclasses.replace(shape, pooling=study.model.pooling, decoder_input=study.model.decoder_input)
+    if arm.plain and study.baseline_match == BaselineMatch.LST_PARAMS:
+        shape = dataclasses.replace(shape, global_stack=matched_stack(arm_model(study, measure, size, Arm.LST_STATIC)))
+    return study.model.applied_to(shape)
 
 
 def arm_patching(study: StudyConfig, arm: Arm) -> PatchingConfig:

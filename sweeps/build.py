@@ -167,6 +167,7 @@ def _base_config(study: StudyConfig, measure: Measurements, group: Group, arm: A
         evaluation = dataclasses.replace(evaluation, story_items=0)
     mixture = study.mixture
     path = study.data if study.data == ExecutionConfig.data_path else str(Path(study.data).resolve())
+    init = str(Path(study.execution.init_path).resolve()) if study.execution.init_path else ""
     config = RunConfig(
         model=arm_model(study, measure, group.size, arm),
         patching=arm_patching(study, arm),
@@ -176,9 +177,9 @@ def _base_config(study: StudyConfig, measure: Measurements, group: Group, arm: A
             text_span_words=mixture.text_span_words,
             speech_per_text_words=mixture.speech_per_text_words,
         ),
-        train=TrainConfig(seed=group.seed, dtype=study.dtype),
+        train=study.train.applied_to(TrainConfig(seed=group.seed, dtype=study.dtype)),
         evaluation=evaluation,
-        execution=dataclasses.replace(study.execution, data_path=path),
+        execution=dataclasses.replace(study.execution, data_path=path, init_path=init),
     )
     config.validate()
     if study.context_match is ContextMatch.TOKENS and arm != study.reference_arm:
@@ -338,7 +339,10 @@ def _warnings(study: StudyConfig, measure: Measurements, rows: list[PlanRow], ou
         warnings.append(f"recipe '{recipe}' is used outside its range in {len(outside)} cases, the first is {where}: {detail}.")
     for arm in study.arms:
         if not study.sizes_of(arm):
-            warnings.append(f"arm '{arm}' has no rows: none of its arm_sizes={list(study.arm_sizes[arm])} is among the sizes.")
+            warnings.append(
+                f"arm '{arm}' has no rows: none of its arm_sizes={list(study.arm_sizes[arm])} is among the sizes; "
+                f"give arm_sizes.{arm}=[SIZE,...], or arm_sizes={{}} to plan every arm at every size."
+            )
     if Arm.LST_ALIGNED in study.arms:
         warnings.append(
             "aligned boundaries are made from the future: losses of lst_aligned are conditional and enter no fit with other arms."

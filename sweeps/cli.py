@@ -193,7 +193,12 @@ def compose_study(overrides: dict[str, str]) -> StudyConfig:
     require_study_name(name)
     # a path is taken as it stands: Hydra's grammar would stumble over blanks and signs in it
     paths = {key: overrides.pop(key) for key in ("data",) if key in overrides}
-    return StudyConfig.from_dict({**_compose([f"+study={name}"], overrides), **paths})
+    values = {**_compose([f"+study={name}"], overrides), **paths}
+    if overrides.get("arm_sizes", "").replace(" ", "") == "{}":
+        # Hydra merges mappings, so that an empty one would clear nothing
+        given = [key.partition(".")[2] for key in overrides if key.startswith("arm_sizes.")]
+        values["arm_sizes"] = {arm: values["arm_sizes"][arm] for arm in given}
+    return StudyConfig.from_dict(values)
 
 
 def _with_overrides(study: StudyConfig, overrides: dict[str, str]) -> StudyConfig:
@@ -227,14 +232,17 @@ def _compose(groups: list[str], overrides: dict[str, str]) -> dict[str, Any]:
 
 def _require_known_keys(overrides: dict[str, str]) -> None:
     """ConfigError for a dotted key that is no field of a study."""
-    from sweeps.study import StudyConfig
+    from lst.config import TrainConfig
+    from sweeps.study import StudyConfig, TrainOptions
 
     for dotted in overrides:
         section: Any = StudyConfig
         for place, part in enumerate(dotted.split(".")):
             fields = {field.name: field for field in dataclasses.fields(section)}
             if part not in fields:
-                raise ConfigError(f"unknown key '{dotted}'; {did_you_mean(part, fields)}")
+                of_a_run = section is TrainOptions and hasattr(TrainConfig, part)
+                known = f"known: {', '.join(fields)}."
+                raise ConfigError(f"unknown key '{dotted}'; {known if of_a_run else did_you_mean(part, fields)}")
             section = fields[part].default_factory
             is_section = isinstance(section, type) and dataclasses.is_dataclass(section)
             if not is_section:

@@ -16,7 +16,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from lst.config import RunConfig
 from lst.errors import PlanError
+from lst.plain import to_dict
 from lst.records import RUN_CONFIG, write_atomically
 from sweeps.columns import PLAN_TABLE, format_value, read_rows
 
@@ -36,6 +38,30 @@ class Written(StrEnum):
 def run_file(run_id: str) -> str:
     """Path of a run's configuration inside the study's folder."""
     return f"{RUNS}/{run_id}/{RUN_CONFIG}"
+
+
+def run_yaml(config: RunConfig) -> str:
+    """The text of the run.yaml of `config`, as `python -m lst.train` reads it."""
+    return to_yaml({"run_id": config.run_id, "config": to_dict(config)})
+
+
+def write_run(config: RunConfig, study: Path | str) -> Path:
+    """Write run.yaml for one configuration that no study reaches; its folder, STUDY/runs/<run_id>.
+
+    Raises ConfigError on a configuration that cannot be, PlanError where the folder's run.yaml is another one (the same run
+    placed otherwise, for instance) or cannot be written.
+    """
+    config.validate()
+    file = Path(study) / run_file(config.run_id)
+    data = run_yaml(config).encode()
+    try:
+        if file.is_file() and file.read_bytes() != data:
+            raise PlanError(f"'{file}' is there and differs; choose another folder, or delete it.")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, data)
+    except OSError as error:
+        raise PlanError(f"'{file}' cannot be written ({error.strerror or error}); choose another folder.") from error
+    return file.parent
 
 
 def write_plan(out: Path, files: Mapping[str, bytes], references: Callable[[], bytes], *, widen: bool = False) -> Written:

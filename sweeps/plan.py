@@ -83,14 +83,13 @@ class Plan:
 
     def files(self) -> dict[str, bytes]:
         """The plan's files by their path in the study's folder, references.json apart."""
-        from lst.plain import to_dict
         from sweeps.columns import PLAN_TABLE, rows_to_csv
-        from sweeps.folder import STUDY_FILE, run_file, to_yaml
+        from sweeps.folder import STUDY_FILE, run_file, run_yaml, to_yaml
         from sweeps.study import study_to_dict
 
         files = {STUDY_FILE: to_yaml(study_to_dict(self.study)), PLAN_TABLE: rows_to_csv(self.rows)}
         for run_id, config in self.run_configs.items():
-            files[run_file(run_id)] = to_yaml({"run_id": run_id, "config": to_dict(config)})
+            files[run_file(run_id)] = run_yaml(config)
         return {name: text.encode() for name, text in files.items()}
 
     def write(self, out: Path | str, *, widen: bool = False) -> Written:

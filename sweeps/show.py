@@ -5,6 +5,7 @@ Strings in, strings out; printing is the command's (`sweeps.cli`). Not here: any
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -134,8 +135,23 @@ def assumptions_touched(study: StudyConfig) -> tuple[Assumption, ...]:
 
 
 def assumptions_text(study: StudyConfig) -> str:
-    names = "; ".join(f"{assumption.name}: {assumption.value}" for assumption in assumptions_touched(study))
+    names = "; ".join(f"{a.name}: {_as_studied(study, a.value)}" for a in assumptions_touched(study))
     return wrapped("assumed: ", names)
+
+
+def _as_studied(study: StudyConfig, text: str) -> str:
+    """An assumption's text, with the study's values of the options that it names where they are not the defaults."""
+    changed, named = [], []
+    for section, key in re.findall(r"\b(model|patching)\.(\w+)", text):
+        options = getattr(study, section)
+        value = getattr(options, key)
+        rungs = key == "queries_per_patch" and not value
+        if value != getattr(type(options)(), key) and not rungs:
+            changed.append(f"{section}.{key} = {str(value).lower() if isinstance(value, bool) else value}")
+            named.append(f"{section}.{key} = " in text)
+    if not changed:
+        return text
+    return f"{', '.join(changed)} (by default: {text})" if all(named) else f"{text}; here {', '.join(changed)}"
 
 
 def refusals_text(rows: Sequence[PlanRow]) -> str:

@@ -18,9 +18,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from lst.config import Arm, DataConfig, EvalConfig, ExecutionConfig, PatchingConfig
+from lst.config import Arm, DataConfig, EvalConfig, ExecutionConfig, ModelConfig, PatchingConfig, TrainConfig
 from lst.errors import ConfigError, did_you_mean
-from lst.ladder import SIZES, SPEECH_BPE_VOCAB, BaselineMatch, require_baseline_match
+from lst.ladder import SIZES, SPEECH_BPE_VOCAB, BaselineMatch, model_shape, named_count, require_baseline_match
 from lst.plain import from_dict
 from sweeps.admit import AdmissionConfig
 from sweeps.price import PriceConfig
@@ -78,11 +78,51 @@ class MixtureOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Options of the network that no size decides (lst.config.ModelConfig)."""
+    """Options of the network that no size decides (lst.config.ModelConfig). The first five are of LST arms alone."""
 
-    pooling: str = "max"  # max | mean | last
-    decoder_input: str = "encoder"  # encoder | embedding | both
+    pooling: str = ModelConfig.pooling  # max | mean | last
+    decoder_input: str = ModelConfig.decoder_input  # encoder | embedding | both
+    cross_attention: str = ModelConfig.cross_attention  # all | preceding: closed units that a token sees
+    local_text: bool = ModelConfig.local_text  # whether the local modules run on text tokens too
+    queries_per_patch: int | None = None  # queries by which a patch reads its tokens; null or 0 = the rung's
+    tied_head: bool = ModelConfig.tied_head  # every arm: whether the output head is the input embedding
+    rope_theta: float = ModelConfig.rope_theta  # every arm: base of the rotary embedding
     speech_bpe_vocab: int = SPEECH_BPE_VOCAB  # bpe: pieces of speech tokens
+
+    def applied_to(self, shape: ModelConfig) -> ModelConfig:
+        """`shape` with the options that its arm has; the others stay out of it, and so out of its run ids."""
+        shape = dataclasses.replace(shape, tied_head=self.tied_head, rope_theta=self.rope_theta)
+        if shape.arm.plain:
+            return shape if shape.arm is Arm.BASELINE else dataclasses.replace(shape, speech_bpe_vocab=self.speech_bpe_vocab)
+        return dataclasses.replace(
+            shape,
+            pooling=self.pooling,
+            decoder_input=self.decoder_input,
+            cross_attention=self.cross_attention,
+            local_text=self.local_text,
+            queries_per_patch=self.queries_per_patch or shape.queries_per_patch,
+        )
+
+    def validate(self) -> None:
+        """Raises ConfigError on a value that cannot be, whichever arms the study has."""
+        self.applied_to(model_shape("tiny", Arm.LST_STATIC)).validate()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What every run of the study does on a bad step and starts from (lst.config.TrainConfig)."""
+
+    init_from: str = TrainConfig.init_from  # content hash of the weights to start from; their folder: execution.init_path
+    bad_step: str = TrainConfig.bad_step  # halt | skip: what a non-finite or spiking loss does
+    max_skipped_steps: int = TrainConfig.max_skipped_steps  # skip: steps that may be skipped
+    spike_factor: float = TrainConfig.spike_factor  # a loss above this times the running mean is a spike; 0 = never
+    spike_memory_steps: int = TrainConfig.spike_memory_steps  # steps over which that mean forgets
+
+    def applied_to(self, train: TrainConfig) -> TrainConfig:
+        return dataclasses.replace(train, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+    def validate(self) -> None:
+        self.applied_to(TrainConfig()).validate()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +150,7 @@ class StudyConfig:
     patching: PatchingOptions = field(default_factory=PatchingOptions)
     mixture: MixtureOptions = field(default_factory=MixtureOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
@@ -143,6 +184,8 @@ class StudyConfig:
         _check_names("arm_sizes", self.arm_sizes, list(Arm))
         for arm, sizes in self.arm_sizes.items():
             _check_names(f"arm_sizes.{arm}", sizes, SIZES)
+        for arm in self.arms:
+            _check_networks(self.sizes_of(arm))
         for key in _LISTS:
             _check_distinct(key, getattr(self, key))
         for key in ("arms", "sizes", "seeds"):
@@ -153,8 +196,12 @@ class StudyConfig:
                 if not (math.isfinite(value) and value > 0):
                     raise ConfigError(f"{axis.value}[{place}]={value} must be a positive finite number.")
         self._validate_choices()
-        for section in (self.recipe, self.evaluation, self.execution, self.admission, self.price):
+        for section in (self.recipe, self.model, self.train, self.evaluation, self.execution, self.admission, self.price):
             section.validate()
+        if self.train.init_from and not self.execution.init_path:
+            raise ConfigError(
+                f"train.init_from='{self.train.init_from}' names weights, but execution.init_path is empty; give their folder."
+            )
 
     def _validate_choices(self) -> None:
         require_baseline_match(self.baseline_match)
@@ -258,6 +305,8 @@ def _read_list(key: str, value: Any, kind: type) -> tuple[Any, ...]:
     items = []
     for place, item in enumerate(value):
         widened = _widened(item) if kind is float and type(item) is int else item
+        if key.partition(".")[0] in ("sizes", "arm_sizes") and type(item) in (int, float):
+            raise ConfigError(f"{key}[{place}]={item} is a number, and sizes are names; {_nearest_sizes(item)}")
         if not isinstance(widened, kind) or isinstance(widened, bool):
             raise ConfigError(f"{key}[{place}]={item!r} must be of type {kind.__name__}, not {type(item).__name__}.")
         items.append(widened)
@@ -275,6 +324,26 @@ def _check_names(key: str, names: Any, known: Any) -> None:
     for name in names:
         if name not in list(known):
             raise ConfigError(f"{key} has '{name}', which is unknown; {did_you_mean(str(name), [str(k) for k in known])}")
+
+
+def _nearest_sizes(number: float) -> str:
+    """The names that `number` may mean: a width, or parameters in ones, millions or billions."""
+    if not 0 < number < math.inf:
+        return did_you_mean(str(number), SIZES)
+    counts = {size: count for size in SIZES if (count := named_count(size)) is not None}
+    far = {size: min(abs(math.log(count / (number * unit))) for unit in (1, 1e6, 1e9)) for size, count in counts.items()}
+    nearest = sorted(far, key=lambda size: far[size])[:2]
+    if f"w{number}" in SIZES:
+        nearest = [f"w{number}", nearest[0]]
+    return f"the nearest are '{nearest[0]}' and '{nearest[1]}'."
+
+
+def _check_networks(sizes: tuple[str, ...]) -> None:
+    """Two rungs of one shape would give every run twice."""
+    for place, size in enumerate(sizes):
+        twin = next((other for other in sizes[:place] if SIZES[other] == SIZES[size]), None)
+        if twin is not None:
+            raise ConfigError(f"sizes has '{twin}' and '{size}', two names of one network; give one of them.")
 
 
 def _check_distinct(key: str, values: tuple[Any, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -40,6 +41,17 @@ def test_readme_example_runs() -> None:
         [sys.executable, "-c", blocks[0] + check], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_a_run_written_by_hand_as_the_document_says_trains(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "training.md").read_text(), flags=re.DOTALL)
+    call = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True, "timeout": 240, "check": False}
+    made = subprocess.run([sys.executable, "-c", block], capture_output=True, **call)
+    assert made.returncode == 0, made.stderr
+    folder = tmp_path / made.stdout.strip()
+    trained = subprocess.run([sys.executable, "-m", "lst.train", str(folder)], capture_output=True, **call)
+    assert trained.returncode == 0, trained.stdout + trained.stderr
+    assert {path.name for path in (folder / "checkpoints").iterdir()} >= {"budget-10", "budget-20", "final"}
 
 
 def test_commands_of_the_readme_exist() -> None:

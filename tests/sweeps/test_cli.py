@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,40 @@ def test_overrides_reach_nested_fields_and_mappings() -> None:
     assert study.data == "a b/c=d(1)"
 
 
+def test_an_empty_mapping_clears_the_studys_sizes_of_arms() -> None:
+    study = compose_study({"study": "demo", "arm_sizes": "{}"})
+    assert study.arm_sizes == {}
+    assert study.sizes_of("lst_curriculum") == study.sizes
+    study = compose_study({"study": "demo", "arm_sizes": "{ }", "arm_sizes.lst_static": "[w48]"})
+    assert study.arm_sizes == {"lst_static": ("w48",)}
+    assert compose_study({"study": "isoflop", "arm_sizes": "{}"}).arm_sizes == {}
+
+
+def test_an_arm_without_sizes_is_told_what_to_type(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*small, "arm_sizes.lst_curriculum=[w32]", "--dry-run"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "give arm_sizes.lst_curriculum=[SIZE,...], or arm_sizes={} to plan every arm at every size." in text
+
+
+def test_every_row_of_the_small_demo_is_admitted(capsys: pytest.CaptureFixture[str]) -> None:
+    (words,) = re.findall(r"^DEMO_SMALL_ARGS \?= (.*?[^\\])$", (ROOT / "Makefile").read_text(), re.MULTILINE | re.DOTALL)
+    assert main(["study=demo", *words.replace("\\\n", " ").split(), "--dry-run", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert [row["reason"] for row in planned["rows"] if row["status"] != "admitted"] == []
+    assert len(planned["rows"]) == 10
+
+
+def test_the_plan_prints_the_studys_values_of_options(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["model.pooling=mean", "model.local_text=false", "model.tied_head=true", "model.queries_per_patch=0"]
+    assert main([*small, *options, "patching.curriculum_static_from=0.8", "--dry-run"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "patch query pooling: model.pooling = mean (by default: max over" in text
+    assert "local modules on text: model.local_text = false (by default" in text
+    assert "output head: model.tied_head = true (by default" in text
+    assert "starts from silence apart (patching.silence); here patching.curriculum_static_from = 0.8" in text
+    assert "queries per patch: two queries" in text
+
+
 def test_dry_run_writes_nothing(
     small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +175,28 @@ def test_diff_and_price_print(small: list[str], tmp_path: Path, capsys: pytest.C
         (["study=demo", "name.x=1"], "'name' has no fields"),
         (["study=demo", "arms=[baselin]"], "did you mean 'baseline'?"),
         (["study=demo", "sizes=[w33]"], "sizes has 'w33'"),
+        (["study=demo", "sizes=[420]"], "sizes[0]=420 is a number, and sizes are names; the nearest are '420M' and '630M'."),
+        (["study=demo", "sizes=[48]"], "the nearest are 'w48' and '39M'."),
+        (["study=demo", "sizes=[1.4]"], "the nearest are '1.4B' and"),
+        (["study=demo", "sizes=[-1]"], "sizes[0]=-1 is a number, and sizes are names; known: "),
+        (
+            ["study=demo", "arm_sizes.baseline=[7]"],
+            "arm_sizes.baseline[0]=7 is a number, and sizes are names; the nearest",
+        ),
+        (["study=demo", "data=nowhere", "sizes=[1.4B,table7_1b]", "arm_sizes={}"], "'1.4B' and 'table7_1b', two names of one"),
+        (["study=demo", "model.cross_attention=preceeding"], "did you mean 'preceding'?"),
+        (["study=demo", "arms=[baseline]", "model.pooling=mox"], "did you mean 'max'?"),
+        (["study=demo", "model.queries_per_patch=-1"], "model.queries_per_patch=-1 must be positive"),
+        (["study=demo", "model.rope_theta=0"], "model.rope_theta=0.0 must be positive"),
+        (["study=demo", "model.tied_head=1"], "model.tied_head=1 must be of type bool"),
+        (["study=demo", "train.bad_step=skp"], "did you mean 'skip'?"),
+        (["study=demo", "train.spike_factor=0.5"], "train.spike_factor=0.5 must be above 1"),
+        (["study=demo", "train.init_from=abc"], "train.init_from='abc' is no content hash"),
+        (["study=demo", "train.init_from=0123456789ab"], "execution.init_path is empty; give their folder"),
+        (
+            ["study=demo", "train.branch_steps=[10]"],
+            "unknown key 'train.branch_steps'; known: init_from, bad_step, max_skipped_steps, spike_factor, spike_memory_steps.",
+        ),
         (["study=demo", "arm_sizes.lst_statc=[w32]"], "did you mean 'lst_static'?"),
         (["study=demo", "recipe.name=smal"], "did you mean 'small'?"),
         (["study=demo", "recipe.schedule=wds"], "did you mean 'wsd'?"),
