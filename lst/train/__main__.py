@@ -10,12 +10,14 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lst.errors import ConfigError, LstError
 from lst.train.signals import EXIT_STOPPED, Stopped, StopRequest
+from lst.train.terminal import TerminalHandler, complain
 
 if TYPE_CHECKING:
     from lst.train.distributed import Ranks
@@ -30,11 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="folder of a planned run, with its run.yaml")
     run_dir = parser.parse_args(argv).run_dir
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    terminal = TerminalHandler(sys.stdout)
+    logging.basicConfig(handlers=[terminal], level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         return train_run(run_dir, StopRequest.install())
     except LstError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -52,8 +55,8 @@ def train_run(run_dir: Path, stop: StopRequest) -> int:
         raise ConfigError(f"run folder '{run_dir}' does not exist; plan the study first, or give DIR/runs/<run_id>.")
     require_run_config(run_dir)
     ranks = Ranks(Place.read(os.environ))
-    if ranks.size > 1:
-        _meet(run_dir, ranks)
+    if ranks.size > 1 and (refused := _meet(run_dir, ranks)):
+        return refused
     try:
         code = _attempt(run_dir, stop, ranks)
     except LstError as error:  # another process trains this run
@@ -64,16 +67,24 @@ def train_run(run_dir: Path, stop: StopRequest) -> int:
     return code
 
 
-def _meet(run_dir: Path, ranks: Ranks) -> None:
-    """Join the other processes, if there may be so many."""
+def _meet(run_dir: Path, ranks: Ranks) -> int:
+    """Join the other processes, if there may be so many; 0, or the exit code of a refusal that rank 0 tells for all."""
+    from lst.train.distributed import LAST_WORDS_SECONDS
     from lst.train.folder import read_run_config
 
     if not ranks.first:
         logging.getLogger().setLevel(logging.WARNING)
     config = read_run_config(run_dir)
-    ranks.place.require_fit(config)
+    try:
+        ranks.place.require_fit(config)
+    except ConfigError as error:
+        if ranks.first:
+            raise
+        time.sleep(LAST_WORDS_SECONDS)  # torchrun ends all ranks as soon as one ends: rank 0 speaks before that
+        return error.exit_code
     os.environ.setdefault("OMP_NUM_THREADS", str(config.execution.threads))
     ranks.join()
+    return 0
 
 
 def _attempt(run_dir: Path, stop: StopRequest, ranks: Ranks) -> int:
@@ -119,7 +130,7 @@ def _fail(run_dir: Path, ranks: Ranks, error: Exception, *, run_id: str, attempt
 
     error = ranks.explain(error)
     if ranks.first:
-        print(f"error: {write_failure(run_dir, error, run_id=run_id, attempt=attempt, step=step)}", file=sys.stderr)
+        complain(f"error: {write_failure(run_dir, error, run_id=run_id, attempt=attempt, step=step)}")
     if ranks.size > 1:
         sys.stderr.flush()
         sys.stdout.flush()

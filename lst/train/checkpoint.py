@@ -183,9 +183,7 @@ def resume(
         load_tensors(folder / OPTIMIZER, optimizer.tensors(), own_rows=rows)
         return _read_state(folder)
 
-    state = ranks.together(load)
-    log.info("resumed from %s", folder.name)
-    return state
+    return ranks.together(load)
 
 
 def _newest_whole(root: Path, config: RunConfig) -> int:

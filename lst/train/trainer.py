@@ -39,7 +39,7 @@ from lst.train.checkpoint import Snapshot, TrainState, resume, save_budget, save
 from lst.train.distributed import Ranks
 from lst.train.failures import Diverged
 from lst.train.folder import versions
-from lst.train.layout import clean_up, remove_branches
+from lst.train.layout import clean_up, remove_branches, step_folder
 from lst.train.losses import LossSums, accumulate_gradients
 from lst.train.metrics import ProgressLog, branch_field, eval_record, exit_record, peak_flops, train_record, wall_clock
 from lst.train.micro_batches import MicroBatches, event, explained_out_of_memory
@@ -132,7 +132,8 @@ class Trainer:
         losses, smaller = self.micro_batches.run(batch.own, partial(self._gradients, int(batch.counts.predicted)))
         state.out_of_memory += [event(self.attempt, state.step + 1, tokens) for tokens in smaller]
         grad_norm = self.optimizer.clip_gradients()
-        bad = judge_step(state, loss=losses.nats / losses.tokens, grad_norm=grad_norm, config=config)
+        loss = losses.nats / losses.tokens
+        bad = judge_step(state, loss=loss, grad_norm=grad_norm, config=config, agree=lambda bad: self.ranks.any(bad)[0])
         lr = learning_rate(state.step, steps=self.end, optim=config.optim)
         if not bad:
             self.optimizer.step(lr)
@@ -201,10 +202,13 @@ class Trainer:
             log.info(describe(trunk.warm_start, self.config.execution.init_path))
         branch = due_branch(self.config, trunk)
         self.ranks.on_first(lambda: remove_branches(self.run_dir, but=branch))
-        if branch is None:
-            return trunk
-        state = self._load(branch)
-        return state if state.branch == branch else trunk
+        state = trunk if branch is None else self._load(branch)
+        if state.branch != branch:  # it is to begin
+            state = trunk
+        if state.rng:  # else nothing was loaded
+            of = "" if state.branch is None else f" of branch {state.branch:,}"
+            log.info("resumed from %s%s", step_folder(self.run_dir, state.step).name, of)
+        return state
 
     def _evaluate_and_branch(self) -> None:
         """What is due after the current step."""
@@ -212,6 +216,7 @@ class Trainer:
         while (branch := due_branch(self.config, self.state)) is not None:
             self.save()  # the trunk as it stands: what the run comes back to
             self.state = fork_off(self.state, branch)
+            log.info("branch %s: forked at step %s", f"{branch:,}", f"{self.state.step:,}")
             self._finish_branch()
 
     def _finish_branch(self) -> None:
@@ -227,6 +232,7 @@ class Trainer:
         self.save()
         self.writer.wait()
         self.ranks.on_first(lambda: remove_branches(self.run_dir))
+        log.info("branch %s is done; back on the trunk at step %s", f"{branch.branch:,}", f"{self.state.step:,}")
 
     def _evaluate_if_due(self) -> None:
         """Evaluate after the current step if the run wants it and has not done it; all records are written at once."""

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
+import math
 import os
 import signal
 import socket
@@ -35,6 +37,7 @@ from lst.train import checkpoint, trainer
 from lst.train.__main__ import main
 from lst.train.distributed import Place, Ranks
 from lst.train.folder import read_run_config
+from lst.train.optim import AdamW
 from lst.train.sharding import local, make_network
 
 SECONDS = 60  # a job that takes longer hangs
@@ -84,7 +87,14 @@ def save_parts(run_dir: str) -> int:
     return 0
 
 
-FAULTS = {f.__name__: f for f in (broken_data, broken_step, full_disk)}
+def bad_norm() -> None:
+    """The rank alone takes the gradient norm of step 3 for no number, as a broken device might."""
+    clip = AdamW.clip_gradients
+    calls = itertools.count(1)
+    AdamW.clip_gradients = lambda self: clip(self) * (math.nan if next(calls) == 3 else 1)  # type: ignore[method-assign]
+
+
+FAULTS = {f.__name__: f for f in (broken_data, broken_step, full_disk, bad_norm)}
 WORK: dict[str, Callable[[str], int]] = {"save_parts": save_parts}
 
 

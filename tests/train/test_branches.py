@@ -117,6 +117,39 @@ def test_weights_of_a_budget_load_as_those_of_a_finished_run(tmp_path: Path, tin
         load_checkpoint(folder)
 
 
+def test_log_tells_of_forks_and_of_resumes_where_there_is_one(
+    tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told() -> list[str]:
+        lines = [m for m in caplog.messages if m.startswith(("branch", "resumed"))]
+        caplog.clear()
+        return lines
+
+    def stop_at(moment: tuple[int | None, int]) -> None:
+        def signalled(self: Trainer) -> Any:
+            record = step(self)
+            if (self.state.branch, self.state.step) == moment:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return record
+
+        monkeypatch.setattr(Trainer, "train_step", signalled)
+
+    step = Trainer.train_step
+    caplog.set_level("INFO")
+    run_dir = branched(tmp_path / "run", tiny_data)
+    stop_at((9, 8))
+    assert main([str(run_dir)]) == 75
+    assert told() == [
+        "branch 5: forked at step 4", "branch 5 is done; back on the trunk at step 4",
+        "branch 6: forked at step 4", "branch 6 is done; back on the trunk at step 4", "branch 9: forked at step 7",
+    ]  # fmt: skip
+    stop_at((None, 9))
+    assert main([str(run_dir)]) == 75
+    assert told() == ["resumed from step-00000008 of branch 9", "branch 9 is done; back on the trunk at step 7"]
+    assert main([str(run_dir)]) == 0
+    assert told() == ["resumed from step-00000009"]
+
+
 @pytest.mark.parametrize("moment", [(5, 5), (9, 8), (9, 9)])
 def test_run_stopped_inside_a_branch_goes_on_inside_it(
     tmp_path: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, moment: tuple[int, int]

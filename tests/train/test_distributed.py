@@ -22,7 +22,7 @@ from lst.model import build_model
 from lst.records import read_json, read_jsonl
 from lst.train.__main__ import main
 from lst.train.batches import StepBatch
-from lst.train.distributed import Place, Ranks, first_host
+from lst.train.distributed import LAST_WORDS_SECONDS, Place, Ranks, first_host
 from lst.train.folder import RunLock, read_run_config
 from lst.train.sharding import row_range
 from tests.train.tiny_run import ROOT, records, tiny_config, write_run
@@ -134,6 +134,12 @@ def test_more_processes_than_sequences_are_refused_before_anything_is_written(
     assert "5 processes cannot share train.batch_sequences=4" in error
     assert error.count("\n") == 1
     assert [p.name for p in run_dir.iterdir()] == ["run.yaml"]
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    monkeypatch.setenv("RANK", "3")
+    assert main([str(run_dir)]) == 2
+    assert capsys.readouterr().err == ""  # rank 0 said it
+    assert waits == [LAST_WORDS_SECONDS]  # and had the time for it
 
 
 # ---- shares
@@ -271,6 +277,15 @@ def test_failure_of_one_rank_ends_all_and_is_told_once(new_run, fault: str, rank
     assert "error:" not in outcome["stderr"][1]
     if fault == "full_disk":
         assert (run_dir / "checkpoints" / "latest").read_text() == "step-00000002\n"
+
+
+@pytest.mark.slow
+def test_step_that_is_bad_on_one_rank_is_skipped_by_all(new_run) -> None:
+    run_dir = new_run(arm="baseline", train={"steps": 3, "bad_step": "skip"}, evaluation={"points": 1, "story_items": 0})
+    (outcome,) = run_jobs({"run": run_dir, "size": 2, "fault": "bad_norm", "rank": 1})
+    assert outcome["codes"] == [0, 0], outcome
+    skipped = {r["step"]: r["skipped"] for r in records(run_dir)["train.jsonl"] if "skipped" in r}
+    assert skipped == {3: "elsewhere"}  # as rank 0, which saw nothing, records it
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from lst.train import trainer
 from lst.train.__main__ import main
 from lst.train.failures import failure_class
 from lst.train.folder import RunLock
+from lst.train.terminal import CLOSED
 from lst.train.trainer import Trainer
 from tests.train.tiny_run import ROOT, records, tiny_config, train, write_run
 
@@ -360,3 +361,37 @@ assert not heavy, heavy
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def closed_pipe() -> Iterator[int]:
+    """Where writing fails, for nobody can read any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_closed_pipe_does_not_end_the_run_and_is_told_once(
+    new_run: Callable[..., Path], closed_pipe: int, together: bool
+) -> None:
+    """`python -m lst.train RUN | head -1`, and the same with `2>&1`."""
+    run_dir = new_run(train={"steps": 4}, evaluation={"points": 4, "story_items": 0})
+    command = [sys.executable, "-m", "lst.train", str(run_dir)]
+    streams = {"stdout": closed_pipe, "stderr": closed_pipe if together else subprocess.PIPE}
+    result = subprocess.run(command, cwd=ROOT, text=True, timeout=120, check=False, **streams)  # type: ignore[call-overload]
+    assert result.returncode == 0
+    assert (read_json(run_dir / "exit.json") or {})["status"] == "done"
+    assert result.stderr == (None if together else CLOSED + "\n")
+
+
+def test_closed_pipe_leaves_exit_codes_as_they_are(new_run: Callable[..., Path], closed_pipe: int) -> None:
+    run_dir = new_run(optim={"lr": 1e30})
+    command = [sys.executable, "-m", "lst.train", str(run_dir)]
+    both = {"stdout": closed_pipe, "stderr": closed_pipe}
+    assert subprocess.run(command, cwd=ROOT, timeout=120, check=False, **both).returncode == 1
+    assert (read_json(run_dir / "failure.json") or {})["class"] == "nan"
+    assert subprocess.run([*command, "--no-such-option"], cwd=ROOT, timeout=120, check=False, **both).returncode == 2
+    command[-1] += "-elsewhere"
+    assert subprocess.run(command, cwd=ROOT, timeout=120, check=False, **both).returncode == 2
