@@ -107,7 +107,7 @@ def main() -> None:
         "rounds": 5,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--memory", action="store_true", help="compare peak memory (at 4 x 4,096 and 32k tokens, say) too")
+    parser.add_argument("--memory", action="store_true", help="compare peak memory (at 4 x 4,096 and 32k ids, say) instead")
     parser.add_argument("--child", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -116,17 +116,18 @@ def main() -> None:
         return print_peak(CONTESTANTS[options.child](config, one_document_rows(config, options.rows, options.length), "float32"))
     print(machine(), f"{options.threads} thread(s)")
     print(f"{options.layers} layers x {options.width}, {options.rows} x {options.length} positions, {options.vocabulary} ids")
-    compare(options, "float32")
-    if has_fast_bf16():
-        compare(options, "bfloat16")
-    else:
-        print("bfloat16  not compared: this processor has no fast bf16 products")
     if options.memory:
         same = [f"--{name}={getattr(options, name)}" for name in ("threads", "width", "layers", "rows", "length", "vocabulary")]
         peaks = {name: peak_mib("benchmarks.baseline_vs_llama", "--child", name, *same) for name in CONTESTANTS}
         for name, mib in peaks.items():
             print(f"memory    {name:12} {mib:10,.0f} MiB above the start")
         print(f"memory    ratio        {peaks['lst-scaling'] / peaks['llama']:.2f}")
+        return None
+    compare(options, "float32")
+    if has_fast_bf16():
+        compare(options, "bfloat16")
+    else:
+        print("bfloat16  not compared: this processor has no fast bf16 products")
     return None
 
 
