@@ -117,6 +117,8 @@ class ModelConfig:
         require_choice("model.cross_attention", self.cross_attention, ("all", "preceding"))
         for key in ("text_vocab", "speech_vocab", "queries_per_patch", "rope_theta"):
             require_positive(f"model.{key}", getattr(self, key))
+        if self.text_vocab < 3:  # the ids of lst/data/vocab.py
+            raise ConfigError(f"model.text_vocab={self.text_vocab} has no room for BOS (1) and EOS (2); give 3 or more.")
         if self.arm is not Arm.BPE and self.speech_bpe_vocab:
             raise ConfigError(f"model.speech_bpe_vocab={self.speech_bpe_vocab} is for arm 'bpe'; give 0 for arm '{self.arm}'.")
         if self.arm is Arm.BPE and self.speech_bpe_vocab <= self.speech_vocab:
@@ -171,6 +173,9 @@ class OptimConfig:
             require_positive(f"optim.{key}", getattr(self, key))
         for key in ("beta1", "beta2", "final_lr_ratio"):
             require_share(f"optim.{key}", getattr(self, key))
+        for key in ("beta1", "beta2"):
+            if getattr(self, key) == 1:
+                raise ConfigError(f"optim.{key}=1 would never forget the first gradient; give a number below 1.")
         if self.warmup_steps < 0 or self.weight_decay < 0:
             raise ConfigError("optim.warmup_steps and optim.weight_decay must not be negative.")
         require_choice("optim.schedule", self.schedule, SCHEDULES)

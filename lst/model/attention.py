@@ -29,18 +29,18 @@ Rotary = tuple[Tensor, Tensor]  # (cos, cos) and (-sin, sin), each (B, T, 1, D)
 
 
 class RotaryTable(nn.Module):
-    """Rotary position embedding: angles of integer positions, for heads of width D (PAPER: theta = 5e5)."""
+    """Rotary position embedding: angles of integer positions, for heads of width D (PAPER: theta = 5e5).
 
-    frequencies: Tensor
+    It holds no tensor: frequencies in half precision, to which a model may be cast, would confuse neighbouring positions.
+    """
 
     def __init__(self, head_dim: int, theta: float) -> None:
         super().__init__()
-        steps = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu")  # also where parameters are made on no device
-        frequencies = theta ** (-steps / head_dim)
-        self.register_buffer("frequencies", frequencies.float(), persistent=False)
+        self.head_dim, self.theta = head_dim, theta
 
     def forward(self, position_BT: Tensor) -> Rotary:
-        angle_BT1F = position_BT[:, :, None, None].to(self.frequencies.dtype) * self.frequencies
+        steps_F = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device=position_BT.device)
+        angle_BT1F = position_BT[:, :, None, None].float() * (self.theta ** (-steps_F / self.head_dim)).float()
         cos, sin = angle_BT1F.cos(), angle_BT1F.sin()
         return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 

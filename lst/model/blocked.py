@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lst.model.intervals import Block, Intervals, Part
 
@@ -57,6 +58,7 @@ class _SelfAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         qkv, out, cos, sin, *sums = ctx.saved_tensors
         (grad_out,) = gradients
@@ -76,6 +78,7 @@ class _CrossAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out, *sums = ctx.saved_tensors
         (grad_out,) = gradients

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from lst.config import StackConfig
@@ -83,6 +84,7 @@ class _RMSNorm(torch.autograd.Function):
         return (x * r).mul_(gain).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,), (x, gain, r) = gradients, ctx.saved_tensors
         normed = x * r
@@ -102,6 +104,7 @@ class _Gate(torch.autograd.Function):
         return F.silu(gate).mul_(value)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (grad,), (gate_value,) = gradients, ctx.saved_tensors
         out = torch.empty_like(gate_value)

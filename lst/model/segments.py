@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CHUNK_FLOATS = {"cpu": 2**22, "cuda": 2**28}  # gathered at a time
@@ -92,6 +93,7 @@ class _Pool(torch.autograd.Function):
         return pooled_SE[:-1]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (grad_SE,), segments = gradients, ctx.segments
         unit_N = segments.unit_N
@@ -120,6 +122,7 @@ class _OwnTokens(torch.autograd.Function):
         return collect(share_NKH, v_NE, unit_N, segments.count)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         (grad_SKE,), (q_SKE, k_NE, v_NE, unit_N, share_NKH) = gradients, ctx.saved_tensors
         count, heads = q_SKE.shape[0], ctx.heads
@@ -145,6 +148,7 @@ class _OneUnit(torch.autograd.Function):
         return spread(share_NKH, v_SKE, unit_N)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         (grad_NE,), (q_NE, k_SKE, v_SKE, unit_N, share_NKH) = gradients, ctx.saved_tensors
         count, heads = k_SKE.shape[0], ctx.heads

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from lst.data.vocab import SPEECH, TEXT
 from lst.memory import CHUNK_LOGITS, CHUNK_ROWS
@@ -134,6 +135,7 @@ class _HeadLoss(torch.autograd.Function):
         return loss_N.sum() * scale, loss_N
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_NE, grad_VE = ctx.gradients
         ctx.gradients = None  # handed over for good: the engine may keep these tensors without a copy

@@ -37,6 +37,8 @@ def test_the_run_id_is_frozen():
     ("values", "sentence"),
     [
         ({"optim": {"learning_rate": 1.0}}, "unknown key 'optim.learning_rate'"),
+        ({"optim": {"beta2": 1.0}}, "optim.beta2=1 would never forget"),
+        ({"model": {"text_vocab": 2}}, "model.text_vocab=2 has no room for BOS"),
         ({"optim": {"lrr": 1.0}}, "did you mean 'lr'"),
         ({"optim": {"lr": "fast"}}, "optim.lr='fast' must be of type float"),
         ({"optim": {"lr": float("nan")}}, "optim.lr=nan must be finite"),

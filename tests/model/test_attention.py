@@ -223,3 +223,20 @@ def test_pooling_by_hand():
     assert pool_segments(x, segments, "mean")[0, :5, 0].tolist() == [0, 2, 4.5, 6, 0]
     assert pool_segments(-x, segments, "max")[0, :5, 0].tolist() == [0, -1, -4, -6, 0]
     assert pool_segments(-x, segments, "last")[0, :5, 0].tolist() == [0, -3, -5, -6, 0]
+
+
+def test_a_model_cast_to_bf16_still_tells_neighbouring_positions_apart():
+    """Positions and frequencies in half precision would make 1,000 and 1,001 one."""
+    table = RotaryTable(64, 1e4).to(torch.bfloat16)
+    cos, sin = table(torch.tensor([[1000, 1001, 4096]]))
+    angles = torch.tensor([1000.0, 1001.0, 4096.0])
+    assert torch.allclose(cos[0, :, 0, 0], angles.cos(), atol=1e-3)
+    assert torch.allclose(sin[0, :, 0, 32], angles.sin(), atol=1e-3)
+
+
+def test_hand_written_gradients_refuse_to_be_differentiated_again():
+    """Their own gradients were never written: a silent wrong number would be worse than an error."""
+    norm, x = RMSNorm(4).double(), draw(2, 4).requires_grad_()
+    (grad,) = torch.autograd.grad(norm(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
