@@ -53,7 +53,7 @@ def require_folder(folder: Path, wanted: str) -> None:
 
 def no_checkpoint(folder: Path) -> CheckpointError:
     """The error about a folder without weights; of an unfinished run it names the newest step checkpoint."""
-    steps = sorted(path.name for path in (folder / CHECKPOINTS).glob("step-*"))
+    steps = sorted(path.name for path in (folder / CHECKPOINTS).glob("step-" + "[0-9]" * 8))
     if steps:
         newest = f"{CHECKPOINTS}/{steps[-1]}"
         return CheckpointError(f"'{folder}': the run is not finished; its newest checkpoint is {newest}: give that folder.")

@@ -6,8 +6,8 @@ leaves SentencePiece's one control piece out: piece i is its id i + 1.
 
 The model is a function of the data set and the vocabulary: at most 100,000 speech sequences of the training split, drawn by
 a fixed seed. It is made once, by the first that needs it (the planner), and kept beside the data, or in the user's cache
-where that folder is not ours to write. A run's configuration holds the hash of its pieces (`data.speech_bpe_id`), so a job
-that finds no file makes the same pieces again, or says that it cannot. A checkpoint holds the file too.
+where that folder is not ours to write. A run's configuration holds the hash of that model (`data.speech_bpe_id`), so a job
+that finds no file, or a damaged one, makes the same pieces again, or says that it cannot. A checkpoint holds the file too.
 
     pieces = run_pieces(config)            # None for the arms without pieces
     document = pieces.encode_document(document)
@@ -57,7 +57,7 @@ class SpeechBpe:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
             texts = [self._processor.id_to_piece(i) for i in range(CONTROL_PIECES, self._processor.get_piece_size())]
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:  # ValueError: a piece that is no UTF-8
             raise DataError(f"speech pieces are no SentencePiece model ({error}); delete the file to make them anew.") from error
         self.pieces: list[tuple[int, ...]] = [tuple(ord(c) - FIRST_CHARACTER for c in text) for text in texts]
         self.speech_vocab = sum(len(piece) == 1 for piece in self.pieces)  # speech tokens: each is a piece
@@ -73,15 +73,20 @@ class SpeechBpe:
 
     @cached_property
     def id(self) -> str:
-        """Hash of the pieces in their order, which decides how speech is encoded."""
-        text = " ".join(",".join(map(str, piece)) for piece in self.pieces)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        """Hash of the model's bytes: scores, types and the normaliser decide how speech is encoded too, not the pieces alone."""
+        return hashlib.sha256(self.model).hexdigest()[:12]
 
     def encode(self, sequences: Sequence[NDArray[np.integer]]) -> list[IntArray]:
         """The pieces of each sequence of speech tokens, each apart. Raises DataError on a token that no piece has."""
+        for tokens in map(np.asarray, sequences):
+            if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.speech_vocab:
+                outside = tokens.min() if tokens.min() < 0 else tokens.max()
+                raise DataError(
+                    f"speech token {outside} lies outside 0..{self.speech_vocab - 1}, which the speech pieces are made of."
+                )
         encoded = [np.asarray(self._processor.encode(as_text(tokens)), np.int64) - CONTROL_PIECES for tokens in sequences]
         if any(len(pieces) and pieces.min() < 0 for pieces in encoded):
-            raise DataError(f"a speech token lies outside 0..{self.speech_vocab - 1}, which the speech pieces are made of.")
+            raise DataError("speech pieces encode a speech token as unknown, so their model is damaged; make them anew.")
         return encoded
 
     def decode(self, pieces: NDArray[np.integer]) -> IntArray:
@@ -115,6 +120,7 @@ def run_pieces(config: RunConfig, dataset: Dataset | None = None) -> SpeechBpe |
         return None
     wanted = config.data.speech_bpe_id
     if wanted in _known:
+        require_sizes(_known[wanted], config)
         return _known[wanted]
     if not wanted and (config.data.data_id or dataset is None):
         raise ConfigError(
@@ -122,13 +128,24 @@ def run_pieces(config: RunConfig, dataset: Dataset | None = None) -> SpeechBpe |
             "config.data by lst.data.statistics.solve_mixture."
         )
     dataset = dataset or open_dataset(config.execution.data_path)
-    found = dataset_pieces(dataset, config.model.speech_bpe_vocab)
+    found = dataset_pieces(dataset, config.model.speech_bpe_vocab, wanted)
     if wanted and found.id != wanted:
         raise DataError(
             f"the {found.size} speech pieces of data '{dataset.path}' are {found.id}, the run wants {wanted}; train with the "
             "data set and the sentencepiece version that the run was planned with, or plan again."
         )
+    require_sizes(found, config)
     return remember(found)
+
+
+def require_sizes(pieces: SpeechBpe, config: RunConfig) -> None:
+    """Raises DataError if the configuration has other numbers of speech tokens or pieces than `pieces`."""
+    model = config.model
+    if (pieces.speech_vocab, pieces.size) != (model.speech_vocab, model.speech_bpe_vocab):
+        raise DataError(
+            f"speech pieces {pieces.id} are {pieces.size} of {pieces.speech_vocab} speech tokens, the model has speech_bpe_vocab="
+            f"{model.speech_bpe_vocab} and speech_vocab={model.speech_vocab}; give data.speech_bpe_id of pieces of that size."
+        )
 
 
 def remember(pieces: SpeechBpe) -> SpeechBpe:
@@ -136,8 +153,10 @@ def remember(pieces: SpeechBpe) -> SpeechBpe:
     return _known.setdefault(pieces.id, pieces)
 
 
-def dataset_pieces(dataset: Dataset, vocabulary: int) -> SpeechBpe:
+def dataset_pieces(dataset: Dataset, vocabulary: int, wanted: str = "") -> SpeechBpe:
     """The pieces of a data set, `vocabulary` of them: read where they were kept, else made and kept.
+
+    With `wanted`, an id, kept pieces of another id are passed over, and what is made has that id or is not kept.
 
     Several processes may do this at once: all make the same bytes, and a file appears whole. Raises DataError if the data
     set is too small for so many pieces.
@@ -145,9 +164,11 @@ def dataset_pieces(dataset: Dataset, vocabulary: int) -> SpeechBpe:
     files = [folder / f"speech_bpe-{dataset.data_id}-{vocabulary}.model" for folder in _folders(dataset)]
     for file in files:
         pieces = _read(file, dataset.speech_vocab, vocabulary)
-        if pieces is not None:
+        if pieces is not None and wanted in ("", pieces.id):
             return pieces
     pieces = SpeechBpe(train_speech_bpe(training_sequences(dataset), speech_vocab=dataset.speech_vocab, vocabulary=vocabulary))
+    if wanted not in ("", pieces.id):
+        return pieces  # what is kept may be good pieces of another version of sentencepiece
     for file in files:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)

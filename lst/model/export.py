@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lst.config import RunConfig
 from lst.data.speech_bpe import MODEL_FILE as SPEECH_BPE
-from lst.data.speech_bpe import SpeechBpe, remember, run_pieces
+from lst.data.speech_bpe import SpeechBpe, remember, require_sizes, run_pieces
 from lst.errors import CheckpointError, DataError, LstError
 from lst.plain import to_dict
 from lst.weight_files import MODEL as MODEL
@@ -143,6 +143,10 @@ def read_pieces(folder: Path, config: RunConfig) -> None:
         raise CheckpointError(f"'{folder / SPEECH_BPE}' holds no speech pieces: {error}") from error
     if pieces.id != config.data.speech_bpe_id:
         raise CheckpointError(f"'{folder / SPEECH_BPE}' holds pieces {pieces.id}, the weights want {config.data.speech_bpe_id}.")
+    try:
+        require_sizes(pieces, config)
+    except DataError as error:
+        raise CheckpointError(f"'{folder / SPEECH_BPE}' is not of its configuration: {error}") from error
     remember(pieces)
 
 
@@ -280,8 +284,11 @@ def seal_folder(folder: Path, files: Mapping[str, str]) -> None:
     write_file(folder / MANIFEST, (json.dumps({"sha256": dict(files)}, indent=1, sort_keys=True) + "\n").encode())
 
 
-def verify_folder(folder: Path) -> None:
-    """Raises CheckpointError naming the first file of `folder` that is missing or was changed since it was sealed."""
+def verify_folder(folder: Path, *, also: Iterable[str] = ()) -> None:
+    """Raises CheckpointError naming the first file of `folder` that is missing or was changed since it was sealed.
+
+    The manifest must list weights and configuration, and the files `also`.
+    """
     require_folder(folder, "the folder of a checkpoint or of a finished run")
     if not (folder / MANIFEST).exists() and not (folder / MODEL).exists():
         raise no_checkpoint(folder)
@@ -291,14 +298,17 @@ def verify_folder(folder: Path) -> None:
         raise CheckpointError(
             f"checkpoint '{folder}' has no readable {MANIFEST}; it was never finished, or is damaged."
         ) from error
-    for name in {MODEL, CONFIG} - files.keys():
+    if not isinstance(files, dict) or not all(isinstance(digest, str) for digest in files.values()):
+        raise CheckpointError(f"checkpoint '{folder}' has a {MANIFEST} that lists no checksums of files; it is damaged.")
+    for name in sorted({MODEL, CONFIG, *also} - files.keys()):
         raise CheckpointError(f"checkpoint '{folder}' lists no {name} in its {MANIFEST}; it is damaged.")
     for name, expected in files.items():
         try:
             with (folder / name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise CheckpointError(f"checkpoint file '{folder / name}' cannot be read: {error.strerror}.") from error
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise CheckpointError(f"checkpoint file {str(folder / name)!r} cannot be read: {reason}.") from error
         if found != expected:
             raise CheckpointError(
                 f"checkpoint file '{folder / name}' is damaged: its checksum is not the one it was written with."

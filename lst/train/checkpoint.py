@@ -187,13 +187,17 @@ def resume(
 
 
 def _newest_whole(root: Path, config: RunConfig) -> int:
-    """The step of the newest checkpoint that verifies, -1 if there is none."""
+    """The step of the newest checkpoint that verifies, -1 if there is none. Its folder is `step_folder` of that step."""
     root.mkdir(parents=True, exist_ok=True)
+    if (root / LATEST).is_dir():
+        raise CheckpointError(f"'{root / LATEST}' is a folder, where the newest checkpoint's name is to stand; move it away.")
     remove_leftovers(root)
     for folder in newest_first(root):
         try:
-            verify_folder(folder)
+            verify_folder(folder, also=(OPTIMIZER, STATE))
             state = _read_state(folder)
+            if step_folder(root, state.step) != folder:
+                raise CheckpointError(f"its state is of step {state.step}, its name says another.")
         except CheckpointError as error:
             log.warning("rejected checkpoint %s: %s", folder.name, error)
             continue

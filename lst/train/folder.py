@@ -64,8 +64,14 @@ class RunLock:
     """One trainer a run: an advisory lock on RUN_DIR/.lock, which also counts attempts. The kernel frees it on any exit."""
 
     def __init__(self, run_dir: Path) -> None:
-        """Raises RunFailed if another process trains this run."""
-        self._file = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        """Raises RunFailed if another process trains this run or nothing can be written, ConfigError if .lock is no lock."""
+        file = run_dir / LOCK
+        try:
+            self._file = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        except IsADirectoryError as error:
+            raise ConfigError(f"'{file}' is a folder, where a run's lock is to be; move it away.") from error
+        except OSError as error:
+            raise RunFailed(f"'{file}' cannot be written ({error.strerror}); make it writable and run it again.") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -77,10 +83,18 @@ class RunLock:
             ) from error
         except OSError as error:  # a filesystem without locks
             log.warning("cannot lock '%s' (%s); make sure that no other process trains this run", run_dir, error.strerror)
-        self.attempt = int(self._read().get("attempt", 0)) + 1
+        before = self._read().get("attempt", 0)
+        if type(before) is not int or before < 0:
+            os.close(self._file)
+            raise ConfigError(f"'{file}' has attempt={before!r}, which counts no attempts; delete the file.")
+        self.attempt = before + 1
         content = {"attempt": self.attempt, "pid": os.getpid(), "host": os.uname().nodename, "time": time.time()}
         # One write over the old text, padded to cover it: a kill in between leaves no empty file, which would lose the count.
-        os.pwrite(self._file, json.dumps(content).ljust(LOCK_BYTES).encode(), 0)
+        try:
+            os.pwrite(self._file, json.dumps(content).ljust(LOCK_BYTES).encode(), 0)
+        except OSError as error:
+            os.close(self._file)
+            raise RunFailed(f"'{file}' cannot be written ({error.strerror}); free some space and run it again.") from error
 
     def release(self) -> None:
         os.close(self._file)

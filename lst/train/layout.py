@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from lst.records import CHECKPOINTS, FAILURE
 
 LATEST = "latest"
 FINAL = "final"
+_STEP = re.compile(r"step-[0-9]{8}")
 
 
 def checkpoint_root(run_dir: Path, branch: int | None = None) -> Path:
@@ -41,8 +43,8 @@ def step_folder(root: Path, step: int) -> Path:
 
 
 def newest_first(root: Path) -> list[Path]:
-    """The step checkpoints in `root`."""
-    return sorted((p for p in root.glob("step-*") if p.is_dir()), reverse=True)
+    """The step checkpoints in `root`: folders named as `step_folder` names them, for others are not ours."""
+    return sorted((p for p in root.glob("step-*") if _STEP.fullmatch(p.name) and p.is_dir()), reverse=True)
 
 
 @contextlib.contextmanager
@@ -85,7 +87,8 @@ def clean_up(run_dir: Path) -> None:
     remove_branches(run_dir)
     if root.is_dir():
         remove_leftovers(root)
-    (root / LATEST).unlink(missing_ok=True)
+    if not (root / LATEST).is_dir():  # nothing of ours
+        (root / LATEST).unlink(missing_ok=True)
     (run_dir / FAILURE).unlink(missing_ok=True)
 
 

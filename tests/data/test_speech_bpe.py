@@ -272,3 +272,55 @@ def test_segments_in_pieces_stay_as_they_are() -> None:
     assert pieces.encode_document(document)[1] is document[1]
     assert document[1].frames is not None
     assert int(document[1].frames.sum()) == 3
+
+
+def test_model_with_a_flipped_bit_has_another_id_or_encodes_equally() -> None:
+    good = made_up_pieces(50, 58)
+    generator = np.random.Generator(np.random.Philox(key=1))
+    speech = [generator.integers(0, 50, 40).cumsum() % 50 for _ in range(5)]
+    expected = [pieces.tolist() for pieces in good.encode(speech)]
+    loaded = changed = 0
+    for place in range(len(good.model)):
+        damaged = bytearray(good.model)
+        damaged[place] ^= 1 << place % 8
+        try:
+            pieces = SpeechBpe(bytes(damaged))
+            found = [encoded.tolist() for encoded in pieces.encode(speech)]
+        except DataError:
+            continue
+        loaded, changed = loaded + 1, changed + (found != expected)
+        assert pieces.id != good.id or found == expected
+    assert loaded > changed > 0  # some flips do change the encoding of a model that loads
+
+
+def test_damaged_file_whose_id_is_another_is_made_anew(data: Path) -> None:
+    dataset = open_dataset(data)
+    config = bpe_config(dataset)
+    file = next(data.glob("speech_bpe*"))
+    good = file.read_bytes()
+    place = next(p for p in range(len(good) - 1, 0, -1) if is_loadable(good[:p] + bytes([good[p] ^ 1]) + good[p + 1 :]))
+    file.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+    assert dataset_pieces(dataset, VOCABULARY, config.data.speech_bpe_id).model == good
+    assert file.read_bytes() == good
+    assert dataset_pieces(dataset, VOCABULARY, "0" * 12).model == good  # run_pieces refuses it
+
+
+def is_loadable(model: bytes) -> bool:
+    try:
+        return (SpeechBpe(model).speech_vocab, SpeechBpe(model).size) == (100, VOCABULARY)
+    except DataError:
+        return False
+
+
+@pytest.mark.parametrize("token", [-1, 50, 10**6, 2**32])
+def test_token_that_no_piece_has_is_refused(token: int) -> None:
+    with pytest.raises(DataError, match=rf"speech token {token} lies outside 0\.\.49"):
+        made_up_pieces(50, 58).encode([np.array([3, token])])
+
+
+@pytest.mark.parametrize("wrong", [{"speech_bpe_vocab": VOCABULARY + 1}, {"speech_vocab": 99}])
+def test_pieces_known_to_the_process_are_refused_to_a_model_of_another_size(data: Path, wrong: dict[str, int]) -> None:
+    config = bpe_config(open_dataset(data))
+    assert run_pieces(config) is not None
+    with pytest.raises(DataError, match=r"are 160 of 100 speech tokens, the model has"):
+        run_pieces(dataclasses.replace(config, model=dataclasses.replace(config.model, **wrong)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -16,7 +17,8 @@ import torch
 
 from lst.data.shards import file_sha256
 from lst.errors import CheckpointError
-from lst.model import load_checkpoint, make_batch
+from lst.model import build_model, load_checkpoint, make_batch
+from lst.model.export import export_checkpoint, read_pieces
 from lst.model.huggingface import from_llama, to_llama
 from lst.records import read_jsonl
 from lst.train.__main__ import main
@@ -55,7 +57,8 @@ def test_arm_trains_learns_and_is_evaluated(
 
 USE_ALONE = """
 import sys
-from lst.model import load_checkpoint, make_batch
+from lst.model import build_model, load_checkpoint, make_batch
+from lst.model.export import export_checkpoint, read_pieces
 model, config = load_checkpoint(sys.argv[1])
 batch = make_batch([[("text", [12, 7]), ("speech", [3, 3, 9, 4, 7, 7]), ("text", [5])]], config)
 print(model(batch).isfinite().all().item(), batch.ids_BT.tolist())
@@ -102,3 +105,11 @@ def test_run_of_other_speech_pieces_is_refused_in_one_sentence(
     error = capsys.readouterr().err.strip()
     assert error.count("\n") == 0
     assert "plan the run" in error if not wrong else f"the run wants {wrong}" in error
+
+
+def test_checkpoint_whose_pieces_are_of_another_size_is_refused(tmp_path: Path, tiny_data: Path) -> None:
+    config = tiny_config("bpe", tiny_data)
+    folder = export_checkpoint(build_model(config), config, tmp_path / "out")
+    other = dataclasses.replace(config, model=dataclasses.replace(config.model, speech_bpe_vocab=SPEECH_BPE_VOCAB + 1))
+    with pytest.raises(CheckpointError, match=rf"speech_bpe\.model' is not of its configuration: .* are {SPEECH_BPE_VOCAB} of"):
+        read_pieces(folder, other)

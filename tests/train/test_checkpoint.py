@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from lst.model import build_model, make_batch
 from lst.model.export import load_checkpoint, verify_folder, write_tensors
 from lst.train import checkpoint
 from lst.train.checkpoint import Snapshot, TrainState, resume, save_checkpoint, save_final
+from lst.train.layout import clean_up
 from lst.train.optim import AdamW
 from tests.train.tiny_run import tiny_config
 
@@ -212,3 +214,49 @@ def test_written_tensors_are_what_the_safetensors_library_reads(tmp_path: Path) 
         assert read[name].dtype == tensor.dtype
         assert torch.equal(read[name], tensor)
     assert digest == __import__("hashlib").sha256((tmp_path / "t.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("content", [{"sha256": ["a"]}, {"sha256": {"model.safetensors": 1}}, {"sha256": None}, ["a"]])
+def test_malformed_manifest_is_rejected_and_the_one_before_taken(run: Run, content: object) -> None:
+    run.train_to(1)
+    run.train_to(2)
+    (run.folder / "checkpoints" / "step-00000002" / "manifest.json").write_text(json.dumps(content))
+    assert run.fresh().resume().step == 1
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "state.json"])
+def test_manifest_that_lists_not_all_of_a_resume_is_rejected(run: Run, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    run.train_to(1)
+    run.train_to(2)
+    manifest = run.folder / "checkpoints" / "step-00000002" / "manifest.json"
+    files = json.loads(manifest.read_text())["sha256"]
+    del files[name]
+    manifest.write_text(json.dumps({"sha256": files}))
+    verify_folder(manifest.parent)  # whole as weights alone
+    with caplog.at_level(logging.WARNING):
+        assert run.fresh().resume().step == 1
+    assert f"lists no {name}" in caplog.text
+
+
+def test_folders_of_other_names_are_neither_opened_counted_nor_removed(run: Run) -> None:
+    run.train_to(1)
+    root = run.folder / "checkpoints"
+    others = ["step-00000009.bak", "step-9", "step-000000009", "step-mine"]
+    for other in others:
+        shutil.copytree(root / "step-00000001", root / other)
+    for step in (2, 3):
+        run.train_to(step)
+    assert names(run) == sorted(["latest", "step-00000002", "step-00000003", *others])
+    shutil.rmtree(root / "step-00000002")
+    shutil.copytree(root / "step-00000003", root / "step-00000008")  # a copy under another step's name
+    assert run.fresh().resume().step == 3
+    clean_up(run.folder)
+    assert names(run) == sorted(others)
+
+
+def test_folder_in_the_place_of_latest_is_refused_and_kept(run: Run) -> None:
+    (run.folder / "checkpoints" / "latest").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"latest' is a folder, .*; move it away\.$"):
+        run.resume()
+    clean_up(run.folder)
+    assert names(run) == ["latest"]

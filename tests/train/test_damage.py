@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,3 +99,53 @@ def test_damaged_records_are_refused_and_nothing_is_written_over(
     assert read_json(run_dir / "failure.json")["class"] == "config"  # type: ignore[index]
     after = {p: p.read_bytes() for p in run_dir.rglob("*") if p.is_file() and p.name not in (".lock", "failure.json")}
     assert before == after
+
+
+def lock_folder(run_dir: Path, _: pytest.MonkeyPatch) -> None:
+    (run_dir / ".lock").mkdir()
+
+
+def lock_without_count(run_dir: Path, _: pytest.MonkeyPatch) -> None:
+    (run_dir / ".lock").write_text('{"attempt": "x"}')
+
+
+def latest_folder(run_dir: Path, _: pytest.MonkeyPatch) -> None:
+    (run_dir / "checkpoints" / "latest").mkdir(parents=True)
+
+
+def read_only(run_dir: Path, patch: pytest.MonkeyPatch) -> None:
+    really_open = os.open
+
+    def refuse(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        if flags & os.O_CREAT and Path(path).is_relative_to(run_dir):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return really_open(path, flags, *rest, **options)
+
+    patch.setattr(os, "open", refuse)
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "sentence"),
+    [
+        (lock_folder, 2, "/.lock' is a folder, where"),
+        (lock_without_count, 2, "/.lock' has attempt='x', which counts no attempts; delete the file."),
+        (latest_folder, 2, "/checkpoints/latest' is a folder, where"),
+        (read_only, 1, "/.lock' cannot be written (Read-only file system)"),
+    ],
+)
+def test_folder_in_which_no_run_can_be_is_told_in_one_sentence(
+    new_run: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path, pytest.MonkeyPatch], None],
+    code: int,
+    sentence: str,
+) -> None:
+    run_dir = new_run()
+    with monkeypatch.context() as patch:
+        damage(run_dir, patch)
+        assert main([str(run_dir)]) == code
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
