@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from lst.records import CHECKPOINTS, RUN_CONFIG
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth")
+_HEADER_LIMIT = 100_000_000  # bytes, as the safetensors library has it
+FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}  # types that weights are taken of -> bytes
 _CHUNK = 1 << 24  # bytes read at a time
 
 
@@ -33,6 +36,14 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int  # of its bytes in the file
     end: int
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What `text` holds as JSON. Raises ValueError alone, whatever the text."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
 
 
 def checkpoint_folder(path: str | Path) -> Path:
@@ -70,7 +81,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            names = sorted(set(parse_json(index.read_text())["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"'{index}' is no index of weights ({error}); download or save the folder again.") from error
         for name in names:
@@ -121,14 +132,21 @@ def _header(file: Path) -> Iterator[tuple[str, StoredTensor]]:
             length = int.from_bytes(stream.read(8), "little")
             if not 0 < length <= size - 8:
                 raise ValueError("its header is cut off")
-            header: dict[str, Any] = json.loads(stream.read(length))
+            if length > _HEADER_LIMIT:
+                raise ValueError(f"its header is of {length:,} bytes, {_HEADER_LIMIT:,} are allowed")
+            header: dict[str, Any] = parse_json(stream.read(length))
         tensors = []
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            start, end = (8 + length + int(offset) for offset in entry["data_offsets"])
+            if not all(type(number) is int and number >= 0 for number in [*entry["data_offsets"], *entry["shape"]]):
+                raise ValueError(f"tensor '{name}' has a place or a shape of no whole numbers")
+            start, end = (8 + length + offset for offset in entry["data_offsets"])
             if not 8 + length <= start <= end <= size:
                 raise ValueError(f"tensor '{name}' is cut off")
+            width = FLOATS.get(str(entry["dtype"]))
+            if width and math.prod(entry["shape"]) * width != end - start:
+                raise ValueError(f"tensor '{name}' has not the bytes of its shape")
             tensors.append((name, StoredTensor(file, str(entry["dtype"]), tuple(entry["shape"]), start, end)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"'{file}' cannot be read as safetensors ({error}); save or download it again.") from error

@@ -18,6 +18,8 @@ import itertools
 import json
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +30,7 @@ from lst.data.speech_bpe import SpeechBpe, remember, require_sizes, run_pieces
 from lst.errors import CheckpointError, DataError, LstError
 from lst.plain import to_dict
 from lst.weight_files import MODEL as MODEL
-from lst.weight_files import checkpoint_folder, no_checkpoint, require_folder
+from lst.weight_files import checkpoint_folder, no_checkpoint, parse_json, require_folder, stored_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +69,7 @@ def load_checkpoint(path: str | Path, *, device: str = "cpu") -> tuple[nn.Module
     folder = checkpoint_folder(path)
     verify_folder(folder)
     config = read_config(folder)
+    require_count(folder, config)
     read_pieces(folder, config)
     model = build_model(config)
     load_weights(model, folder / MODEL)
@@ -96,24 +99,67 @@ def export_checkpoint(model: nn.Module, config: RunConfig, folder: str | Path) -
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `target` at the end. Raises CheckpointError if `target` holds anything: it is kept."""
-    from lst.train.layout import aside
+    """A folder to fill, which becomes `target` at the end, or goes if anything fails.
 
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"'{target}' is a file; give a new or an empty folder, nothing is written over.")
-    if target.is_dir() and any(target.iterdir()):
-        raise CheckpointError(f"'{target}' is not empty; give a new or an empty folder, nothing is written over.")
+    It has a name of its own beside `target`, so nothing else there is touched. Raises CheckpointError if `target` holds
+    anything (it is kept) or cannot be a folder.
+    """
+    from lst.train.layout import flush_to_disk
+
+    require_new(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with aside(target) as folder:
+    hidden = Path(tempfile.mkdtemp(prefix=f".{target.name[:100]}.lst-", dir=target.parent))
+    try:
+        folder = hidden / "folder"  # `hidden` itself is open to its owner alone
+        folder.mkdir()
         yield folder
+        flush_to_disk(folder)
+        folder.rename(target)  # in place of an empty folder, and of no other
+        flush_to_disk(target.parent)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def require_new(target: Path) -> None:
+    """CheckpointError if `target` is neither an empty folder nor a name for a new one."""
+    advice = "give a new or an empty folder, nothing is written over."
+    if target.is_symlink():
+        raise CheckpointError(f"'{target}' is a symbolic link; {advice}")
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"'{target}' is a file; {advice}")
+    if target.is_dir() and any(target.iterdir()):
+        raise CheckpointError(f"'{target}' is not empty; {advice}")
+    if target.name in ("", "..") or (target.is_dir() and target.samefile(Path.cwd())):
+        raise CheckpointError(f"'{target}' is the current folder or one above it; give the name of a new folder.")
+    for parent in target.parents:
+        if parent.is_symlink() and not parent.exists():
+            raise CheckpointError(f"'{target}' lies under '{parent}', a link to nothing; give another folder.")
+        if parent.exists() and not parent.is_dir():
+            raise CheckpointError(f"'{target}' lies under '{parent}', which is a file; give another folder.")
 
 
 def read_config(folder: Path) -> RunConfig:
     """The configuration stored in a checkpoint. Raises CheckpointError if it cannot be read by this version."""
     try:
-        return RunConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+        return RunConfig.from_dict(parse_json((folder / CONFIG).read_text()))
     except (OSError, ValueError, LstError) as error:
         raise CheckpointError(f"'{folder / CONFIG}' holds no configuration of this program: {error}") from error
+
+
+def require_count(folder: Path, config: RunConfig) -> None:
+    """CheckpointError if the tensors of a checkpoint are not as many numbers as its configuration makes.
+
+    Headers and a formula tell, so a configuration of absurd size is refused before its network is built.
+    """
+    from lst.flops import parameter_counts
+
+    found = sum(math.prod(tensor.shape) for tensor in stored_tensors(folder).values())
+    wanted = sum(parameter_counts(config.model).values())
+    if found != wanted:
+        raise CheckpointError(
+            f"'{folder / MODEL}' holds {found:,} numbers, its {CONFIG} makes {wanted:,}; "
+            "the checkpoint belongs to another configuration."
+        )
 
 
 def write_model(folder: Path, model: nn.Module, config: RunConfig) -> dict[str, str]:
@@ -293,7 +339,7 @@ def verify_folder(folder: Path, *, also: Iterable[str] = ()) -> None:
     if not (folder / MANIFEST).exists() and not (folder / MODEL).exists():
         raise no_checkpoint(folder)
     try:
-        files = json.loads((folder / MANIFEST).read_text())["sha256"]
+        files = dict(parse_json((folder / MANIFEST).read_text())["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"checkpoint '{folder}' has no readable {MANIFEST}; it was never finished, or is damaged."

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ from lst.model.export import (
 )
 from lst.model.llama_card import tokenizer_files
 from lst.plain import to_dict
-from lst.weight_files import MODEL, checkpoint_folder, require_folder, weight_files
+from lst.weight_files import FLOATS, MODEL, checkpoint_folder, parse_json, require_folder, stored_tensors, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,7 @@ _GLOBAL, _LAYER = "global_transformer.", "global_transformer.layers.{}."
 _THEIR_LAYER = "model.layers.{}."
 _WHOLE = {"embedding.weight": "model.embed_tokens.weight", "head.weight": "lm_head.weight"}
 _NORM = (_GLOBAL + "norm.gain", "model.norm.weight")
+_FREQUENCIES = "rotary_emb.inv_freq"  # tables that some versions stored
 # A layer's tensors: ours -> theirs, those that are ours on top of each other.
 _LAYER_TENSORS: dict[str, tuple[str, ...]] = {
     "attention_norm.gain": ("input_layernorm.weight",),
@@ -96,10 +98,11 @@ def from_llama(folder: str | Path, *, speech_vocab: int = 501, device: str = "cp
     path = Path(folder)
     config = read_llama(path, speech_vocab=speech_vocab)
     read_pieces(path, config)
+    tensors = ours(path, config.model, _vocabulary(config.model))  # before the network: they bound its size
     from lst.model.lst import network
 
     model = network(config.model)
-    copy_tensors(path, model_tensors(model), ours(path, read_llama_tensors(path), config.model))
+    copy_tensors(path, model_tensors(model), tensors)
     return model.to(device).eval(), config
 
 
@@ -129,12 +132,15 @@ def read_llama_shape(folder: Path) -> tuple[ModelConfig, bool]:
         verify_folder(folder)
     given = read_llama_config(folder)
     vocabulary = _whole_number(folder, given, "vocab_size")
+    tied = given.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise CheckpointError(f"'{folder / CONFIG}' has tie_word_embeddings={tied!r}, which must be true or false.")
     shape = ModelConfig(
         arm=Arm.BASELINE,
         global_stack=llama_stack(folder, given),
         text_vocab=vocabulary,
         rope_theta=rope_theta(folder, given),
-        tied_head=bool(given.get("tie_word_embeddings", False)),
+        tied_head=tied,
     )
     own = own_config(folder)
     if own is None:
@@ -155,7 +161,7 @@ def read_llama_shape(folder: Path) -> tuple[ModelConfig, bool]:
 def is_llama(folder: Path) -> bool:
     """Whether config.json is one of transformers' (and not of this program's checkpoints)."""
     try:
-        content = json.loads((folder / CONFIG).read_text())
+        content = parse_json((folder / CONFIG).read_text())
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and "model_type" in content
@@ -198,7 +204,7 @@ def read_llama_config(folder: Path) -> dict[str, Any]:
     if own != folder or (file.is_file() and not is_llama(folder) and (folder / MANIFEST).is_file()):
         raise CheckpointError(f"'{own}' is a checkpoint of this program already, and no Llama; read it with load_checkpoint.")
     try:
-        given = json.loads(file.read_text())
+        given = parse_json(file.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"'{file}' cannot be read ({error}); give the folder of a LlamaForCausalLM.") from error
     if not isinstance(given, dict):
@@ -240,12 +246,12 @@ def rope_theta(folder: Path, given: Mapping[str, Any]) -> float:
     for key in ("rope_scaling", "rope_parameters"):
         section = given.get(key) or {}
         kind = section.get("rope_type", section.get("type", "default")) if isinstance(section, dict) else section
-        if kind != "default" or section.get("partial_rotary_factor", 1.0) != 1.0:
+        if not isinstance(section, dict) or kind != "default" or section.get("partial_rotary_factor", 1.0) != 1.0:
             raise CheckpointError(
                 f"'{file}' has {key}={section!r}, the baseline computes plain rotary positions alone; it cannot be taken."
             )
     theta = (given.get("rope_parameters") or {}).get("rope_theta", given.get("rope_theta", 10_000.0))
-    if isinstance(theta, bool) or not isinstance(theta, int | float) or not theta > 0:
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta <= sys.float_info.max:
         raise CheckpointError(f"'{file}' has rope_theta={theta!r}, which must be a positive number.")
     return float(theta)
 
@@ -253,7 +259,50 @@ def rope_theta(folder: Path, given: Mapping[str, Any]) -> float:
 def read_llama_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a Llama folder by their names, but for tables of frequencies, which some versions stored."""
     tensors = {name: tensor for file in weight_files(folder) for name, tensor in read_tensors(file).items()}
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith("rotary_emb.inv_freq")}
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(_FREQUENCIES)}
+
+
+def check_llama_tensors(folder: Path, model: ModelConfig, ids: int) -> None:
+    """The tensors of a Llama folder, by the headers of its files, against network `model` with a vocabulary of `ids`.
+
+    Raises CheckpointError on a missing, unknown or misshapen one, and on one that holds no floating-point numbers.
+    """
+    stored = stored_tensors(folder)
+    left = {name for name in stored if not name.endswith(_FREQUENCIES)}
+    if model.tied_head:
+        left.discard(_WHOLE["head.weight"])
+    for name, shape in _promised(model, ids):
+        if name not in left:
+            raise CheckpointError(f"'{folder}' lacks the tensor '{name}' that its {CONFIG} promises; save or download it again.")
+        left.remove(name)
+        if stored[name].shape != shape:
+            raise CheckpointError(
+                f"tensor '{name}' of '{folder}' is {stored[name].shape}, its {CONFIG} promises {shape}; save it again."
+            )
+        if stored[name].dtype not in FLOATS:
+            raise CheckpointError(
+                f"tensor '{name}' of '{folder}' is of type {stored[name].dtype}; save it as one of {', '.join(FLOATS)}."
+            )
+    for name in sorted(left):
+        raise CheckpointError(
+            f"tensor '{name}' of '{folder}' is in no place of the model; the checkpoint belongs to another configuration."
+        )
+
+
+def _promised(model: ModelConfig, ids: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a Llama's tensors, one by one: a configuration may announce more layers than anyone can list."""
+    dim, ffn = model.global_stack.dim, model.global_stack.ffn_dim
+    yield _NORM[1], (dim,)
+    for our, their in _WHOLE.items():
+        if not (model.tied_head and our == "head.weight"):
+            yield their, (ids, dim)
+    for layer in range(model.global_stack.layers):
+        for parts in _LAYER_TENSORS.values():
+            for part in parts:
+                shape = (dim,) if "norm" in part else (dim, dim)
+                if part.startswith("mlp."):
+                    shape = (dim, ffn) if "down" in part else (ffn, dim)
+                yield _THEIR_LAYER.format(layer) + part, shape
 
 
 def theirs(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -267,30 +316,24 @@ def theirs(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return found
 
 
-def ours(folder: Path, tensors: Mapping[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
-    """Llama's tensors of `folder` under our names, in fp32. What has no place keeps its name: a copy then refuses it.
+def ours(folder: Path, model: ModelConfig, ids: int) -> dict[str, torch.Tensor]:
+    """Llama's tensors of `folder` under our names, in fp32, for network `model` with a vocabulary of `ids`.
 
-    Raises CheckpointError naming a tensor that is missing.
+    Raises CheckpointError, before any is read, if they are not that network's.
     """
     import torch
 
-    left = dict(tensors)
-    if model.tied_head:
-        left.pop(_WHOLE["head.weight"], None)  # the embedding again, where a writer stored it twice
+    check_llama_tensors(folder, model, ids)
+    left = read_llama_tensors(folder)
 
     def take(*names: str) -> torch.Tensor:
-        for name in names:
-            if name not in left:
-                raise CheckpointError(
-                    f"'{folder}' lacks the tensor '{name}' that its {CONFIG} promises; save or download it again."
-                )
         return torch.cat([left.pop(name) for name in names]).float()
 
     found = {our: take(their) for our, their in (*_WHOLE.items(), _NORM) if not (model.tied_head and our == "head.weight")}
     for layer in range(model.global_stack.layers):
         for our, parts in _LAYER_TENSORS.items():
             found[_LAYER.format(layer) + our] = take(*(_THEIR_LAYER.format(layer) + part for part in parts))
-    return found | left
+    return found
 
 
 def own_config(folder: Path) -> RunConfig | None:
@@ -299,7 +342,7 @@ def own_config(folder: Path) -> RunConfig | None:
     if not file.is_file():
         return None
     try:
-        config = RunConfig.from_dict(json.loads(file.read_text()))
+        config = RunConfig.from_dict(parse_json(file.read_text()))
     except (OSError, ValueError, LstError) as error:
         raise CheckpointError(f"'{file}' holds no configuration of this program: {error}") from error
     if config.model.encoder is not None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from lst.config import Arm, ModelConfig, RunConfig
 from lst.data.vocab import Vocabulary
 from lst.errors import CheckpointError, ConfigError
-from lst.model.export import CONFIG, model_tensors, read_config, read_tensors, verify_folder
+from lst.model.export import CONFIG, model_tensors, read_config, read_tensors, require_count, verify_folder
 from lst.weight_files import MODEL, checkpoint_folder, weights_hash
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ def warm_start(model: nn.Module, config: RunConfig) -> dict[str, Any]:
                 f"tensor '{name}' of '{source.path}' is {tuple(found.shape)}, the run's is {tuple(target.shape)}; "
                 "start from weights of the run's shape."
             )
+        _require_floats(source, name)
     rows = _shared_rows(source, config)
+    if rows:
+        _require_tables(source)
     loaded = {"global": sum(target.numel() for _, target in pairs.values())}
     with torch.no_grad():
         for found, target in pairs.values():
@@ -83,6 +86,24 @@ def warm_start(model: nn.Module, config: RunConfig) -> dict[str, Any]:
                 loaded[group] = rows * targets[name].shape[1]
     counted = sum(target.numel() for target in targets.values())
     return {"init_from": config.train.init_from, "loaded": loaded, "rows": rows, "random": counted - sum(loaded.values())}
+
+
+def _require_floats(source: Source, name: str) -> None:
+    dtype = str(source.tensors[name].dtype).removeprefix("torch.")
+    if dtype not in ("float64", "float32", "float16", "bfloat16"):
+        raise CheckpointError(f"tensor '{name}' of '{source.path}' is of type {dtype}; start from floating-point weights.")
+
+
+def _require_tables(source: Source) -> None:
+    """CheckpointError if the embedding or the head of `source` is not one row of the global width for each id."""
+    wanted = (source.ids, source.model.global_stack.dim)
+    for name in (EMBEDDING,) if source.model.tied_head else (EMBEDDING, HEAD):
+        if name not in source.tensors:
+            raise CheckpointError(f"'{source.path}' lacks the tensor '{name}' that its configuration promises.")
+        found = tuple(source.tensors[name].shape)
+        if found != wanted:
+            raise CheckpointError(f"tensor '{name}' of '{source.path}' is {found}, its configuration promises {wanted}.")
+        _require_floats(source, name)
 
 
 def describe(record: dict[str, Any], path: str) -> str:
@@ -110,10 +131,12 @@ def open_source(config: RunConfig) -> Source:
 
     if (path / CONFIG).is_file() and huggingface.is_llama(path):
         shape, text_only = huggingface.read_llama_shape(path)
-        own, tensors = huggingface.own_config(path), huggingface.read_llama_tensors(path)
-        return Source(path, shape, text_only, huggingface.ours(path, tensors, shape), own.data.speech_bpe_id if own else "")
+        own = huggingface.own_config(path)
+        tensors = huggingface.ours(path, shape, shape.text_vocab if text_only else _size(shape))
+        return Source(path, shape, text_only, tensors, own.data.speech_bpe_id if own else "")
     verify_folder(path)
     theirs = read_config(path)
+    require_count(path, theirs)
     return Source(path, theirs.model, False, read_tensors(path / MODEL), theirs.data.speech_bpe_id)
 
 

@@ -201,3 +201,91 @@ def test_the_documents_example_runs(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["my-llama", "my-model"]
+
+
+def test_siblings_of_an_export_survive_its_success_and_its_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`git` as the target: neither `.git` nor `.old-git` beside it is the export's."""
+    network, config, _ = exported(tmp_path / "model")
+    for name in (".git", ".old-git"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "kept").write_text(name)
+    (tmp_path / "git").mkdir()
+    from lst.model import export
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "write_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            export_checkpoint(network, config, tmp_path / "git")
+    assert list((tmp_path / "git").iterdir()) == []
+    export_checkpoint(network, config, tmp_path / "git")
+    assert load_checkpoint(tmp_path / "git")[1] == config
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".git", ".old-git", "git", "model"]
+    assert all((tmp_path / name / "kept").read_text() == name for name in (".git", ".old-git"))
+
+
+def test_a_target_that_can_be_no_new_folder_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, config, folder = exported(tmp_path / "model")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for target, named in (
+        (tmp_path / "dangling", "is a symbolic link"),
+        (tmp_path / "dangling" / "out", "a link to nothing"),
+        (folder / "config.json" / "out", "which is a file"),
+        (Path(), "is the current folder"),
+        (tmp_path / "empty", "is the current folder"),
+    ):
+        with pytest.raises(CheckpointError, match=named):
+            export_checkpoint(network, config, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dangling", "empty", "model"]
+
+
+def test_a_configuration_of_absurd_size_builds_no_network(tmp_path: Path) -> None:
+    from lst.model.export import seal_folder, write_file
+
+    _, config, folder = exported(tmp_path / "model", "baseline")
+    given = to_dict(config)
+    given["model"]["global_stack"]["layers"] = 10**9
+    files = json.loads((folder / "manifest.json").read_text())["sha256"]
+    files["config.json"] = write_file(folder / "config.json", json.dumps(given).encode())
+    seal_folder(folder, files)
+    with pytest.raises(CheckpointError, match="another configuration"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"sha256": [1]}', '{"sha256": 1}'])
+def test_a_hostile_manifest_is_one_error(tmp_path: Path, content: str) -> None:
+    _, _, folder = exported(tmp_path / "model", "baseline")
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(CheckpointError, match="no readable manifest"):
+        load_checkpoint(folder)
+
+
+def header(text: bytes, length: int | None = None) -> bytes:
+    return (len(text) if length is None else length).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        (header(b"[" * 100_000), "nested too deeply"),
+        (header(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1e999]}}'), "no whole numbers"),
+        (header(b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 0]}}'), "not the bytes of its shape"),
+        (header(b"{}", 20 << 30), "cut off"),
+    ],
+)
+def test_a_hostile_header_is_one_error(tmp_path: Path, data: bytes, named: str) -> None:
+    (tmp_path / "model.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match=named):
+        weights_hash(tmp_path)
+
+
+def test_a_header_that_fills_a_sparse_file_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(header(b"", 20 << 30))
+        file.truncate((20 << 30) + 8)
+    with pytest.raises(CheckpointError, match="100,000,000 are allowed"):
+        weights_hash(tmp_path)

@@ -168,7 +168,7 @@ def test_without_the_data_set_ids_are_said_to_be_raw(tmp_path: Path) -> None:
         ({"hidden_size": 62, "head_dim": None}, "no shape for the baseline"),
         ({"num_hidden_layers": 2}, "layers.2"),
         ({"num_hidden_layers": 4}, "layers.3"),
-        ({"intermediate_size": 100}, "ffn"),
+        ({"intermediate_size": 100}, "mlp.gate_proj"),
     ],
 )
 def test_a_llama_that_is_not_ours_is_refused_by_key_and_value(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
@@ -243,3 +243,65 @@ def test_shards_are_read_as_one_folder(tmp_path: Path) -> None:
     one, many = (read_llama_tensors(tmp_path / name) for name in ("one", "many"))
     assert one.keys() == many.keys()
     assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+def reconfigure(folder: Path, **changes: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rope_scaling": "default"}, "has rope_scaling='default'"),
+        ({"rope_parameters": None, "rope_theta": 10**400}, "must be a positive number"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings='false', which must be true or false"),
+        ({"num_hidden_layers": 10**9}, r"lacks the tensor 'model.layers.3.input_layernorm.weight'"),
+        ({"vocab_size": 2**40}, r"'model.embed_tokens.weight' .* promises \(1099511627776, 64\)"),
+    ],
+)
+def test_a_hostile_configuration_is_one_error(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    llama(tmp_path)
+    reconfigure(tmp_path, **changes)
+    with pytest.raises(CheckpointError, match=named):
+        from_llama(tmp_path, speech_vocab=40)
+
+
+def test_deep_brackets_are_one_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        from_llama(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="is no index of weights"):
+        read_llama_tensors(tmp_path)
+
+
+EMBEDDING, Q, K = "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"
+MISSHAPEN = [
+    ({EMBEDDING: torch.ones(1, 64)}, EMBEDDING),
+    ({EMBEDDING: torch.ones(102, 1)}, EMBEDDING),
+    ({Q: torch.ones(74, 64), K: torch.ones(54, 64)}, Q),
+    ({Q: torch.ones(64, 63)}, Q),
+    ({Q: torch.ones(64)}, Q),
+    ({Q: torch.ones(64, 64, dtype=torch.int32)}, "of type I32"),
+    ({Q: torch.ones(64, 64).to(torch.float8_e4m3fn)}, "of type F8_E4M3"),
+]
+
+
+@pytest.mark.parametrize(("changed", "named"), MISSHAPEN)
+def test_tensors_of_other_shapes_or_types_are_refused_by_name(
+    tmp_path: Path, changed: dict[str, torch.Tensor], named: str
+) -> None:
+    llama(tmp_path)
+    save_file(load_file(tmp_path / "model.safetensors") | changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=named):
+        from_llama(tmp_path, speech_vocab=40)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_floats_are_taken_as_fp32(tmp_path: Path, dtype: torch.dtype) -> None:
+    llama(tmp_path)
+    stored = {name: tensor.to(dtype) for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    save_file(stored, tmp_path / "model.safetensors")
+    model, _ = from_llama(tmp_path, speech_vocab=40)
+    assert torch.equal(model.state_dict()["embedding.weight"], stored[EMBEDDING].float())

@@ -299,3 +299,29 @@ def test_rows_are_copied_into_a_parameter_that_two_processes_share() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(copy_in_ranks, args=(port,), nprocs=2)
+
+
+@pytest.mark.parametrize("kind", ["one row", "one column", "q for k", "flat", "int32", "leftover"])
+def test_a_llama_that_is_not_its_configurations_changes_nothing(
+    tiny_data: Path, text_only_llama: Path, tmp_path: Path, kind: str
+) -> None:
+    embedding, bias = "model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.bias"
+    q, k = (f"model.layers.0.self_attn.{name}_proj.weight" for name in "qk")
+    tensors = load_file(text_only_llama / "model.safetensors")
+    dim = tensors[q].shape[0]
+    changed, named = {
+        "one row": ({embedding: torch.ones(1, dim)}, embedding),
+        "one column": ({embedding: torch.ones(TEXT_VOCAB, 1)}, embedding),
+        "q for k": ({q: torch.ones(dim + 10, dim), k: torch.ones(dim - 10, dim)}, q),
+        "flat": ({q: torch.ones(dim)}, q),
+        "int32": ({q: tensors[q].int()}, "of type I32"),
+        "leftover": ({bias: torch.ones(dim)}, f"{bias}' .* is in no place of the model"),
+    }[kind]
+    save_file(tensors | changed, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((text_only_llama / "config.json").read_text())
+    config = started("baseline", tiny_data, tmp_path)
+    model = build_model(config)
+    before = weights(model)
+    with pytest.raises(CheckpointError, match=named):
+        warm_start(model, config)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), weights(model).values(), strict=True))
