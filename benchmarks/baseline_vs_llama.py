@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.measure import gemm_peak, has_fast_bf16, machine, peak_mib, print_peak, take_turns
+from benchmarks.measure import gemm_share, has_fast_bf16, machine, peak_mib, print_peak, take_turns, with_gemm
 from lst.config import RunConfig, arm_config
 from lst.flops import SequenceCounts, training_flops
 from lst.model import Batch, build_model, make_batch
@@ -85,12 +85,13 @@ def compare(options: argparse.Namespace, dtype: str) -> None:
     config = shape(options)
     batch = one_document_rows(config, options.rows, options.length)
     flops = training_flops(config, counts(batch)).total
-    peak = gemm_peak(getattr(torch, dtype))
-    timing = take_turns({name: make(config, batch, dtype) for name, make in CONTESTANTS.items()}, rounds=options.rounds)
+    contestants = {name: make(config, batch, dtype) for name, make in CONTESTANTS.items()}
+    timing = take_turns(with_gemm(contestants, getattr(torch, dtype)), rounds=options.rounds)
     tokens = batch.ids_BT.numel()
     for name in CONTESTANTS:
         seconds = timing.best(name)
-        print(f"{dtype:9} {name:12} {tokens / seconds:10,.0f} tokens/s   {flops / seconds / peak:.2f} of the GEMM peak")
+        share = gemm_share(timing, name, flops)
+        print(f"{dtype:9} {name:12} {tokens / seconds:10,.0f} tokens/s   {share:.2f} of the GEMM peak")
     median, low, high = timing.ratio("lst-scaling", "llama")
     print(f"{dtype:9} ratio        {median:.2f} ({low:.2f} to {high:.2f})", flush=True)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks.measure import gemm_peak, machine, take_turns
+from benchmarks.measure import gemm_share, machine, take_turns, with_gemm
 from lst.config import RunConfig, arm_config
 from lst.data.interleave import Segment
 from lst.data.pack import LocalTokens, PackedBatch, PackedRow, encode_document
@@ -79,14 +79,14 @@ def main() -> None:
     configs = networks(options)
     batches = {name: documents(config, options) for name, config in configs.items()}
     flops = {name: training_flops(configs[name], packed.counts).total for name, packed in batches.items()}
-    peak = gemm_peak(getattr(torch, options.dtype))
-    timing = take_turns({n: step(configs[n], batches[n], options.dtype) for n in configs}, rounds=options.rounds, warm_up=1)
+    steps = {name: step(configs[name], batches[name], options.dtype) for name in configs}
+    timing = take_turns(with_gemm(steps, getattr(torch, options.dtype)), rounds=options.rounds, warm_up=1)
     print(machine(), f"{options.threads} thread(s), {options.dtype}")
     tokens = int(batches["baseline"].counts.tokens)
     print(f"{options.layers} layers x {options.width}, {tokens:,} tokens in {options.rows} rows, {options.vocabulary} ids")
     for name in configs:
         seconds = timing.best(name)
-        share = flops[name] / seconds / peak
+        share = gemm_share(timing, name, flops[name])
         units = int(batches[name].counts.units)
         print(f"{name:12} {units:8,} units   {tokens / seconds:9,.0f} tokens/s   {share:.2f} of the GEMM peak")
     promised = flops["baseline"] / flops["lst_static"]

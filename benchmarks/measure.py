@@ -55,13 +55,21 @@ def gemm(rows: int, width: int, dtype: torch.dtype) -> tuple[Callable[[], object
     return lambda: a @ b, 2.0 * rows * width * width
 
 
-def gemm_peak(dtype: torch.dtype = torch.float32, *, widths: tuple[int, ...] = (512, 1024, 2048), rounds: int = 5) -> float:
-    """The best FLOP/s of plain matrix products on this machine, at the present number of threads."""
-    best = 0.0
-    for width in widths:
-        product, flops = gemm(4096, width, dtype)
-        best = max(best, flops / take_turns({"gemm": product}, rounds=rounds).best("gemm"))
-    return best
+GEMM = "gemm"
+GEMM_WIDTH = 1024
+
+
+def with_gemm(contestants: Mapping[str, Callable[[], object]], dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """The contestants, and plain (4,096, 1,024) x (1,024, 1,024) products, eight a turn, whose speed is the machine's peak."""
+    product, _ = gemm(4096, GEMM_WIDTH, dtype)
+    return {GEMM: lambda: [product() for _ in range(8)], **contestants}
+
+
+def gemm_share(timing: Timing, name: str, flops: float) -> float:
+    """FLOP/s of a contestant that computes `flops`, over those of the products of the same round: the median."""
+    products = 8 * 2.0 * 4096 * GEMM_WIDTH**2
+    pairs = zip(timing.seconds[name], timing.seconds[GEMM], strict=True)
+    return statistics.median((flops / own) / (products / peak) for own, peak in pairs)
 
 
 def has_fast_bf16() -> bool:
