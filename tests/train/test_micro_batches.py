@@ -129,7 +129,7 @@ def test_row_that_does_not_fit_alone_fails_with_the_estimate_beside_the_peak(
 def test_several_processes_fail_rather_than_disagree(new_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     run_dir = new_run("run", 384)
     fail_above(monkeypatch, 200)
-    monkeypatch.setattr(trainer, "MicroBatches", lambda tokens: MicroBatches(tokens, processes=2))
+    monkeypatch.setattr(trainer, "MicroBatches", lambda tokens, processes: MicroBatches(tokens, processes=processes + 1))
     assert main([str(run_dir)]) == 1
     assert read_json(run_dir / "failure.json")["class"] == "oom"  # type: ignore[index]
 
