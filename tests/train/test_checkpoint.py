@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from lst.config import RunConfig
 from lst.errors import CheckpointError
 from lst.model import build_model, make_batch
-from lst.model.export import load_checkpoint, verify_folder, write_tensors
+from lst.model.export import load_checkpoint, load_weights, verify_folder, write_tensors
 from lst.train import checkpoint
 from lst.train.checkpoint import Snapshot, TrainState, resume, save_checkpoint, save_final
 from lst.train.layout import clean_up
@@ -176,7 +176,7 @@ def test_missing_checkpoint_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nothing")
 
 
-def test_weights_of_another_shape_are_refused(run: Run, tiny_data: Path) -> None:
+def test_weights_of_another_shape_are_refused_by_name(run: Run, tiny_data: Path) -> None:
     folder = save_final(run.folder, model=run.model, config=run.config)
     other = tiny_config("lst_static", tiny_data, model={"speech_vocab": 50})
     text = json.dumps(json.loads((folder / "config.json").read_text()) | {"model": dataclasses.asdict(other.model)})
@@ -188,6 +188,8 @@ def test_weights_of_another_shape_are_refused(run: Run, tiny_data: Path) -> None
         CheckpointError, match=r"holds [\d,]+ numbers, its config.json makes [\d,]+; the checkpoint belongs to another"
     ):
         load_checkpoint(folder)
+    with pytest.raises(CheckpointError, match=r"tensor 'embedding.weight' .* belongs to another configuration"):
+        load_weights(build_model(other), folder / "model.safetensors")
 
 
 def test_tied_head_is_stored_once_and_comes_back_tied(tmp_path: Path, tiny_data: Path) -> None:
