@@ -66,8 +66,8 @@ def test_killed_run_ends_like_an_undisturbed_one(
     report = run_killed(harried, kills)
     assert sum(report["killed"].values()) == kills
     assert "step" in report["killed"], report  # between saves,
-    in_saves = report["killed"].keys() - {"step", "start"}  # and in their writes, flushes, renames; of few kills the clock places two
-    assert len(in_saves) >= (2 if in_background else 3), report
+    in_saves = report["killed"].keys() - {"step", "start"}  # and in their writes, flushes, renames
+    assert len(in_saves) >= (2 if in_background else 3), report  # a few kills in a thread's saves find fewer places
     expected = outcome(calm)
     rows = records(calm)["train.jsonl"]
     assert len({(r.get("branch"), r["step"]) for r in rows}) == len(rows)
