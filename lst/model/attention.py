@@ -1,6 +1,6 @@
 """Attention over intervals of keys, by the backend that suits the device; and the rotary embedding.
 
-Legend: B rows, T queries, S keys, H heads, D head width, F = D / 2 angles, 3 = query, key, value.
+Legend: B rows, T queries, S keys, H heads, D head width, F = D / 2 frequencies, 3 = query, key, value.
 
 All backends give the same numbers to rounding (tests compare them, forward and backward):
 

@@ -7,6 +7,7 @@ boundaries are added here. Padding has document -1, unit U (one past the last) a
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -151,10 +152,10 @@ class TokenStream:
 
     @classmethod
     def of_all(cls, batch: Batch) -> TokenStream:
-        visible, last, position = _visible(batch, batch.visible_BT, batch.unit_BT)
+        last, position = _last_visible(batch, batch.visible_BT, batch.unit_BT)
         return cls(
             position_BL=batch.position_BT,
-            visible=visible_intervals(visible, last - position, batch.units, batch.tokens),
+            visible=visible_intervals(batch.visible_BT, last - position, batch.units, batch.tokens),
             last_visible_BL=last,
             query_position_BL=position,
             segments=Segments.of(batch.unit_BT, batch.units),
@@ -176,10 +177,11 @@ class TokenStream:
         patch_BL = new_patch_BL.cumsum(1) - 1
         P = max(1, int(patch_BL.max()) + 1)
         row_B1 = torch.arange(B, device=place_BL.device)[:, None]
-        visible, last, position = _visible(batch, batch.visible_BT.gather(1, place_BL).masked_fill(~real_BL, 0), unit_BL)
+        visible_BL = batch.visible_BT.gather(1, place_BL).masked_fill(~real_BL, 0)
+        last, position = _last_visible(batch, visible_BL, unit_BL)
         return cls(
             position_BL=_position_in_run(doc_BL).masked_fill(~real_BL, 0),
-            visible=visible_intervals(visible, last - position, batch.units, lengths),
+            visible=visible_intervals(visible_BL, last - position, batch.units, lengths),
             last_visible_BL=last,
             query_position_BL=position,
             segments=Segments.of(patch_BL.masked_fill(~real_BL, P), P),
@@ -194,6 +196,15 @@ class TokenStream:
         )
 
 
+def joined(places_of_rows: Sequence[tuple[Tensor, Tensor]], shape: tuple[int, ...]) -> Tensor:
+    """Rows of width E at flat places of a zero tensor of `shape` + (E,): pairs of places and rows, in the dtype of the last."""
+    rows_NE = places_of_rows[-1][1]
+    out_NE = rows_NE.new_zeros(math.prod(shape), rows_NE.shape[-1])
+    for place_N, x_NE in places_of_rows:
+        out_NE = out_NE.index_copy(0, place_N, x_NE.to(rows_NE.dtype))
+    return out_NE.unflatten(0, shape)
+
+
 def _moved(value: Any, device: torch.device | str) -> Any:
     """A copy of a dataclass with all its tensors on `device`; what was made from them is made anew."""
     if isinstance(value, Tensor):
@@ -205,11 +216,11 @@ def _moved(value: Any, device: torch.device | str) -> Any:
     return value
 
 
-def _visible(batch: Batch, visible_BL: Tensor, unit_BL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Closed units at each token, the latest of them, and its position in the document. Padding sees unit 0."""
+def _last_visible(batch: Batch, visible_BL: Tensor, unit_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """The latest closed unit at each token, and its position in the document. Padding sees unit 0."""
     last_BL = (visible_BL - 1).clamp(min=0)
     position_BL = batch.unit_position_BU.gather(1, last_BL)
-    return visible_BL, last_BL, position_BL.masked_fill(unit_BL >= batch.units, 0)
+    return last_BL, position_BL.masked_fill(unit_BL >= batch.units, 0)
 
 
 def _position_in_run(doc_BL: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ class Intervals:
     @cached_property
     def bias_B1TS(self) -> Tensor:
         """The mask as an additive bias: 0 or -inf."""
-        return _bias(self.mask_B1TS)
+        return additive(self.mask_B1TS)
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -198,9 +198,10 @@ def _mask(lo: IntArray, hi: IntArray, first: int, last: int, masks: Masks) -> Te
     if key not in masks:
         step = np.arange(first, last)
         seen = (step >= lo[:, None]) & (step < hi[:, None])
-        masks[key] = _bias(torch.from_numpy(seen))[None, None]
+        masks[key] = additive(torch.from_numpy(seen))[None, None]
     return masks[key]
 
 
-def _bias(seen: Tensor) -> Tensor:
+def additive(seen: Tensor) -> Tensor:
+    """A mask as an additive bias: 0 where seen, -inf where hidden."""
     return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, -math.inf)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from lst.config import ModelConfig, StackConfig
 from lst.model.attention import Rotary, RotaryTable, cross_attention, dense_attention, rotate
-from lst.model.batch import Batch, SpeechPlaces, TokenStream
+from lst.model.batch import Batch, SpeechPlaces, TokenStream, joined
 from lst.model.blocks import RMSNorm, TransformerLayer
+from lst.model.intervals import additive
 from lst.model.segments import read_one_unit
 
 
@@ -86,16 +87,13 @@ class PatchDecoder(nn.Module):
         assert self.text_from_global is not None
         token_M, unit_M = batch.other_tokens
         text_ME = self.text_from_global(z_BUG.flatten(0, 1).index_select(0, unit_M))
-        h_NE = h_BLE.new_zeros(batch.ids_BT.numel(), h_BLE.shape[-1])
-        h_NE = h_NE.index_copy(0, token_M, text_ME.to(h_BLE.dtype))
-        h_NE = h_NE.index_copy(0, places.token_N, h_BLE.flatten(0, 1).index_select(0, places.real_N))
-        return h_NE.unflatten(0, batch.ids_BT.shape)
+        own_NE = h_BLE.flatten(0, 1).index_select(0, places.real_N)
+        return joined([(token_M, text_ME), (places.token_N, own_NE)], tuple(batch.ids_BT.shape))
 
 
 def _read_densely(q_BLE: Tensor, k_BUKE: Tensor, v_BUKE: Tensor, unit_BL: Tensor, heads: int) -> Tensor:
     """The reference of `read_one_unit`: every query meets every unit's keys, under a mask."""
     U, K = k_BUKE.shape[1:3]
-    other_BLU = unit_BL[:, :, None] != torch.arange(U, device=unit_BL.device)
-    bias_BLU = torch.zeros_like(other_BLU, dtype=torch.float32).masked_fill(other_BLU, -torch.inf)
+    bias_BLU = additive(unit_BL[:, :, None] == torch.arange(U, device=unit_BL.device))
     q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q_BLE, k_BUKE.flatten(1, 2), v_BUKE.flatten(1, 2)))
     return dense_attention(q, k, v, bias_BLU.repeat_interleave(K, dim=2)[:, None]).flatten(2)

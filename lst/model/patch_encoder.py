@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from lst.config import ModelConfig
 from lst.model.attention import RotaryTable, dense_attention
-from lst.model.batch import Batch, SpeechPlaces, TokenStream
+from lst.model.batch import Batch, SpeechPlaces, TokenStream, joined
 from lst.model.blocks import RMSNorm, TransformerLayer
+from lst.model.intervals import additive
 from lst.model.segments import Segments, pool_segments, read_own_tokens
 
 
@@ -61,10 +62,8 @@ class PatchEncoder(nn.Module):
         assert self.text_to_global is not None
         token_M, unit_M = batch.other_tokens
         text_MG = self.text_to_global(x_BTE.flatten(0, 1).index_select(0, token_M))
-        z_SG = z_BPG.new_zeros(batch.unit_doc_BU.numel(), z_BPG.shape[-1])
-        z_SG = z_SG.index_copy(0, unit_M, text_MG.to(z_BPG.dtype))
-        z_SG = z_SG.index_copy(0, places.unit_N, z_BPG.flatten(0, 1).index_select(0, places.patch_N))
-        return z_SG.unflatten(0, batch.unit_doc_BU.shape)
+        own_NG = z_BPG.flatten(0, 1).index_select(0, places.patch_N)
+        return joined([(unit_M, text_MG), (places.unit_N, own_NG)], tuple(batch.unit_doc_BU.shape))
 
 
 def _read_densely(q_BPKE: Tensor, k_BLE: Tensor, v_BLE: Tensor, segments: Segments, heads: int) -> Tensor:
@@ -72,6 +71,5 @@ def _read_densely(q_BPKE: Tensor, k_BLE: Tensor, v_BLE: Tensor, segments: Segmen
     P, K = q_BPKE.shape[1:3]
     own_BPL = segments.unit_BT[:, None, :] == torch.arange(P, device=k_BLE.device)[None, :, None]
     own_BPL = own_BPL | ~own_BPL.any(-1, keepdim=True)  # an empty (padding) unit would divide 0 by 0
-    bias_BPL = torch.zeros_like(own_BPL, dtype=torch.float32).masked_fill(~own_BPL, -torch.inf)
     q, k, v = (x.unflatten(-1, (heads, -1)) for x in (q_BPKE.flatten(1, 2), k_BLE, v_BLE))
-    return dense_attention(q, k, v, bias_BPL.repeat_interleave(K, dim=1)[:, None]).flatten(2).unflatten(1, (P, K))
+    return dense_attention(q, k, v, additive(own_BPL).repeat_interleave(K, dim=1)[:, None]).flatten(2).unflatten(1, (P, K))

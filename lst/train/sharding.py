@@ -86,14 +86,11 @@ def _shard(model: nn.Module, *, bf16: bool, device: torch.device) -> None:
 
 
 def _materialise(model: nn.Module, device: torch.device) -> None:
-    """Give the meta parameters memory (of this rank's part alone) on `device`; tied ones stay tied. Buffers move there."""
+    """Give the meta parameters memory (of this rank's part alone) on `device`; tied ones stay tied. There are no buffers."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in made:
                 made[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device=device))
             module.register_parameter(name, made[id(parameter)])
-        for name, buffer in module.named_buffers(recurse=False):
-            assert not buffer.is_meta, f"buffer {name} has no value; make it on a named device"
-            setattr(module, name, buffer.to(device))
     model._apply(lambda tensor: tensor)  # type: ignore[no-untyped-call]  # FSDP looks its parameters up again

@@ -90,7 +90,7 @@ def test_the_dense_convention_equals_torchs_counter_to_the_last_digit(arm, size,
 def test_large_shapes_on_meta_tensors_equal_the_dense_convention(arm, options, size):
     shape = dataclasses.replace(model_shape(size, arm), **options)
     with torch.device("meta"):
-        model = network(shape).to("meta")  # the rotary frequencies too, which are made on the CPU
+        model = network(shape)
     batch = make_batch([[("text", [3] * 20), ("speech", [1] * 41)]], arm_config(arm.value)).to("meta")
     dense = dense_forward_flops(shape, dense_shape(batch))
     assert counted(model, batch) == TRAINING_FACTOR * dense.total

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +26,7 @@ from tests.train.tiny_run import records, tiny_config, write_run
 SKIP = {"bad_step": "skip", "max_skipped_steps": 2}
 
 
-@pytest.fixture(autouse=True)
-def _process_as_before() -> Iterator[None]:
-    """The command sets signal handlers and torch's determinism for its process, which here is the tests'."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    handlers = {n: signal.getsignal(n) for n in numbers}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    torch.set_deterministic_debug_mode("default")
+pytestmark = pytest.mark.usefixtures("restore_process")
 
 
 @pytest.fixture

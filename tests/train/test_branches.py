@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,7 @@ BRANCHES = (5, 6, 9)  # they leave the trunk at 4, 4 and 7
 STEPS = 12
 
 
-@pytest.fixture(autouse=True)
-def _process_as_before() -> Iterator[None]:
-    """The command sets signal handlers and torch's determinism for its process, which here is the tests'."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    handlers = {n: signal.getsignal(n) for n in numbers}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    torch.set_deterministic_debug_mode("default")
+pytestmark = pytest.mark.usefixtures("restore_process")
 
 
 def new_run(folder: Path, data: Path, *, arm: str = "lst_mixed", steps: int = STEPS, **overrides: Any) -> Path:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lst.config import RunConfig
 from lst.errors import LstError
@@ -21,16 +19,7 @@ from lst.train.folder import read_run_config
 from lst.train.trainer import Trainer
 from tests.train.tiny_run import tiny_config, write_run
 
-
-@pytest.fixture(autouse=True)
-def _process_as_before() -> Iterator[None]:
-    """The command sets signal handlers and torch's determinism for its process, which here is the tests'."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    handlers = {n: signal.getsignal(n) for n in numbers}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    torch.set_deterministic_debug_mode("default")
+pytestmark = pytest.mark.usefixtures("restore_process")
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +41,7 @@ sys.exit(main([sys.argv[1]]))
 """
 
 
-@pytest.fixture(autouse=True)
-def _process_as_before() -> Iterator[None]:
-    """The command sets signal handlers and torch's determinism for its process, which here is the tests'."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    handlers = {n: signal.getsignal(n) for n in numbers}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    torch.set_deterministic_debug_mode("default")
+pytestmark = pytest.mark.usefixtures("restore_process")
 
 
 @pytest.fixture
