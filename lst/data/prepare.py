@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lst.data.sources.base import Record, Refused, Row, Source
 from lst.errors import ConfigError, DataError, LstError
 from lst.plain import from_dict
 
@@ -152,12 +153,11 @@ def prepare_jsonl(config: PrepareConfig, out: Path) -> str:
     import pyarrow as pa
 
     from lst.data.shards import write_dataset
-    from lst.data.speech_tokens import Refusals, read_speech_jsonl
+    from lst.data.sources.speech_jsonl import SpeechJsonl
 
     source = Path(config.input)
-    refusals = Refusals(stop=config.refuse == "stop")
-    rows = list(_with_progress(read_speech_jsonl(source, speech_vocab=config.speech_vocab, refusals=refusals), source.name))
-    _check_refusals(config, len(rows), refusals.reasons)
+    rows, refused = _read(SpeechJsonl(source, speech_vocab=config.speech_vocab), stop=config.refuse == "stop")
+    _check_refusals(config, len(rows), refused)
     in_heldout = _splitter(config.heldout_share, [_group(r) for r in rows])
     for row in rows:
         row["split"] = row["split"] or ("heldout" if in_heldout(_group(row)) else "train")
@@ -166,12 +166,32 @@ def prepare_jsonl(config: PrepareConfig, out: Path) -> str:
         if not any(r["split"] == "train" for r in table):
             raise DataError(f"input={source} leaves no {name} document for training; lower heldout_share={config.heldout_share}.")
     tables = {"speech": pa.Table.from_pylist(rows), "text": pa.Table.from_pylist(texts)}
-    about = {"source": source.name, "refused": len(refusals.reasons), "text": Path(config.text).name or "transcripts"}
+    about = {"source": source.name, "refused": len(refused), "text": Path(config.text).name or "transcripts"}
     out.parent.mkdir(parents=True, exist_ok=True)
     with _tokenizer(config, texts, out.parent) as tokenizer:
         return write_dataset(
             out, tables, tokenizer=tokenizer, speech_vocab=config.speech_vocab, about=about, compress=config.compress
         )
+
+
+def _read(source: Source, *, stop: bool) -> tuple[list[Row], list[str]]:
+    """The well-formed rows of `source` and a sentence for each refusal; with `stop`, DataError at the first."""
+    rows: list[Row] = []
+    refused: list[str] = []
+    seen: set[str] = set()
+    for block in source.blocks():
+        for record in _with_progress(source.read(block), block.file.name):
+            if isinstance(record, Record) and record.row["id"] in seen:
+                reason = f"id '{record.row['id']}' stands on an earlier line too"
+                record = Refused(block.file, reason, record.line, record.place)
+            if isinstance(record, Record):
+                seen.add(record.row["id"])
+                rows.append(record.row)
+                continue
+            if stop:
+                raise DataError(f"{record}; mend the line, or go on without such lines by refuse=skip.")
+            refused.append(str(record))
+    return rows, refused
 
 
 def _check_refusals(config: PrepareConfig, kept: int, reasons: list[str]) -> None:
@@ -227,7 +247,7 @@ def _texts(config: PrepareConfig, rows: Sequence[dict[str, Any]]) -> list[dict[s
 
 def _text_record(path: Path, number: int, line: str) -> dict[str, Any]:
     from lst.data.shards import SPLITS
-    from lst.data.speech_tokens import require_utf8
+    from lst.data.sources.base import require_utf8
 
     try:
         record = json.loads(line)

@@ -1,4 +1,4 @@
-"""Readers of existing speech-token formats. Today: JSON lines, one spoken document a line.
+"""The project's own format: JSON lines, one spoken document a line.
 
     {"id": "b1-0001", "speech_tokens": [17, 17, 402], "text": "The cat", "words": [{"word": "The", "start": 0, "end": 1}, ...]}
 
@@ -10,51 +10,38 @@ reason; nothing of a refused line is kept.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lst.data.shards import SPLITS, speech_row_error
-from lst.errors import DataError
+from lst.data.sources.base import Block, Record, Refused, block_lines, line_blocks, require_utf8
 
 REQUIRED = ("id", "speech_tokens", "text", "words")
 
 
-@dataclass
-class Refusals:
-    """What was refused so far. `stop` raises at the first one; else they are counted and described."""
+class SpeechJsonl:
+    """A `lst.data.sources.base.Source` of spoken documents."""
 
-    stop: bool
-    reasons: list[str] = field(default_factory=list)
+    def __init__(self, path: Path, *, speech_vocab: int) -> None:
+        self._path, self._speech_vocab = path, speech_vocab
 
-    def refuse(self, path: Path, line: int, reason: str) -> None:
-        sentence = f"{path}:{line}: {reason}"
-        if self.stop:
-            raise DataError(f"{sentence}; mend the line, or go on without such lines by refuse=skip.")
-        self.reasons.append(sentence)
+    def blocks(self) -> Sequence[Block]:
+        return line_blocks(self._path)
 
+    def read(self, block: Block) -> Iterator[Record | Refused]:
+        for number, line in block_lines(block):
+            try:
+                yield Record(speech_row(json.loads(line), self._speech_vocab), number)
+            except json.JSONDecodeError as error:
+                yield Refused(block.file, f"not JSON ({error.msg} at column {error.colno})", number)
+            except ValueError as error:
+                yield Refused(block.file, str(error), number)
+            except RecursionError:
+                yield Refused(block.file, "not JSON (nested too deeply)", number)
 
-def read_speech_jsonl(path: Path, *, speech_vocab: int, refusals: Refusals) -> Iterator[dict[str, Any]]:
-    """The well-formed documents of `path`, as rows of the speech table (without pieces).
-
-    Raises DataError if the file cannot be read, or at the first malformed line where refusals stop.
-    """
-    seen: set[str] = set()
-    for number, line in _lines(path):
-        try:
-            row = speech_row(json.loads(line), speech_vocab)
-            if row["id"] in seen:
-                raise ValueError(f"id '{row['id']}' stands on an earlier line too")
-        except ValueError as error:
-            reason = f"not JSON ({error.msg} at column {error.colno})" if isinstance(error, json.JSONDecodeError) else str(error)
-            refusals.refuse(path, number, reason)
-            continue
-        except RecursionError:
-            refusals.refuse(path, number, "not JSON (nested too deeply)")
-            continue
-        seen.add(row["id"])
-        yield row
+    def identity(self) -> dict[str, Any]:
+        return {}
 
 
 def speech_row(record: Any, speech_vocab: int) -> dict[str, Any]:
@@ -102,24 +89,5 @@ def _add_word(row: dict[str, Any], word: dict[str, Any]) -> None:
     ends.append(end)
 
 
-def require_utf8(key: str, text: str) -> None:
-    """Raises ValueError where `text` holds bytes that are no UTF-8, or half a surrogate pair."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"'{key}' is no UTF-8 text (at character {error.start})") from error
-
-
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                line = raw.decode("utf-8", errors="surrogateescape")
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise DataError(f"input={path} cannot be read ({error.strerror}); give a file of JSON lines.") from error

@@ -1,0 +1,1 @@
+"""Readers of the formats that people have, each a `lst.data.sources.base.Source`."""
