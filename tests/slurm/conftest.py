@@ -1,0 +1,36 @@
+"""The tests of this folder run jobs on a real SLURM: the one of one machine that `slurm-cluster up` starts, and no other."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.train.tiny_run import write_tiny_dataset
+
+LAB = "ClusterName             = lab"
+
+
+def missing_lab() -> str:
+    """Why there is no lab cluster to run on; empty where there is one. A user's own cluster is never touched."""
+    how = 'start one as root: tests/slurm/slurm-cluster up; eval "$(tests/slurm/slurm-cluster env)"'
+    if shutil.which("sbatch") is None:
+        return f"no SLURM on PATH; {how}"
+    found = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=60, check=False)
+    if found.returncode:
+        return f"no SLURM answers; {how}"
+    return "" if LAB in found.stdout else f"the SLURM that answers is not the lab of slurm-cluster; {how}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lab() -> None:
+    reason = missing_lab()
+    if reason:
+        pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_dataset(tmp_path_factory.mktemp("data"))
