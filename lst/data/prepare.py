@@ -153,10 +153,12 @@ def prepare_jsonl(config: PrepareConfig, out: Path) -> str:
     import pyarrow as pa
 
     from lst.data.shards import write_dataset
-    from lst.data.sources.speech_jsonl import SpeechJsonl
+    from lst.data.sources.contract import SpokenContract
+    from lst.data.sources.speech_jsonl import SpeechJsonl, own_contract
 
     source = Path(config.input)
-    rows, refused = _read(SpeechJsonl(source, speech_vocab=config.speech_vocab), stop=config.refuse == "stop")
+    speech = SpeechJsonl([source], own_contract(SpokenContract(speech_vocab=config.speech_vocab)))
+    rows, refused = _read(speech, stop=config.refuse == "stop")
     _check_refusals(config, len(rows), refused)
     in_heldout = _splitter(config.heldout_share, [_group(r) for r in rows])
     for row in rows:

@@ -189,10 +189,11 @@ def _check(name: str, table: pa.Table, speech_vocab: int) -> None:
 def speech_row_error(row: Mapping[str, Any], speech_vocab: int) -> str | None:
     """Why a spoken document breaks the contract, or None: tokens in range, words in order, inside, not overlapping."""
     tokens, words, starts, ends = row["speech_tokens"], row["words"], row["word_start"], row["word_end"]
-    if not tokens:
+    if not len(tokens):
         return "it has no speech tokens"
-    if min(tokens) < 0 or max(tokens) >= speech_vocab:
-        return f"speech token {max(tokens) if max(tokens) >= speech_vocab else min(tokens)} lies outside 0..{speech_vocab - 1}"
+    lowest, highest = int(np.min(tokens)), int(np.max(tokens))
+    if lowest < 0 or highest >= speech_vocab:
+        return f"speech token {highest if highest >= speech_vocab else lowest} lies outside 0..{speech_vocab - 1}"
     if not len(words) == len(starts) == len(ends):
         return f"{len(words)} words have {len(starts)} starts and {len(ends)} ends"
     last = -1

@@ -72,34 +72,85 @@ class Source(Protocol):
 
 def line_blocks(path: Path, size: int = LINES_BLOCK_BYTES) -> list[Block]:
     """A file of lines cut every `size` bytes; a line belongs to the block in which its first byte lies."""
-    try:
-        length = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"input={path} cannot be read ({error.strerror}); give an existing file.") from error
+    length = file_size(path)
     return [Block(path, start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def block_lines(block: Block) -> Iterator[tuple[int, str]]:
-    """(number from 1 in the file, line) of the block's lines that are not blank; bytes that are no UTF-8 become surrogates."""
-    number = 1 + _newlines_before(block.file, block.start)
+def file_size(path: Path) -> int:
+    """Bytes of an input file. Raises DataError if it cannot be read."""
+    try:
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; give a file, or name the folder's format by format=.")
+        return path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); give an existing file.") from error
+
+
+def block_lines(block: Block, *, blank: bool = False) -> Iterator[tuple[int, str]]:
+    """(number from 1 in the file, line) of the block's lines; bytes that are no UTF-8 become surrogates.
+
+    Lines of white space alone are left out unless `blank`.
+    """
+    number = 1 + newlines_before(block.file, block.start)
     with block.file.open("rb") as file:
         if block.start:
             file.seek(block.start - 1)
             number += int(file.readline() != b"\n")  # the rest of a line that began in the block before
         while file.tell() < block.stop:
             line = file.readline().decode("utf-8", errors="surrogateescape")
-            if line.strip():
+            if blank or line.strip():
                 yield number, line
             number += 1
 
 
-def _newlines_before(path: Path, position: int) -> int:
-    count = 0
+class _Counted(NamedTuple):
+    """How many line ends the first `position` bytes of a file hold; `size` and `changed` tell that it is still that file."""
+
+    size: int
+    changed: int
+    position: int = 0
+    newlines: int = 0
+
+
+_counted: dict[Path, _Counted] = {}  # the furthest count of each file: blocks are read in order, and a count goes on there
+
+
+def newlines_before(path: Path, position: int) -> int:
+    """How many line ends lie in the first `position` bytes of a file."""
+    return _count_newlines(path, position, limit=None).newlines
+
+
+def position_after_newlines(path: Path, count: int) -> int:
+    """Bytes up to and with the `count`-th line end; the file's size if it has fewer."""
+    return _count_newlines(path, path.stat().st_size, limit=count).position
+
+
+def _count_newlines(path: Path, position: int, limit: int | None) -> _Counted:
+    """Counts on to `position`, or to behind line end number `limit`."""
+    status = path.stat()
+    known = _counted.get(path, _Counted(status.st_size, status.st_mtime_ns))
+    stale = (known.size, known.changed) != (status.st_size, status.st_mtime_ns)
+    if stale or known.position > position or (limit is not None and known.newlines >= limit):
+        known = _Counted(status.st_size, status.st_mtime_ns)
+    at, count = known.position, known.newlines
     with path.open("rb") as file:
-        while position > 0 and (chunk := file.read(min(position, 1 << 20))):
-            count += chunk.count(b"\n")
-            position -= len(chunk)
-    return count
+        file.seek(at)
+        while at < position and (limit is None or count < limit) and (chunk := file.read(min(position - at, 1 << 20))):
+            found = chunk.count(b"\n")
+            if limit is not None and count + found >= limit:
+                chunk = chunk[: _after_newlines(chunk, limit - count)]
+                found = limit - count
+            at, count = at + len(chunk), count + found
+    _counted[path] = known._replace(position=at, newlines=count)
+    return _counted[path]
+
+
+def _after_newlines(chunk: bytes, count: int) -> int:
+    """Bytes of `chunk` up to and with its `count`-th line end."""
+    place = 0
+    for _ in range(count):
+        place = chunk.index(b"\n", place) + 1
+    return place
 
 
 def require_utf8(key: str, text: str) -> None:

@@ -1,0 +1,39 @@
+"""The files that an option names: a file, a folder or a glob."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+
+from lst.errors import DataError
+
+
+def input_files(given: str, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Name -> file, in the order of the names: paths below the folder (or below what a glob's files share), without endings.
+
+    A folder is searched at any depth for files with one of `suffixes`; hidden ones are passed over. Raises DataError if there is
+    no file, or two have one name.
+    """
+    path = Path(given)
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(tuple(suffixes)))
+        found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+        root = path
+    elif path.exists() or not set("*?[") & set(given):
+        found, root = [path], path.parent
+    else:
+        plain = Path(*takewhile(lambda part: not set("*?[") & set(part), path.parts))
+        found = sorted(p for p in plain.glob(str(path.relative_to(plain))) if p.is_file())
+        root = Path(os.path.commonpath([p.parent for p in found])) if found else path
+    if not found:
+        raise DataError(f"'{given}' holds no file ending in {', '.join(suffixes)}; name a file, a folder or a glob of files.")
+    named: dict[str, Path] = {}
+    for file in found:
+        name = file.relative_to(root).as_posix()
+        name = name.removesuffix(next((s for s in suffixes if name.endswith(s)), ""))
+        if name in named:
+            raise DataError(f"'{named[name]}' and '{file}' would both be called '{name}'; rename one.")
+        named[name] = file
+    return named
