@@ -86,7 +86,7 @@ class PlainText:
             except ValueError as error:
                 yield Refused(block.file, str(error), number)
                 continue
-            yield Record({"id": f"{name}-{number:08}", "book": book, "split": "", "text": text}, number)
+            yield Record({"id": f"{name}-{number:06}", "book": book, "split": "", "text": text}, number)
 
     def identity(self) -> dict[str, Any]:
         return {}
@@ -194,5 +194,5 @@ def _paragraphs(block: Block) -> Iterator[tuple[int, str]]:
 
 def _named(record: Record | Refused, name: str, number: int) -> Record | Refused:
     if isinstance(record, Record) and not record.row["id"]:
-        record.row["id"] = f"{name}-{number:08}"
+        record.row["id"] = f"{name}-{number:06}"
     return record
