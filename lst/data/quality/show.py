@@ -1,0 +1,117 @@
+"""Statistics and checks as plain tables that read well at 100 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from lst.data.quality.checks import Check, Verdict
+from lst.data.shards import Dataset
+
+WIDTH = 100
+MOST_REASONS = 10
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Columns in line: the first `left` to the left, the others to the right; long cells of the last column wrap."""
+    widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(len(heading))]
+    if left == len(heading):
+        widths[-1] = max(20, WIDTH - sum(widths[:-1]) - 2 * (len(widths) - 1))
+    lines = []
+    for row in [heading, ["-" * w for w in widths], *rows]:
+        wrapped = textwrap.wrap(row[-1], widths[-1]) or [""] if left == len(heading) else [row[-1]]
+        for number, last in enumerate(wrapped):
+            cells = [*row[:-1], last] if number == 0 else [*[""] * (len(row) - 1), last]
+            aligned = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+            lines.append("  ".join(aligned).rstrip())
+    return "\n".join(lines)
+
+
+def summary_text(dataset: Dataset, summary: dict[str, Any], budgets: Sequence[dict[str, Any]]) -> str:
+    """What `prepare-data statistics` prints."""
+    parts = [
+        f"{dataset.path}: data_id {summary['data_id']}",
+        _sizes(summary),
+        _patching(summary),
+        refused_text(summary["refused"]),
+    ]
+    if budgets:
+        parts.append(_budgets(budgets))
+    return "\n\n".join(parts)
+
+
+def checks_text(checks: Sequence[Check]) -> str:
+    """The verdict table: worst first, in the order of the rules."""
+    order = [Verdict.BAD, Verdict.LOOK, Verdict.UNKNOWN, Verdict.OK]
+    ranked = sorted(checks, key=lambda check: order.index(check.verdict))
+    rows = [[c.verdict.value, c.rule.title, c.shown, c.rule.limits] for c in ranked]
+    return table(["verdict", "check", "found", "threshold"], rows, left=4)
+
+
+def _sizes(summary: dict[str, Any]) -> str:
+    speech, text = summary["speech"], summary["text"]
+
+    def row(name: str, *values: float, digits: int = 0) -> list[str]:
+        total = sum(values)
+        return [name, *[f"{v:,.{digits}f}" for v in (*values, total)]]
+
+    splits = ("train", "heldout")
+    of_speech = {
+        "spoken documents": "documents",
+        "  with words": "documents_with_words",
+        "  speech tokens": "speech_tokens",
+        "  words": "words",
+        "  their text tokens": "text_tokens",
+    }
+    rows = [row(name, *(speech[s][key] for s in splits)) for name, key in of_speech.items()]
+    rows.insert(3, row("  hours at 25 Hz", *(speech[s]["seconds"] / 3600 for s in splits), digits=2))
+    rows.append(row("text documents", *(text[s]["documents"] for s in splits)))
+    rows.append(row("  text tokens", *(text[s]["text_tokens"] for s in splits)))
+    return table(["", "training", "held out", "together"], rows)
+
+
+def _patching(summary: dict[str, Any]) -> str:
+    splits = [summary["speech"][s]["patching"] for s in ("train", "heldout")]
+    names = list(dict.fromkeys(name for split in splits for name in split))
+    rows = []
+    for name in names:
+        row = [name]
+        for key in ("mean_patch_length", "units_per_document"):
+            row += [f"{split[name][key]:.3f}" if name in split else "-" for split in splits]
+        rows.append(row)
+    heading = ["spoken documents, whole", "patch length: training", "held out", "units a document: training", "held out"]
+    return table(heading, rows)
+
+
+def _budgets(budgets: Sequence[dict[str, Any]]) -> str:
+    counts = ("units", "tokens", "speech_tokens", "text_tokens")
+    rows = [
+        [
+            b["arm"],
+            *[_count(b[key]) for key in counts],
+            f"{b['mean_patch_length']:.2f}",
+            f"{b['speech_epochs']:.2f}",
+            f"{b['text_epochs']:.2f}",
+        ]
+        for b in budgets
+    ]
+    head = ["interleaved run", "units", "tokens", "speech", "text", "patch", "speech ep.", "text ep."]
+    return table(head, rows)
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if value < 1e9 else f"{value / 1e9:,.2f} B"
+
+
+def refused_text(refused: dict[str, int] | None) -> str:
+    """Refusals by reason, the most frequent first."""
+    if refused is None:
+        return "refused: not recorded"
+    if not refused:
+        return "refused: none"
+    ranked = sorted(refused.items(), key=lambda pair: (-pair[1], pair[0]))
+    rows = [[f"{count:,}", reason] for reason, count in ranked[:MOST_REASONS]]
+    if len(ranked) > MOST_REASONS:
+        rows.append([f"{sum(count for _, count in ranked[MOST_REASONS:]):,}", f"for {len(ranked) - MOST_REASONS} other reasons"])
+    return table(["refused", "reason"], rows, left=2)
