@@ -48,7 +48,7 @@ def toy_record(number: int, generator: random.Random, words: int | None = None) 
         "text": " ".join(chosen),
         "words": spans,
         "book": f"book{number % 8}",
-        "speaker": f"voice{number % 2}",
+        "speaker": f"voice{number % 8}",
     }
 
 
@@ -60,11 +60,9 @@ def write_toy_jsonl(path: Path, documents: int = 120) -> Path:
 
 def write_toy_dataset(folder: Path, documents: int = 120) -> Path:
     """Prepare the toy corpus into `folder`/data through the real command's function."""
-    from lst.data.prepare import PrepareConfig, prepare_jsonl
+    from lst.data.prepare import PrepareConfig, prepare
 
     source = write_toy_jsonl(folder / "toy.jsonl", documents)
     out = folder / "data"
-    prepare_jsonl(
-        PrepareConfig(input=str(source), out=str(out), vocab_size=300, speech_vocab=SPEECH_VOCAB, heldout_share=0.2), out
-    )
+    prepare(PrepareConfig(input=str(source), out=str(out), vocab_size=300, speech_vocab=SPEECH_VOCAB, heldout_share=0.2))
     return out

@@ -183,8 +183,8 @@ def _write(
 ) -> str:
     import pyarrow as pa
 
-    from lst.data.prepare import train_tokenizer
-    from lst.data.shards import write_dataset
+    from lst.data.shard_writer import write_dataset
+    from lst.data.text_training import train_tokenizer
 
     tokenizer = stages.work / "tokenizer.model"
     tokenizer.write_bytes(train_tokenizer([p.text for p in paragraphs if p.split == "train"], TEXT_PIECES))

@@ -13,10 +13,7 @@ folder is written aside and renamed: it is there whole or not at all.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,107 +82,6 @@ STORIES = pa.schema(
 SCHEMAS = {"speech": SPEECH, "text": TEXT, "stories": STORIES}
 
 
-def with_text_tokens(name: str, table: pa.Table, tokenizer: TextTokenizer) -> pa.Table:
-    """`table` with the columns of pieces that its schema wants, in the schema's order."""
-    if name == "speech":
-        pieces = [tokenizer.encode_words(words) for words in table["words"].to_pylist()]
-        flat = [[p for word in words for p in word] for words in pieces]
-        table = table.append_column("word_text_tokens", pa.array(flat, _ids))
-        lengths = [[len(word) for word in words] for words in pieces]
-        table = table.append_column("word_text_lengths", pa.array(lengths, _frames))
-    elif name == "text":
-        table = table.append_column("text_tokens", pa.array([tokenizer.encode(t) for t in table["text"].to_pylist()], _ids))
-    schema = SCHEMAS[name]
-    if name == "speech" and set(PIECE_TIMES) <= set(table.schema.names):
-        for column in PIECE_TIMES:
-            schema = schema.append(pa.field(column, pa.list_(pa.int32())))
-    return table.select(schema.names).cast(schema)
-
-
-def write_dataset(
-    out: Path,
-    tables: Mapping[str, pa.Table],
-    *,
-    tokenizer: Path,
-    speech_vocab: int,
-    extra_files: Mapping[str, bytes] | None = None,
-    about: Mapping[str, Any] | None = None,
-    compress: bool = False,
-) -> str:
-    """Write a prepared data set into the new folder `out` and return its data_id.
-
-    `tables` have the raw columns (no pieces yet) by the names of SCHEMAS; `about` goes into the manifest under "about".
-    Raises DataError if `out` exists, or a table breaks its contract.
-    """
-    if out.exists():
-        raise DataError(f"out={out} exists already; choose another folder, or delete it to prepare anew.")
-    text_tokenizer = TextTokenizer(tokenizer)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        full = {name: with_text_tokens(name, table, text_tokenizer) for name, table in tables.items()}
-        for name, table in full.items():
-            _check(name, table, speech_vocab)
-            _write_table(aside / f"{name}.{'parquet' if compress else 'arrow'}", table, compress)
-        shutil.copyfile(tokenizer, aside / TOKENIZER)
-        for name, content in (extra_files or {}).items():
-            (aside / name).write_bytes(content)
-        manifest = _manifest(aside, full, text_tokenizer.size, speech_vocab, dict(about or {}))
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-        aside.chmod(0o755)
-        aside.rename(out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    return str(manifest["data_id"])
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def table_hash(table: pa.Table) -> str:
-    """SHA-256 of a table's content, the same whatever file holds it."""
-    digest = hashlib.sha256()
-    for name in table.schema.names:
-        column = table[name].combine_chunks()
-        column = column if isinstance(column, pa.Array) else pa.concat_arrays(column.chunks)
-        digest.update(name.encode())
-        while pa.types.is_list(column.type):
-            digest.update(np.diff(column.offsets.to_numpy()).astype("<i8").tobytes())
-            column = column.flatten()
-        if pa.types.is_string(column.type):
-            texts = [t.encode() for t in column.to_pylist()]
-            digest.update(np.array([len(t) for t in texts], "<i8").tobytes() + b"".join(texts))
-        else:
-            digest.update(column.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
-    return digest.hexdigest()
-
-
-def _write_table(path: Path, table: pa.Table, compress: bool) -> None:
-    if compress:
-        pq.write_table(table, path, compression="zstd", compression_level=22, store_schema=True)
-        return
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-
-
-def _check(name: str, table: pa.Table, speech_vocab: int) -> None:
-    """The contract of a row that readers rely on; DataError names the row's id."""
-    if name == "stories":
-        return
-    for split in set(table["split"].to_pylist()) - set(SPLITS):
-        raise DataError(f"{name} table: split='{split}' is unknown; use one of {', '.join(SPLITS)}.")
-    if name != "speech":
-        return
-    times = [column for column in PIECE_TIMES if column in table.schema.names]
-    for row in table.select(["id", "speech_tokens", "words", "word_start", "word_end", "word_text_lengths", *times]).to_pylist():
-        reason = speech_row_error(row, speech_vocab) or (piece_times_error(row) if times else None)
-        if reason:
-            raise DataError(f"speech document '{row['id']}': {reason}.")
-
-
 def speech_row_error(row: Mapping[str, Any], speech_vocab: int) -> str | None:
     """Why a spoken document breaks the contract, or None: tokens in range, words in order, inside, not overlapping."""
     tokens, words, starts, ends = row["speech_tokens"], row["words"], row["word_start"], row["word_end"]
@@ -223,23 +119,6 @@ def piece_times_error(row: Mapping[str, Any]) -> str | None:
             last = end
         piece += count
     return None
-
-
-def _manifest(
-    folder: Path, tables: Mapping[str, pa.Table], text_vocab: int, speech_vocab: int, about: dict[str, Any]
-) -> dict[str, Any]:
-    contents = {name: table_hash(table) for name, table in sorted(tables.items())}
-    contents["tokenizer"] = file_sha256(folder / TOKENIZER)
-    return {
-        "format_version": FORMAT_VERSION,
-        "data_id": hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12],
-        "content_sha256": contents,
-        "text_vocab": text_vocab,
-        "speech_vocab": speech_vocab,
-        "rows": {name: table.num_rows for name, table in tables.items()},
-        "files": {p.name: file_sha256(p) for p in sorted(folder.iterdir())},
-        "about": about,
-    }
 
 
 @dataclass(frozen=True)
@@ -326,15 +205,12 @@ class Dataset:
         table: pa.Table = getattr(self, name)
         return np.flatnonzero(np.array(table["split"].to_pylist(), dtype=object) == split)
 
-    def verify(self) -> None:
-        """Raises DataError naming the first file whose checksum is not the manifest's."""
-        for name, expected in self.manifest["files"].items():
-            if not (self.path / name).is_file() or file_sha256(self.path / name) != expected:
-                raise DataError(f"'{self.path / name}' is missing or damaged (its checksum differs); prepare the data set again.")
-
     def _table(self, name: str) -> pa.Table:
         arrow, parquet = self.path / f"{name}.arrow", self.path / f"{name}.parquet"
         try:
+            if name in self.manifest.get("shards", {}):
+                files = [str(self.path / shard["file"]) for shard in self.manifest["shards"][name]]
+                return pa.concat_tables(pa.ipc.open_file(pa.memory_map(file)).read_all() for file in files)
             if arrow.is_file():
                 return pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
             return pq.read_table(parquet)

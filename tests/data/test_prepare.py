@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from lst.data.prepare import main
+from lst.data.shard_writer import write_dataset
 from lst.data.shards import open_dataset, ragged
+from lst.data.verify import verify_dataset
 from tests.toy_corpus import SPEECH_VOCAB, WORDS, toy_record, write_toy_jsonl
 
 
@@ -56,18 +58,24 @@ def test_what_goes_in_comes_out(tmp_path):
     held = {dataset.speech["book"][int(r)].as_py() for r in dataset.rows("speech", "heldout")}
     assert held
     assert not train & held  # split by book, never by document
-    dataset.verify()
+    verify_dataset(out)
 
 
-def test_preparing_again_gives_the_same_identity_compressed_or_not(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    _, first = prepare(tmp_path / "a", [])
-    _, second = prepare(tmp_path / "b", [], "compress=true")
-    assert (first / "speech.arrow").exists()
-    assert (second / "speech.parquet").exists()
-    assert open_dataset(first).data_id == open_dataset(second).data_id
-    assert open_dataset(first).speech.equals(open_dataset(second).speech)
+def test_a_small_data_set_has_one_identity_as_arrow_or_parquet(tmp_path, toy_dataset):
+    dataset = open_dataset(toy_dataset)
+    made_later = ["word_text_tokens", "word_text_lengths"]
+    tables = {"speech": dataset.speech.drop_columns(made_later), "text": dataset.text.drop_columns(["text_tokens"])}
+    for name, compress in (("a", False), ("b", True)):
+        write_dataset(
+            tmp_path / name, tables, tokenizer=toy_dataset / "tokenizer.model", speech_vocab=SPEECH_VOCAB, compress=compress
+        )
+    first, second = (open_dataset(tmp_path / name) for name in "ab")
+    assert (tmp_path / "a" / "speech.arrow").exists()
+    assert (tmp_path / "b" / "speech.parquet").exists()
+    assert first.data_id == second.data_id
+    assert first.speech.equals(second.speech)
+    for name in "ab":
+        verify_dataset(tmp_path / name)
 
 
 def test_a_frame_shared_by_two_neighbours_goes_to_the_later_word(tmp_path):
@@ -121,7 +129,7 @@ def test_malformed_lines_are_skipped_and_counted_if_asked(tmp_path, capsys):
 def test_too_many_malformed_lines_stop_the_preparation(tmp_path, capsys):
     status, out = prepare(tmp_path, ["{", "{"], "refuse=skip", "max_refused=0.05")
     assert status == 2
-    assert "2 of 32 lines" in capsys.readouterr().err
+    assert "2 of 32 records" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -162,12 +170,12 @@ def test_an_existing_folder_is_left_alone(tmp_path, capsys):
 
 def test_a_flipped_bit_is_found(tmp_path, capsys):
     _, out = prepare(tmp_path, [])
-    file = out / "speech.arrow"
+    file = out / "speech-00000.arrow"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     assert main(["verify", str(out)]) == 2
-    assert "speech.arrow' is missing or damaged" in capsys.readouterr().err
+    assert "speech-00000.arrow' is damaged" in capsys.readouterr().err
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 from lst.config import DataConfig, EvalConfig
 from lst.data.heldout import cut_document, heldout_documents
 from lst.data.interleave import Document, Segment
-from lst.data.shards import open_dataset, write_dataset
+from lst.data.shard_writer import write_dataset
+from lst.data.shards import open_dataset
 from lst.data.statistics import references
 from lst.errors import DataError
 from lst.evals.scoring import Scorer

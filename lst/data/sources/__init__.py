@@ -1,1 +1,46 @@
-"""Readers of the formats that people have, each a `lst.data.sources.base.Source`."""
+"""Readers of the formats that people have, each a `lst.data.sources.base.Source`, and the table that names them.
+
+A new format of speech is an entry of SPEECH: a function from the options to its source, which imports its module late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lst.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from lst.data.prepare import PrepareConfig
+    from lst.data.sources.base import Source
+
+AUTO = "auto"
+
+
+def _lst(config: PrepareConfig) -> Source:
+    from lst.data.sources.contract import SpokenContract
+    from lst.data.sources.speech_jsonl import SpeechJsonl, own_contract
+
+    return SpeechJsonl([Path(config.input)], own_contract(SpokenContract(speech_vocab=config.speech_vocab)))
+
+
+SPEECH: dict[str, Callable[[PrepareConfig], Source]] = {"lst": _lst}
+
+
+def open_sources(config: PrepareConfig) -> dict[str, Source]:
+    """The source of each table that is read: speech, and text where it is given. Raises ConfigError or DataError."""
+    name = guess_format(Path(config.input)) if config.format == AUTO else config.format
+    if name not in SPEECH:
+        raise ConfigError(f"format='{name}' is unknown; {did_you_mean(name, [AUTO, *SPEECH])}")
+    sources = {"speech": SPEECH[name](config)}
+    if config.text:
+        from lst.data.sources.texts import written_source
+
+        sources["text"] = written_source(config.text, {})
+    return sources
+
+
+def guess_format(path: Path) -> str:
+    """The format of a file or a folder, by its name and first bytes."""
+    return "lst"
