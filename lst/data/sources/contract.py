@@ -148,9 +148,16 @@ class SpokenContract:
         starts, ends = (record.get(self.their(key)) for key in ("word_start", "word_end"))
         if not all(isinstance(word, str) for word in words) or starts is None or ends is None:
             raise ValueError(f"'{name}' must be a list of objects with 'word', 'start' and 'end'")
+        if not isinstance(starts, Sequence | np.ndarray) or not isinstance(ends, Sequence | np.ndarray):
+            raise ValueError("the starts and ends of words must be lists")
         if not len(words) == len(starts) == len(ends):
             raise ValueError(f"{len(words)} words have {len(starts)} starts and {len(ends)} ends")
-        return list(zip(words, starts, ends, strict=True))
+        return list(zip(words, _plain(starts), _plain(ends), strict=True))
+
+
+def _plain(values: Sequence[Any] | NDArray[Any]) -> Sequence[Any]:
+    plain: Sequence[Any] = values.tolist() if isinstance(values, np.ndarray) else values
+    return plain
 
 
 def whole_path(path: PurePosixPath) -> tuple[str, str, str]:

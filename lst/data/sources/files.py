@@ -9,6 +9,8 @@ from pathlib import Path
 
 from lst.errors import DataError
 
+MAGIC = frozenset("*?[")
+
 
 def input_files(given: str, suffixes: Sequence[str]) -> dict[str, Path]:
     """Name -> file, in the order of the names: paths below the folder (or below what a glob's files share), without endings.
@@ -18,14 +20,13 @@ def input_files(given: str, suffixes: Sequence[str]) -> dict[str, Path]:
     """
     path = Path(given)
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.endswith(tuple(suffixes)))
-        found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+        found = sorted(p for p in _below(path, "**/*") if p.name.endswith(tuple(suffixes)))
         root = path
-    elif path.exists() or not set("*?[") & set(given):
+    elif path.exists() or not MAGIC & set(given):
         found, root = [path], path.parent
     else:
-        plain = Path(*takewhile(lambda part: not set("*?[") & set(part), path.parts))
-        found = sorted(p for p in plain.glob(str(path.relative_to(plain))) if p.is_file())
+        plain = Path(*takewhile(lambda part: not MAGIC & set(part), path.parts))
+        found = sorted(_below(plain, str(path.relative_to(plain))))
         root = Path(os.path.commonpath([p.parent for p in found])) if found else path
     if not found:
         raise DataError(f"'{given}' holds no file ending in {', '.join(suffixes)}; name a file, a folder or a glob of files.")
@@ -37,3 +38,8 @@ def input_files(given: str, suffixes: Sequence[str]) -> dict[str, Path]:
             raise DataError(f"'{named[name]}' and '{file}' would both be called '{name}'; rename one.")
         named[name] = file
     return named
+
+
+def _below(folder: Path, pattern: str) -> list[Path]:
+    files = (p for p in folder.glob(pattern) if p.is_file())
+    return [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]

@@ -145,7 +145,7 @@ PATHS = SpokenContract(speech_vocab=SPEECH_VOCAB, naming=path_naming)
 
 def fairseq(folder, records, **options):
     (folder / "train.tsv").write_text(
-        "/data\n" + "".join(f"{r['id']}.flac\t{SAMPLES * len(r['speech_tokens'])}\n" for r in records)
+        "/data\n" + "".join(f"{r['id']}.flac\t{SAMPLES * max(1, len(r['speech_tokens']))}\n" for r in records)
     )
     (folder / "train.km").write_text("".join(" ".join(map(str, r["speech_tokens"])) + "\n" for r in records))
     return FairseqLabels(folder / "train.tsv", None, PATHS, **options)
