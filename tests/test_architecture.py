@@ -56,11 +56,12 @@ MAY_USE: dict[str, frozenset[str]] = {
     "hydra": CLI_FILES,
     "submitit": frozenset({"launch/executor.py"}),
     "mlflow": frozenset({"analysis/tracking.py"}),
-    "scipy": frozenset({"analysis", "lst/data/synthesis.py"}),  # there: resampling of synthesised speech
+    "scipy": frozenset({"analysis", "lst/data/waveform.py"}),  # there: resampling
+    "soundfile": frozenset({"lst/data/waveform.py"}),
     "pandas": frozenset({"sweeps", "launch", "analysis", "reports"}),
     "matplotlib": frozenset({"sweeps", "reports"}),
 }
-ONE_FILE_ONLY = ("xformers", "submitit", "mlflow")
+ONE_FILE_ONLY = ("xformers", "submitit", "mlflow", "soundfile")
 LATE = {"sweeps": ("matplotlib",)}  # inside functions only: planning without a picture must not pay for it
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lst.data.synthesis import SAMPLE_RATE, require_package, spoken_word
+from lst.data.synthesis import require_package, spoken_word
 from lst.data.vocab import FRAMES_PER_SECOND
+from lst.data.waveform import SAMPLE_RATE
 from lst.errors import DataError
 
 _HOP_SECONDS = 0.02
@@ -53,26 +54,31 @@ def frame_spans(spans: Sequence[tuple[float, float]], frames: int) -> tuple[list
 def ctc_path(log_probs: NDArray[np.float32], targets: Sequence[int], blank: int) -> list[int]:
     """The best monotonic path: for each frame the index into `targets`, or -1 for a blank.
 
-    Raises DataError if the targets cannot fit into the frames.
+    Viterbi over blank, target, blank, ... (Graves et al. 2006); ties stay where they are. Time and memory grow with frames times
+    targets. Raises DataError if the targets cannot fit into the frames, or there is no frame.
     """
+    if not len(log_probs):
+        raise DataError("the audio is too short for a frame of the aligner; check the file.")
     frames, states = len(log_probs), 2 * len(targets) + 1
     labels = np.full(states, blank)
     labels[1::2] = targets
-    may_skip = np.zeros(states, bool)
-    may_skip[3::2] = labels[3::2] != labels[1:-2:2]
-    score = np.full(states, _IMPOSSIBLE)
+    skip_cost = np.full(states, _IMPOSSIBLE)  # from the target before, past the blank between: not where both are the same
+    skip_cost[3::2][labels[3::2] != labels[1:-2:2]] = 0.0
+    padded = np.full(states + 2, _IMPOSSIBLE)  # two states before the first, which no path comes from
+    score, one_before, two_before = padded[2:], padded[1:-1], padded[:-2]
     score[:2] = log_probs[0, labels[:2]]
     back = np.zeros((frames, states), np.int8)
-    pad = np.full(2, _IMPOSSIBLE)
+    best, skipped = np.empty(states), np.empty(states)
     for t in range(1, frames):
-        options = np.stack(
-            [score, np.concatenate([pad[:1], score[:-1]]), np.where(may_skip, np.concatenate([pad, score[:-2]]), _IMPOSSIBLE)]
-        )
-        back[t] = options.argmax(0)
-        score = options.max(0) + log_probs[t, labels]
+        np.greater(one_before, score, out=back[t].view(bool))
+        np.maximum(score, one_before, out=best)
+        np.add(two_before, skip_cost, out=skipped)
+        back[t][skipped > best] = 2
+        np.maximum(best, skipped, out=best)
+        np.add(best, log_probs[t, labels], out=score)
     state = states - 1 if states == 1 or score[-1] >= score[-2] else states - 2
     if score[state] <= _IMPOSSIBLE / 2:
-        raise DataError(f"{len(targets)} phonemes do not fit into {frames} recogniser frames; check the transcript.")
+        raise DataError(f"{len(targets)} sounds do not fit into {frames} frames of the aligner; check the transcript.")
     path = [state]
     for t in range(frames - 1, 0, -1):
         state -= int(back[t, state])

@@ -27,6 +27,7 @@ from lst.data.align import WordAligner, frame_spans
 from lst.data.corpus_plan import SEED, Document, content_key
 from lst.data.quantize import Quantizer, fit_quantizer
 from lst.data.stories import Story
+from lst.data.waveform import SAMPLE_RATE
 
 _ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -111,7 +112,7 @@ def keep_story(work: Path, pieces: Path, story: Story) -> None:
 
 
 def _too_long(audio: NDArray[np.float32]) -> bool:
-    return len(audio) > whisper_encoder.MAX_SECONDS * whisper_encoder.SAMPLE_RATE
+    return len(audio) > whisper_encoder.MAX_SECONDS * SAMPLE_RATE
 
 
 def _npy(array: NDArray[Any]) -> bytes:

@@ -12,10 +12,14 @@ Each piece keeps a frame at least as long as there are as many frames as pieces.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
+CHARACTER_START = "character_start"
+"""Optional column of raw rows (list of uint32): the frame in which each character of the words begins, one word after another."""
 
 
 def divide_words(starts: IntArray, ends: IntArray, pieces: IntArray, characters: IntArray) -> tuple[IntArray, IntArray]:
@@ -45,6 +49,39 @@ def divide_words(starts: IntArray, ends: IntArray, pieces: IntArray, characters:
     offset = starts[word]
     spans = np.stack([offset + previous, offset + bound - 1], 1)[kept]
     return spans, np.bincount(word[kept], minlength=len(pieces))
+
+
+def piece_times(
+    words: Sequence[str],
+    starts: Sequence[int],
+    ends: Sequence[int],
+    character_starts: Sequence[int],
+    pieces: Sequence[int],
+    characters: IntArray,
+) -> tuple[list[int], list[int]]:
+    """(piece_start, piece_end) of a document whose characters are aligned (PAPER: character alignment mapped to pieces).
+
+    `starts`, `ends` are the words' frames, `character_starts` those in which their characters begin; `pieces` (words) how many
+    pieces each word has, `characters` (all pieces) how many characters each stands for. A piece begins with its first character
+    and lasts until the next piece begins:
+
+        "unhappily" on frames 10..18, characters beginning at 10 11 | 12 13 13 14 | 17 17 18     un | happ | ily
+        ->   un 10-11, happ 12-16, ily 17-18
+
+    Where the pieces have another number of characters than the word (a normalising tokenizer), places are scaled.
+    """
+    piece_start: list[int] = []
+    piece_end: list[int] = []
+    place, first = 0, 0
+    for word, start, end, count in zip(words, starts, ends, pieces, strict=True):
+        bounds = np.concatenate([[0], np.cumsum(characters[first : first + count])])
+        scaled = (bounds[:-1] * len(word)) // max(1, int(bounds[-1]))
+        begins = np.asarray(character_starts[place : place + len(word)])[np.minimum(scaled, len(word) - 1)].tolist()
+        begins = [start, *begins[1:]] if count else []
+        piece_start += begins
+        piece_end += [after - 1 for after in begins[1:]] + ([end] if count else [])
+        place, first = place + len(word), first + count
+    return piece_start, piece_end
 
 
 def _running_maximum(values: IntArray, group: IntArray) -> IntArray:

@@ -15,13 +15,14 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lst.data.vocab import FRAMES_PER_SECOND
 from lst.errors import DataError
 
 NUM_CENTRES = 500
@@ -167,15 +168,44 @@ class SpeechTokenizerCard:
     k: int  # centres
     rate_hz: int
     dedup: bool
-    features: str  # what happens between the encoder and the centres
-    fitted_on: Mapping[str, Any]  # documents, frames, speakers, seed
-    quantizer_sha256: str
-    weights_sha256: str  # of the encoder's file
-    versions: Mapping[str, str]  # packages
-    measured: Mapping[str, Any]  # phone accuracy, perplexities, repeat rate
+    features: str = ""  # what happens between the encoder and the centres
+    quantizer_sha256: str = ""  # of the centres' file; "" is not known
+    weights_sha256: str = ""  # of the encoder's weights
+    fitted_on: Mapping[str, Any] = field(default_factory=dict)  # documents, frames, speakers, seed
+    versions: Mapping[str, str] = field(default_factory=dict)  # packages
+    measured: Mapping[str, Any] = field(default_factory=dict)  # phone accuracy, perplexities, repeat rate
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the tokens. A model's name counts only where no checksum says which one it is."""
+        decisive = ("layer", "k", "rate_hz", "dedup", "features", "quantizer_sha256", "weights_sha256")
+        return {name: getattr(self, name) for name in decisive} | ({} if self.weights_sha256 else {"model": self.model})
+
+    @classmethod
+    def read_file(cls, file: Path) -> SpeechTokenizerCard:
+        """The card that a user wrote about ready tokens: model, layer, k, rate_hz, dedup and, if known, the rest.
+
+        Raises DataError if a key is unknown, missing or of another type, or it does not tell of 25 Hz with repetitions.
+        """
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            content = content.get("speech_tokenizer", content)
+            card = cls(**content)
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            wanted = "write JSON with model, layer, k, rate_hz, dedup"
+            raise DataError(f"card={file} is no card of a speech tokenizer ({error}); {wanted}.") from error
+        for spec in dataclasses.fields(cls):
+            kind = {"str": str, "int": int, "bool": bool}.get(str(spec.type), Mapping)
+            if not isinstance(getattr(card, spec.name), kind) or (kind is int and isinstance(getattr(card, spec.name), bool)):
+                raise DataError(f"card={file}: {spec.name}={getattr(card, spec.name)!r} must be of type {spec.type}.")
+        if card.rate_hz != FRAMES_PER_SECOND or card.dedup:
+            raise DataError(
+                f"card={file} tells of {card.rate_hz} tokens a second, dedup={card.dedup}; data sets hold {FRAMES_PER_SECOND} a "
+                "second with their repetitions: tell how they were brought to that in `features`."
+            )
+        return card
 
     @classmethod
     def read(cls, folder: Path) -> SpeechTokenizerCard:

@@ -22,16 +22,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from math import gcd
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lst.data.waveform import resample
 from lst.errors import DataError, did_you_mean
 
-SAMPLE_RATE = 16_000
 ESPEAK_VOICES = ("en-us", "en-gb-x-rp", "en-us+f4", "en-us+m3")
 KOKORO_VOICES = ("jm_kumo", "jf_alpha")
 SPEAKERS = tuple(f"espeak:{v}" for v in ESPEAK_VOICES) + tuple(f"kokoro:{v}" for v in KOKORO_VOICES)
@@ -266,8 +265,5 @@ def _speak_kokoro(spoken: Sequence[str], voice: str) -> Utterance:
 
 def _to_16khz(audio: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     """Resampled and rounded to 16 bits, so that audio kept in a file equals audio just made."""
-    from scipy.signal import resample_poly
-
-    divisor = gcd(SAMPLE_RATE, rate)
-    resampled = resample_poly(audio.astype(np.float64), SAMPLE_RATE // divisor, rate // divisor)
-    return (np.round(np.clip(resampled, -1, 32767 / 32768) * 32768) / 32768).astype(np.float32)
+    resampled = resample(audio.astype(np.float64), rate)
+    return np.asarray(np.round(np.clip(resampled, -1, 32767 / 32768) * 32768) / 32768, np.float32)

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from lst.data.waveform import SAMPLE_RATE
 from lst.errors import DataError
 
 if TYPE_CHECKING:
     import torch
 
-SAMPLE_RATE = 16_000
 FEATURE_RATE = 25  # Hz
 LAYER = 3  # blocks that are run, of 4
 WIDTH = 384

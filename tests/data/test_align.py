@@ -57,5 +57,5 @@ def test_a_repeated_phoneme_needs_a_blank_between() -> None:
 
 
 def test_targets_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(DataError, match="3 phonemes do not fit into 2"):
+    with pytest.raises(DataError, match="3 sounds do not fit into 2"):
         ctc_path(_peaks([1, 2]), [1, 2, 3], blank=0)

@@ -9,6 +9,7 @@ import pytest
 
 from lst.data import synthesis
 from lst.data.synthesis import speak, spoken_word, word_spans
+from lst.data.waveform import SAMPLE_RATE
 from lst.errors import DataError
 
 needs_espeak = pytest.mark.skipif(
@@ -73,7 +74,7 @@ def test_espeak_says_the_same_samples_whatever_was_said_before(voice: str) -> No
     assert first.spans == again.spans
     assert first.spans is not None
     assert len(first.spans) == len(words)
-    assert 1.0 < len(first.audio) / synthesis.SAMPLE_RATE < 6.0
+    assert 1.0 < len(first.audio) / SAMPLE_RATE < 6.0
 
 
 @needs_espeak
