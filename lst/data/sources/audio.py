@@ -1,6 +1,6 @@
 """Folders and lists of audio files through a quantizer: `format=audio`.
 
-    input=FOLDER      every wav, flac and ogg file in it and below, in the order of their paths
+    input=FOLDER      every wav, flac and ogg file in it and below but hidden ones, in the order of their paths
     input=LIST        a file of paths, one a line, relative to the list's own folder; what follows a tab is passed over. A first
                       line that is a folder (as in fairseq's manifests) is what the others are relative to
 
@@ -153,8 +153,10 @@ def list_audio(given: Path) -> tuple[Path, list[str]]:
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, str]]:
-    for folder, _, names in os.walk(root):
-        yield from ((Path(folder), name) for name in names if Path(name).suffix.lower() in SUFFIXES)
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if not name.startswith(".")]
+        audio = (name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."))
+        yield from ((Path(folder), name) for name in audio)
 
 
 def _listed(file: Path) -> tuple[Path, list[str]]:
