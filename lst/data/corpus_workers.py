@@ -50,7 +50,7 @@ def _quantizer(file: Path) -> Quantizer:
     return Quantizer.load(file)
 
 
-def _say(work: Path, words: Sequence[str], speaker: str) -> synthesis.Utterance:
+def say(work: Path, words: Sequence[str], speaker: str) -> synthesis.Utterance:
     """Speech, from the cache if the slow neural engine made it before."""
     if not speaker.startswith("kokoro:"):
         return synthesis.speak(words, speaker)
@@ -65,7 +65,7 @@ def _say(work: Path, words: Sequence[str], speaker: str) -> synthesis.Utterance:
 def keep_features(work: Path, document: Document) -> None:
     file = work / "features" / f"{document.key}.npy"
     if not file.is_file():
-        audio = _say(work, document.text.split(), document.speaker).audio
+        audio = say(work, document.text.split(), document.speaker).audio
         features = np.zeros((0, whisper_encoder.WIDTH), np.float32) if _too_long(audio) else _encoder().features(audio)
         write_atomically(file, _npy(features))
 
@@ -86,7 +86,7 @@ def keep_document(work: Path, pieces: Path, document: Document) -> None:
     if file.is_file():
         return
     words = document.text.split()
-    said = _say(work, words, document.speaker)
+    said = say(work, words, document.speaker)
     if _too_long(said.audio):
         write_atomically(file, b"null")
         return
@@ -103,7 +103,7 @@ def keep_story(work: Path, pieces: Path, story: Story) -> None:
     if file.is_file():
         return
     quantizer = _quantizer(work / "quantizer.safetensors")
-    audios = [_say(work, text.split(), story.speaker).audio for text in story.utterances]
+    audios = [say(work, text.split(), story.speaker).audio for text in story.utterances]
     if any(map(_too_long, audios)):
         write_atomically(file, b"null")
         return

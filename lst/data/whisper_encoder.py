@@ -82,20 +82,20 @@ def log_mel(audio: NDArray[np.float32]) -> NDArray[np.float32]:
     frames = np.lib.stride_tricks.sliding_window_view(padded, _N_FFT)[::_HOP][:-1]
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_N_FFT) / _N_FFT)
     power = np.abs(np.fft.rfft(frames * window, axis=1)) ** 2
-    mel = np.log10(np.maximum(power @ _mel_filters().T, 1e-10))
+    mel = np.log10(np.maximum(power @ mel_filters(_N_FFT, _MELS).T, 1e-10))
     mel = (np.maximum(mel, mel.max() - 8.0) + 4.0) / 4.0
     usable = min(3000, len(mel) // 4 * 4)
     return np.ascontiguousarray(mel[:usable].T, dtype=np.float32)
 
 
 @cache
-def _mel_filters() -> NDArray[np.float64]:
-    """Slaney's mel filter bank (80, 201): linear below 1 kHz, logarithmic above, each filter of unit area."""
+def mel_filters(n_fft: int, mels: int) -> NDArray[np.float64]:
+    """Slaney's mel filter bank (mels, n_fft // 2 + 1) up to 8 kHz: linear below 1 kHz, logarithmic above, each of unit area."""
     step, knee, ratio = 200 / 3, 1000.0, np.log(6.4) / 27
     top = knee / step + np.log(SAMPLE_RATE / 2 / knee) / ratio
-    mels = np.linspace(0.0, top, _MELS + 2)
-    hertz = np.where(mels < knee / step, mels * step, knee * np.exp(ratio * (mels - knee / step)))
-    bins = np.fft.rfftfreq(_N_FFT, 1 / SAMPLE_RATE)
+    places = np.linspace(0.0, top, mels + 2)
+    hertz = np.where(places < knee / step, places * step, knee * np.exp(ratio * (places - knee / step)))
+    bins = np.fft.rfftfreq(n_fft, 1 / SAMPLE_RATE)
     rising = (bins[None] - hertz[:-2, None]) / np.diff(hertz)[:-1, None]
     falling = (hertz[2:, None] - bins[None]) / np.diff(hertz)[1:, None]
     filters = np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (hertz[2:] - hertz[:-2]))[:, None]
