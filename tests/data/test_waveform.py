@@ -23,7 +23,7 @@ def test_wav_and_flac_hold_the_same_waveform(tmp_path: Path) -> None:
 
 
 def test_ogg_is_read_whole(tmp_path: Path) -> None:
-    audio = tones(1.3)
+    audio = 0.4 * np.sin(2 * np.pi * 440 * np.arange(20_800) / 16_000)
     decoded = read(write_audio(tmp_path / "a.ogg", audio))
     assert len(decoded) == len(audio)
     assert np.corrcoef(decoded, audio)[0, 1] > 0.98
