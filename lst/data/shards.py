@@ -6,6 +6,12 @@
     DIR/text.arrow         a row a text document (schema TEXT)
     DIR/stories.arrow      story-completion items (schema STORIES), if there are any
 
+A large table is many *shards* instead, each with rows of one split, those of `train` first; the manifest lists them:
+
+    "shards": {"speech": [{"file": "speech-00000.arrow", "split": "train", "rows": n, "tokens": t}, ...], "text": [...]}
+
+Shards are Arrow files of several record batches, read in place (lst/data/columns.py).
+
 `.arrow` files are memory-mapped; `.parquet` files of the same schema are compressed and read into memory (that is how
 the embedded corpus ships). `data_id` is the hash of the tables' content, so both forms of one data set share it. A
 folder is written aside and renamed: it is there whole or not at all.
@@ -15,8 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lst.data.columns import MappedFile, Part, Split, all_rows, rows_of_split
+from lst.data.columns import Ragged as Ragged
+from lst.data.columns import ragged as ragged
 from lst.data.text import TextTokenizer
 from lst.errors import DataError
 
@@ -79,6 +87,8 @@ STORIES = pa.schema(
         "later_speech": pa.list_(_ids),
     }
 )
+TOKEN_COLUMNS = {"speech": "speech_tokens", "text": "text_tokens"}
+"""The columns whose tokens a table's documents and shards are counted by."""
 SCHEMAS = {"speech": SPEECH, "text": TEXT, "stories": STORIES}
 
 
@@ -119,32 +129,6 @@ def piece_times_error(row: Mapping[str, Any]) -> str | None:
             last = end
         piece += count
     return None
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Rows of different lengths in one flat array: row i is `values[offsets[i]:offsets[i + 1]]`."""
-
-    values: NDArray[Any]
-    offsets: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, row: int) -> NDArray[Any]:
-        return self.values[self.offsets[row] : self.offsets[row + 1]]
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return np.diff(self.offsets)
-
-
-def ragged(table: pa.Table, column: str) -> Ragged:
-    """A list column as a flat array with offsets; zero-copy where the file is memory-mapped."""
-    chunks = table[column].combine_chunks()
-    array = chunks if isinstance(chunks, pa.Array) else pa.concat_arrays(chunks.chunks)
-    # By the array protocol: pyarrow's own conversion imports pandas, a second in each run.
-    return Ragged(np.from_dlpack(array.values), np.from_dlpack(array.offsets).astype(np.int64))
 
 
 class Dataset:
@@ -190,26 +174,58 @@ class Dataset:
 
     @cached_property
     def speech(self) -> pa.Table:
+        """All spoken documents. Opens every shard: for looking at some rows of a data set of moderate size."""
         return self._table("speech")
 
     @cached_property
     def text(self) -> pa.Table:
+        """All text documents, as `speech`."""
         return self._table("text")
 
     @cached_property
     def stories(self) -> pa.Table:
         return self._table("stories")
 
-    def rows(self, name: str, split: str) -> NDArray[np.int64]:
-        """Row numbers of table `name` that belong to `split`, in file order."""
+    def rows(self, name: str, split: str) -> NDArray[np.int64] | range:
+        """Row numbers of table `name` that belong to `split`, in file order: of a table in shards, a range."""
+        if self._in_shards(name):
+            shards = self._shards(name)
+            first = 0 if split == SPLITS[0] else sum(shard["rows"] for shard in shards if shard["split"] == SPLITS[0])
+            return range(first, first + sum(shard["rows"] for shard in shards if shard["split"] == split))
         table: pa.Table = getattr(self, name)
         return np.flatnonzero(np.array(table["split"].to_pylist(), dtype=object) == split)
+
+    def documents(self, name: str, split: str) -> Split:
+        """The documents of table `name` (`speech` or `text`) in `split`, for one thread. Raises DataError on broken shards."""
+        column = TOKEN_COLUMNS[name]
+        if not self._in_shards(name):
+            arrow = self.path / f"{name}.arrow"
+            whole = partial(MappedFile, arrow) if arrow.is_file() else getattr(self, name).to_batches
+            return Split([Part(name, whole, rows_of_split(split), column)], column)
+        return Split([self._part(shard, column) for shard in self._shards(name) if shard["split"] == split], column)
+
+    def _in_shards(self, name: str) -> bool:
+        return name in self.manifest.get("shards", {})
+
+    def _part(self, shard: Mapping[str, Any], column: str) -> Part:
+        path = self.path / str(shard["file"])
+        return Part(str(path), partial(MappedFile, path), all_rows, column, (int(shard["rows"]), int(shard["tokens"])))
+
+    def _shards(self, name: str) -> list[dict[str, Any]]:
+        """The manifest's shards of a table that is in shards. Raises DataError where their list is damaged."""
+        shards: list[dict[str, Any]] = self.manifest["shards"][name]
+        for shard in shards:
+            plain = isinstance(shard.get("file"), str) and Path(shard["file"]).name == shard["file"]
+            counted = all(isinstance(shard.get(key), int) for key in ("rows", "tokens"))
+            if not (plain and counted and shard.get("split") in SPLITS):
+                raise DataError(f"'{self.path / MANIFEST}' has a damaged shard of {name} ({shard}); prepare the data set again.")
+        return shards
 
     def _table(self, name: str) -> pa.Table:
         arrow, parquet = self.path / f"{name}.arrow", self.path / f"{name}.parquet"
         try:
-            if name in self.manifest.get("shards", {}):
-                files = [str(self.path / shard["file"]) for shard in self.manifest["shards"][name]]
+            if self._in_shards(name):
+                files = [str(self.path / shard["file"]) for shard in self._shards(name)]
                 return pa.concat_tables(pa.ipc.open_file(pa.memory_map(file)).read_all() for file in files)
             if arrow.is_file():
                 return pa.ipc.open_file(pa.memory_map(str(arrow))).read_all()
