@@ -140,6 +140,7 @@ class DataConfig:
     interleaved_sequence_share_aligned: float = 1 / 3  # the same under the aligned patching
     text_span_words: tuple[int, int] = (4, 16)  # words of a text span: smallest and largest, uniform
     speech_per_text_words: float = 0.5  # words of the following speech span, as a share of the text span's
+    first_modality: str = "random"  # random | text | speech: how an interleaved document begins
 
     def validate(self) -> None:
         require_positive("data.seq_len_units", self.seq_len_units)
@@ -150,6 +151,11 @@ class DataConfig:
             raise ConfigError(f"data.text_span_words={[low, high]} is no range of words; give [smallest, largest].")
         if not self.speech_per_text_words > 0:
             raise ConfigError(f"data.speech_per_text_words={self.speech_per_text_words} must be positive (the paper's is 0.5).")
+        require_choice("data.first_modality", self.first_modality, ("random", "text", "speech"))
+
+
+DATA_FIELDS_SINCE = ("first_modality",)
+"""Fields of DataConfig that came after runs had ids. At their defaults they change nothing, and are no part of the identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +320,9 @@ class RunConfig:
         """Hash of what decides the result (DESIGN rule 6)."""
         content = to_dict(self)
         del content["execution"]
+        for name in DATA_FIELDS_SINCE:
+            if getattr(self.data, name) == getattr(DataConfig, name):
+                del content["data"][name]
         return content_hash(content)
 
     @classmethod

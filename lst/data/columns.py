@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +28,7 @@ from lst.errors import DataError
 
 OPEN_FILES = 32  # memory-mapped shards of a split at a time
 OPEN_CHUNKS = 64  # record batches of each at a time
+SHUFFLED = 1 << 24  # places up to which all are shuffled, 128 MiB
 
 IntArray = NDArray[np.int64]
 
@@ -41,10 +42,14 @@ class ListColumn(NamedTuple):
     @classmethod
     def of(cls, array: pa.ListArray) -> ListColumn:
         # By the array protocol: pyarrow's own conversion imports pandas, a second in each run.
-        return cls(np.from_dlpack(array.values), np.from_dlpack(array.offsets))
+        return cls(np.from_dlpack(array.values), cast(NDArray[np.int32], np.from_dlpack(array.offsets)))
+
+    def count(self, first: int, last: int) -> int:
+        """Values of rows `first` .. `last` - 1."""
+        return self.offsets.item(last) - self.offsets.item(first)
 
     def row(self, row: int) -> NDArray[Any]:
-        return self.values[self.offsets[row] : self.offsets[row + 1]]
+        return self.values[self.offsets.item(row) : self.offsets.item(row + 1)]
 
 
 class Ragged:
@@ -91,7 +96,7 @@ class Chunk:
         return name in self._batch.schema.names
 
 
-class Document(NamedTuple):
+class Place(NamedTuple):
     """Where a document lies, and how many of its tokens stand before the place that was asked for."""
 
     chunk: Chunk
@@ -168,18 +173,18 @@ class Part:
         batches, runs, tokens = self.batches(), [], []
         for number in range(len(batches)):
             batch = batches[number]
-            offsets = ListColumn.of(batch.column(self._column)).offsets
+            counted = ListColumn.of(batch.column(self._column))
             for first, last in self._runs(batch):
                 if last > first:
                     runs.append((number, first, last))
-                    tokens.append(int(offsets[last]) - int(offsets[first]))
+                    tokens.append(counted.count(first, last))
         table = np.array(runs, np.int32).reshape(-1, 3)
         row_ends, token_ends = np.cumsum(table[:, 2] - table[:, 1], dtype=np.int64), np.cumsum(tokens, dtype=np.int64)
         found = (_last(row_ends), _last(token_ends))
         if self._counts not in (None, found):
             raise DataError(
-                f"'{self.name}' holds {found[0]:,} documents of {found[1]:,} tokens, but its manifest says {self._counts[0]:,} of "
-                f"{self._counts[1]:,}; prepare the data set again."
+                f"'{self.name}' holds {found[0]:,} documents of {found[1]:,} tokens, but its manifest says {self._counts[0]:,} "
+                f"of {self._counts[1]:,}; prepare the data set again."
             )
         return table, row_ends, token_ends
 
@@ -204,7 +209,7 @@ class Split:
     def tokens(self) -> int:
         return _last(self._ends)
 
-    def from_token(self, token: int) -> Iterator[Document]:
+    def from_token(self, token: int) -> Iterator[Place]:
         """The document that holds `token` of the stream, then those after it, round and round."""
         part = int(np.searchsorted(self._ends, token, side="right"))
         within = token - (int(self._ends[part - 1]) if part else 0)
@@ -216,9 +221,9 @@ class Split:
         wanted = int(offsets[first]) + within - (int(ends[run - 1]) if run else 0)
         # The key has the offsets' own type: another would make numpy copy all of them.
         row = int(np.searchsorted(offsets, offsets.dtype.type(wanted), side="right")) - 1
-        yield Document(chunk, row, wanted - int(offsets[row]))
+        yield Place(chunk, row, wanted - int(offsets[row]))
         for later in range(row + 1, self._parts[part].runs[run, 2]):
-            yield Document(chunk, later)
+            yield Place(chunk, later)
         while True:
             run += 1
             if run == len(self._parts[part].runs):
@@ -226,7 +231,7 @@ class Split:
             number, first, last = self._parts[part].runs[run].tolist()
             chunk = self._chunk(part, number)
             for row in range(first, last):
-                yield Document(chunk, row)
+                yield Place(chunk, row)
 
     def runs(self) -> Iterator[tuple[Chunk, int, int]]:
         """All documents once, as (chunk, first row, one past the last); pages are let go of on the way."""
@@ -235,7 +240,7 @@ class Split:
                 yield self._chunk(number, batch), first, last
                 self.release()
 
-    def documents(self, places: Iterable[int]) -> Iterator[Document]:
+    def documents(self, places: Iterable[int]) -> Iterator[Place]:
         """The documents at `places` (rising, from 0) of the split; files without any are not opened."""
         part_ends = np.cumsum([part.rows for part in self._parts])
         for place in places:
@@ -244,7 +249,7 @@ class Split:
             within = place - (int(part_ends[number - 1]) if number else 0)
             run = int(np.searchsorted(part.row_ends, within, side="right"))
             batch, first, _ = part.runs[run].tolist()
-            yield Document(self._chunk(number, batch), first + within - (int(part.row_ends[run - 1]) if run else 0))
+            yield Place(self._chunk(number, batch), first + within - (int(part.row_ends[run - 1]) if run else 0))
 
     def release(self) -> None:
         """Let go of the pages of the open files; a page that is wanted again is mapped again."""
@@ -265,6 +270,16 @@ class Split:
                 chunks.clear()
             chunks[number] = Chunk(source[number])
         return chunks[number]
+
+
+def draw_places(generator: np.random.Generator, count: int, wanted: int) -> list[int]:
+    """`wanted` of 0 .. `count` - 1 without replacement, rising; all if there are no more.
+
+    Of more than SHUFFLED they are drawn without an array of all, so that memory does not grow with the documents.
+    """
+    if count <= SHUFFLED or count <= wanted:
+        return sorted(generator.permutation(count)[:wanted].tolist())
+    return sorted(generator.choice(count, wanted, replace=False, shuffle=False).tolist())
 
 
 def rows_of_split(split: str) -> Callable[[pa.RecordBatch], list[tuple[int, int]]]:

@@ -7,12 +7,14 @@ cut so that BOS, its segments and their markers are at most `context_tokens` ids
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
-from numpy.typing import NDArray
 
 from lst.config import DataConfig, EvalConfig
-from lst.data.interleave import Document, Segment, SpokenDocuments
-from lst.data.shards import Dataset, ragged
+from lst.data.columns import Place, draw_places
+from lst.data.interleave import Document, Segment, SpokenDocument, SpokenDocuments
+from lst.data.shards import Dataset
 from lst.errors import DataError
 
 SETS = ("speech", "text", "interleaved")
@@ -28,17 +30,16 @@ def heldout_documents(
     `heldout_documents` documents, or all there are. Raises DataError where the split 'heldout' has none.
     """
     spoken = SpokenDocuments(dataset, aligned_unit)
-    pieces = ragged(dataset.text, "text_tokens")
-    spoken_rows = _rows(dataset, "speech", spoken.tokens.lengths)
-    text_rows = _rows(dataset, "text", pieces.lengths)
     cut = evaluation.context_tokens
     interleaved = []
-    for row in _chosen(spoken_rows, evaluation, 2):
+    for row, place in _chosen(dataset, "speech", evaluation, 2):
         generator = np.random.Generator(np.random.Philox(key=[evaluation.seed, row]))
-        interleaved.append(cut_document(spoken.interleaved(row, data, generator), cut))
+        interleaved.append(cut_document(spoken.interleaved(SpokenDocument(place), data, generator), cut))
+    whole = [spoken.speech(SpokenDocument(place)) for _, place in _chosen(dataset, "speech", evaluation, 0)]
+    texts = [Segment("text", place.chunk["text_tokens"].row(place.row)) for _, place in _chosen(dataset, "text", evaluation, 1)]
     return {
-        "speech": [cut_document([spoken.speech(row)], cut) for row in _chosen(spoken_rows, evaluation, 0)],
-        "text": [cut_document([Segment("text", pieces[row])], cut) for row in _chosen(text_rows, evaluation, 1)],
+        "speech": [cut_document([segment], cut) for segment in whole if len(segment.tokens)],
+        "text": [cut_document([segment], cut) for segment in texts if len(segment.tokens)],
         "interleaved": [document for document in interleaved if document],
     }
 
@@ -64,15 +65,11 @@ def cut_document(document: Document, context_tokens: int) -> Document:
     return kept
 
 
-def _rows(dataset: Dataset, name: str, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    rows = dataset.rows(name, "heldout")
-    rows = rows[lengths[rows] > 0]
-    if not len(rows):
+def _chosen(dataset: Dataset, name: str, evaluation: EvalConfig, which: int) -> Iterator[tuple[int, Place]]:
+    """(row of the table, place) of `heldout_documents` documents, drawn without replacement, in file order."""
+    documents, rows = dataset.documents(name, "heldout"), dataset.rows(name, "heldout")
+    if not documents.tokens:
         raise DataError(f"table '{name}' of '{dataset.path}' has no rows in its split 'heldout'; prepare it with some.")
-    return rows
-
-
-def _chosen(rows: NDArray[np.int64], evaluation: EvalConfig, which: int) -> list[int]:
-    """`heldout_documents` of `rows`, drawn without replacement, in file order."""
     generator = np.random.Generator(np.random.Philox(key=[evaluation.seed, which]))
-    return sorted(int(row) for row in generator.permutation(rows)[: evaluation.heldout_documents])
+    chosen = draw_places(generator, documents.rows, evaluation.heldout_documents)
+    yield from zip((int(rows[place]) for place in chosen), documents.documents(chosen), strict=True)

@@ -1,4 +1,4 @@
-"""From a spoken document to a sequence of text and speech segments, made anew for each pass (PAPER: Data, Interleaving).
+"""From a spoken document to spans of text and speech, made anew for each pass (PAPER: Data, Interleaving).
 
 A contiguous span of words becomes its text tokens; the following span of about half that length stays speech; and so on.
 A speech span runs from the start of its first word to the frame before the next word's start, so that no frame is used
@@ -7,6 +7,7 @@ twice and the silence after a word stays with it. Pure functions of (document, g
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
@@ -14,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lst.config import DataConfig
+from lst.data.columns import Chunk, Place
+from lst.data.draws import Draws
 from lst.data.piece_spans import divide_words
-from lst.data.shards import PIECE_TIMES, Dataset, Ragged, ragged
+from lst.data.shards import PIECE_TIMES, Dataset
 
 
 class Segment(NamedTuple):
@@ -30,73 +33,126 @@ class Segment(NamedTuple):
 Document = list[Segment]
 
 
+class WordSpan(NamedTuple):
+    """Words `first` .. `last` - 1 of a document, spoken or written."""
+
+    speech: bool
+    first: int
+    last: int
+
+
+def interleaved_spans(words: int, data: DataConfig, draws: Draws, *, first_word: int = 0) -> Iterator[WordSpan]:
+    """Spans of text and speech in turn over `words` words, from `first_word` on; drawn while they are read.
+
+    A text span has data.text_span_words words, uniform; the speech span after it data.speech_per_text_words times as many,
+    rounded, one at least. Which comes first is data.first_modality: by a fair coin (`random`), `text` or `speech`.
+    """
+    (low, high), share = data.text_span_words, data.speech_per_text_words
+    speak = draws.coin() if data.first_modality == "random" else data.first_modality == "speech"
+    word, text_span = first_word, 0
+    while word < words:
+        if speak:
+            length = text_span or draws.between(low, high)
+            last = word + max(1, round(length * share))
+        else:
+            text_span = draws.between(low, high)
+            last = word + text_span
+        yield WordSpan(speak, word, min(words, last))
+        word, speak = last, not speak
+
+
+def stretches(words: int, length: int, *, first_word: int = 0) -> Iterator[tuple[int, int]]:
+    """(first, one past the last) of stretches of `length` words, the last one shorter."""
+    for first in range(first_word, words, length):
+        yield first, min(words, first + length)
+
+
+class SpokenDocument:
+    """One spoken document by its words: views of the data set."""
+
+    __slots__ = ("_piece_ends", "chunk", "ends", "pieces", "row", "starts", "tokens", "word_lengths", "words")
+
+    def __init__(self, place: Place) -> None:
+        chunk, row, _ = place
+        self.chunk: Chunk = chunk
+        self.row = row
+        self.tokens = chunk["speech_tokens"].row(row)
+        self.starts = chunk["word_start"].row(row)  # first frame of each word
+        self.ends = chunk["word_end"].row(row)  # last frame of each word, itself inside
+        self.word_lengths = chunk["word_text_lengths"].row(row)
+        self.pieces = chunk["word_text_tokens"].row(row)
+        self.words = len(self.starts)
+        self._piece_ends: NDArray[np.int64] | None = None
+
+    def first_word_at(self, frame: int) -> int:
+        """The first word that starts at `frame` or later; `words` where there is none."""
+        return int(np.searchsorted(self.starts, self.starts.dtype.type(frame))) if frame else 0
+
+    def border(self, word: int) -> int:
+        """The first frame of `word` and of the silence before the first; a word owns the frames up to the next one's."""
+        if word == 0:
+            return 0
+        return int(self.starts[word]) if word < self.words else len(self.tokens)
+
+    def piece_border(self, word: int) -> int:
+        """Text pieces before `word`."""
+        if self._piece_ends is None:
+            self._piece_ends = np.cumsum(self.word_lengths, dtype=np.int64)
+        return int(self._piece_ends[word - 1]) if word else 0
+
+    def speech(self, first: int, last: int) -> NDArray[np.integer]:
+        """Speech tokens of words `first` .. `last` - 1, with the silences that they own."""
+        return self.tokens[self.border(first) : self.border(last)]
+
+    def text(self, first: int, last: int) -> NDArray[np.integer]:
+        """Their text pieces."""
+        return self.pieces[self.piece_border(first) : self.piece_border(last)]
+
+
 class SpokenDocuments:
-    """Column access to the spoken documents of a data set, by row."""
+    """Documents as segments, with the spans of words or of their text pieces."""
 
     def __init__(self, dataset: Dataset, aligned_unit: str = "word") -> None:
         """`aligned_unit`: whose spans speech segments carry, of words (`word`) or of their text pieces (`bpe`)."""
-        self._dataset, self._in_pieces = dataset, aligned_unit == "bpe"
-        table = dataset.speech
-        self.tokens: Ragged = ragged(table, "speech_tokens")
-        self.word_start: Ragged = ragged(table, "word_start")
-        self.word_end: Ragged = ragged(table, "word_end")
-        self.word_lengths: Ragged = ragged(table, "word_text_lengths")
-        self.pieces: Ragged = ragged(table, "word_text_tokens")
-
-    def speech(self, row: int) -> Segment:
-        """The whole document as speech."""
-        spans, _ = self._spans(row)
-        return Segment("speech", self.tokens[row], spans)
-
-    def text(self, row: int) -> Segment:
-        """The whole document as text pieces."""
-        return Segment("text", self.pieces[row])
-
-    def interleaved(self, row: int, data: DataConfig, generator: np.random.Generator, *, first_word: int = 0) -> Document:
-        """The document from `first_word` on, text and speech spans in turn; empty where no word is left."""
-        starts = self.word_start[row].astype(np.int64)
-        words, tokens = len(starts), self.tokens[row]
-        spans, spans_before = self._spans(row)
-        borders = np.append(starts, len(tokens))  # a word owns the frames up to the next word's start
-        borders[0] = 0
-        offsets = np.append(0, np.cumsum(self.word_lengths[row], dtype=np.int64))
-        segments, word = [], first_word
-        speak = bool(generator.random() < 0.5)
-        text_span = 0
-        while word < words:
-            if speak:
-                length = text_span or int(generator.integers(*data.text_span_words, endpoint=True))
-                last = min(words, word + max(1, round(length * data.speech_per_text_words)))
-                begin, end = borders[word], borders[last]
-                own = spans[spans_before[word] : spans_before[last]] - begin
-                segments.append(Segment("speech", tokens[begin:end], own))
-            else:
-                text_span = int(generator.integers(*data.text_span_words, endpoint=True))
-                last = min(words, word + text_span)
-                segments.append(Segment("text", self.pieces[row][offsets[word] : offsets[last]]))
-            word, speak = last, not speak
-        return segments
-
-    def _spans(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(n, 2) first and last frame of each aligned unit of the document, and how many stand before each word's (W + 1,)."""
-        starts, ends = self.word_start[row].astype(np.int64), self.word_end[row].astype(np.int64)
-        if not self._in_pieces:
-            return np.stack([starts, ends], 1), np.arange(len(starts) + 1)
-        lengths = self.word_lengths[row].astype(np.int64)
-        if self._piece_times is None:
-            spans, counts = divide_words(starts, ends, lengths, self._dataset.tokenizer.characters[self.pieces[row]])
-        else:
-            spans = np.stack([times[row].astype(np.int64) for times in self._piece_times], 1)
-            spoken = spans[:, 1] >= spans[:, 0]  # a piece without frames ends before it starts
-            word = np.repeat(np.arange(len(starts)), lengths)
-            spans, counts = spans[spoken], np.bincount(word[spoken], minlength=len(starts))
-        return spans, np.append(0, np.cumsum(counts))
+        self._dataset, self.in_pieces = dataset, aligned_unit == "bpe"
 
     @cached_property
-    def _piece_times(self) -> tuple[Ragged, Ragged] | None:
-        """First and last frames of all pieces, where the data set has them."""
-        table = self._dataset.speech
-        if not set(PIECE_TIMES) <= set(table.schema.names):
-            return None
-        start, end = (ragged(table, name) for name in PIECE_TIMES)
-        return start, end
+    def characters(self) -> NDArray[np.int64]:
+        """Characters of each text piece, by which a word's frames are divided."""
+        return self._dataset.tokenizer.characters
+
+    def speech(self, document: SpokenDocument) -> Segment:
+        """The whole document as speech."""
+        return Segment("speech", document.tokens, self.spans(document, 0, document.words))
+
+    def interleaved(
+        self, document: SpokenDocument, data: DataConfig, generator: np.random.Generator, *, first_word: int = 0
+    ) -> Document:
+        """The document from `first_word` on, text and speech spans in turn; empty where no word is left."""
+        segments = []
+        for span in interleaved_spans(document.words, data, Draws(generator), first_word=first_word):
+            if span.speech:
+                words = self.spans(document, span.first, span.last)
+                segments.append(Segment("speech", document.speech(span.first, span.last), words))
+            else:
+                segments.append(Segment("text", document.text(span.first, span.last)))
+        return segments
+
+    def spans(self, document: SpokenDocument, first: int, last: int) -> NDArray[np.int64]:
+        """(n, 2) first and last frame of each aligned unit of words `first` .. `last` - 1, from where their speech begins."""
+        starts, ends = document.starts[first:last].astype(np.int64), document.ends[first:last].astype(np.int64)
+        if not self.in_pieces:
+            spans = np.stack([starts, ends], 1)
+        elif PIECE_TIMES[0] in document.chunk:
+            spans = piece_times(document, first, last)
+        else:
+            characters = self.characters[document.text(first, last)]
+            spans, _ = divide_words(starts, ends, document.word_lengths[first:last].astype(np.int64), characters)
+        return spans - document.border(first)
+
+
+def piece_times(document: SpokenDocument, first: int, last: int) -> NDArray[np.int64]:
+    """(n, 2) first and last frame of the pieces of words `first` .. `last` - 1 that have frames, as the data set gives them."""
+    own = slice(document.piece_border(first), document.piece_border(last))
+    spans = np.stack([document.chunk[name].row(document.row)[own].astype(np.int64) for name in PIECE_TIMES], 1)
+    return spans[spans[:, 1] >= spans[:, 0]]  # a piece without frames ends before it starts

@@ -1,13 +1,14 @@
 """Documents to rows, rows to batches: ids, units, what each token may see, and what it must predict. Numpy only.
 
-A row packs documents to at most `seq_len_units` units; documents are kept apart (no attention, no target across them).
-The last document is cut at a whole unit. A document is BOS, its segments each led by a marker, and EOS at its true end.
+Documents of a row are kept apart (no attention, no target across them). A document is BOS, its segments each led by a marker,
+and EOS at its true end. `encode_document` and `PackedRow.pack` take documents that are given; rows of the training stream are
+made by lst/data/row_builder.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -119,14 +120,14 @@ class PackedRow:
         return cls(
             ids=ids,
             doc=doc,
-            position=_count_within(tokens_per_doc),
+            position=count_within(tokens_per_doc),
             unit=np.repeat(np.arange(len(lengths)), lengths),
             visible=visible_units(closing_positions(lengths, complete), len(ids)),
             target=target,
             modality=vocabulary.modality(ids),
             frames=np.concatenate([d.frames for d in documents]),
             unit_doc=np.repeat(np.arange(len(documents)), units_per_doc),
-            unit_position=_count_within(units_per_doc),
+            unit_position=count_within(units_per_doc),
             interleaved=interleaved,
         )
 
@@ -156,7 +157,7 @@ class PackedRow:
         text = int((self.modality == TEXT).sum())
         speech = self.modality == SPEECH
         on = slice(None) if local.on_text else speech
-        position = self.position if local.on_text else _count_within(np.bincount(self.doc[speech]))
+        position = self.position if local.on_text else count_within(np.bincount(self.doc[speech]))
         tokens = int(self.content.sum())
         return SequenceCounts(
             sequences=1,
@@ -166,7 +167,7 @@ class PackedRow:
             text_only_tokens=0 if self.interleaved else text,
             interleaved_tokens=tokens if self.interleaved else 0,
             speech_tokens=int(self.frames.sum()),
-            patches=len(np.unique(self.unit[speech])),
+            patches=_distinct(self.unit[speech]),
             predicted=int((self.target >= 0).sum()),
             global_pairs=int((self.unit_position + 1).sum()),
             encoder_pairs=_windowed(position, local.encoder_window),
@@ -218,23 +219,17 @@ def batch_hash(digest: int) -> str:
     return f"{digest % (1 << 64):016x}"
 
 
-def pack_units(documents: Iterable[EncodedDocument], units: int) -> list[EncodedDocument]:
-    """Documents from the front, until `units` units are reached; the last is cut at a whole unit."""
-    packed, room = [], units
-    for document in documents:
-        packed.append(document.first_units(room))
-        room -= packed[-1].units
-        if room == 0:
-            break
-    return packed
-
-
-def _count_within(lengths: IntArray) -> IntArray:
-    """0, 1, .. within each stretch of the given lengths."""
-    starts = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
+def count_within(lengths: IntArray, starts: IntArray | int = 0) -> IntArray:
+    """start, start + 1, .. within each stretch of the given lengths."""
+    ends = np.cumsum(lengths)
+    within: IntArray = np.arange(int(ends[-1]) if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+    return within
 
 
 def _windowed(position: IntArray, window: int) -> int:
     seen = position + 1
     return int((np.minimum(seen, window) if window else seen).sum())
+
+
+def _distinct(rising: IntArray) -> int:
+    return int((np.diff(rising, prepend=-1) != 0).sum())

@@ -29,8 +29,9 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from lst.config import RunConfig
+from lst.data.columns import Chunk, draw_places
 from lst.data.interleave import Document, Segment
-from lst.data.shards import Dataset, open_dataset, ragged
+from lst.data.shards import Dataset, open_dataset
 from lst.errors import ConfigError, DataError
 from lst.records import write_atomically
 
@@ -181,13 +182,27 @@ def dataset_pieces(dataset: Dataset, vocabulary: int, wanted: str = "") -> Speec
 
 
 def training_sequences(dataset: Dataset) -> list[NDArray[np.integer]]:
-    """At most TRAINING_SEQUENCES sequences of the training split, in file order, drawn by a fixed seed."""
-    tokens = ragged(dataset.speech, "speech_tokens")
-    rows = dataset.rows("speech", "train").tolist()
-    places = [(row, start) for row in rows for start in range(0, int(tokens.lengths[row]), SEQUENCE_TOKENS)]
-    generator = np.random.Generator(np.random.Philox(key=SEED))
-    chosen = np.sort(generator.permutation(len(places))[:TRAINING_SEQUENCES]).tolist()
-    return [tokens[row][start : start + SEQUENCE_TOKENS] for row, start in (places[i] for i in chosen)]
+    """At most TRAINING_SEQUENCES sequences of the training split, in file order, drawn by a fixed seed; copies."""
+    documents = dataset.documents("speech", "train")
+    total = sum(int(_sequence_ends(chunk, first, last)[-1]) for chunk, first, last in documents.runs())
+    chosen = np.array(draw_places(np.random.Generator(np.random.Philox(key=SEED)), total, TRAINING_SEQUENCES), np.int64)
+    sequences, before = [], 0
+    for chunk, first, last in documents.runs():
+        ends = before + _sequence_ends(chunk, first, last)
+        own = chosen[(chosen >= before) & (chosen < ends[-1])]
+        rows = np.searchsorted(ends, own, side="right")
+        begins = np.append(before, ends)[rows]
+        for row, number in zip(rows.tolist(), (own - begins).tolist(), strict=True):
+            start = number * SEQUENCE_TOKENS
+            sequences.append(np.array(chunk["speech_tokens"].row(first + row)[start : start + SEQUENCE_TOKENS]))
+        before = int(ends[-1])
+    return sequences
+
+
+def _sequence_ends(chunk: Chunk, first: int, last: int) -> IntArray:
+    """Sequences of the documents `first` .. `last` - 1 of a record batch, up to each one's end."""
+    lengths = np.diff(chunk["speech_tokens"].offsets[first : last + 1]).astype(np.int64)
+    return np.cumsum(-(-lengths // SEQUENCE_TOKENS))
 
 
 def train_speech_bpe(sequences: Sequence[NDArray[np.integer]], *, speech_vocab: int, vocabulary: int) -> bytes:

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lst.config import DataConfig, EvalConfig, Patching, RunConfig
+from lst.data.columns import draw_places
 from lst.data.interleave import Document
 from lst.data.ngram import NgramModel
-from lst.data.shards import Dataset, ragged
+from lst.data.shards import Dataset
 from lst.data.speech_bpe import remember, run_pieces
 from lst.data.stream import Stream
 from lst.data.vocab import FRAMES_PER_SECOND
@@ -25,6 +26,7 @@ from lst.errors import DataError
 from lst.flops import SequenceCounts, training_flops
 
 MIXTURE_SAMPLE = 384  # sequences by which the mixture's shares are solved
+REFERENCE_TOKENS = 1 << 25  # of each modality that the references are counted on at most
 FIELDS = tuple(f.name for f in dataclasses.fields(SequenceCounts))
 
 
@@ -93,32 +95,40 @@ def solve_mixture(dataset: Dataset, config: RunConfig) -> DataConfig:
 
 
 def corpus_statistics(dataset: Dataset) -> dict[str, Any]:
-    """Sizes of the training split: documents, unique speech tokens, text pieces, seconds of speech, words."""
-    tokens, words = ragged(dataset.speech, "speech_tokens"), ragged(dataset.speech, "word_start")
-    pieces = ragged(dataset.text, "text_tokens")
-    spoken, written = dataset.rows("speech", "train"), dataset.rows("text", "train")
+    """Sizes of the training split: documents, unique tokens, seconds of speech, words. Streamed over record batches."""
+    spoken, written = dataset.documents("speech", "train"), dataset.documents("text", "train")
+    words = transcript = 0
+    for chunk, first, last in spoken.runs():
+        words += chunk["word_start"].count(first, last)
+        transcript += chunk["word_text_tokens"].count(first, last)
     return {
         "data_id": dataset.data_id,
-        "spoken_documents": len(spoken),
-        "unique_speech_tokens": int(tokens.lengths[spoken].sum()),
-        "speech_seconds": int(tokens.lengths[spoken].sum()) / FRAMES_PER_SECOND,
-        "spoken_words": int(words.lengths[spoken].sum()),
-        "text_documents": len(written),
-        "unique_text_tokens": int(pieces.lengths[written].sum()),
+        "spoken_documents": spoken.rows,
+        "unique_speech_tokens": spoken.tokens,
+        "speech_seconds": spoken.tokens / FRAMES_PER_SECOND,
+        "spoken_words": words,
+        "unique_transcript_tokens": transcript,
+        "text_documents": written.rows,
+        "unique_text_tokens": written.tokens,
     }
 
 
 def references(dataset: Dataset, evaluation: EvalConfig, data: DataConfig | None = None) -> dict[str, Any]:
-    """Unigram and trigram losses (nats a token) of the very tokens that runs are evaluated on (references.json)."""
+    """Unigram and trigram losses (nats a token) of the very tokens that runs are evaluated on (references.json).
+
+    Counted on the training split, or on documents drawn from it that hold about REFERENCE_TOKENS tokens if it has more.
+    """
     from lst.data.heldout import heldout_documents
 
     sets = heldout_documents(dataset, evaluation, data or DataConfig())
     counted = {"speech": ("speech_tokens", dataset.speech_vocab), "text": ("text_tokens", dataset.text_vocab)}
     losses: dict[str, Any] = {}
     for name, (column, vocabulary) in counted.items():
-        table = dataset.speech if name == "speech" else dataset.text
-        values = ragged(table, column)
-        model = NgramModel([values[r] for r in dataset.rows(name, "train")], vocabulary)
+        train = dataset.documents(name, "train")
+        documents = min(train.rows, REFERENCE_TOKENS * train.rows // max(1, train.tokens))
+        generator = np.random.Generator(np.random.Philox(key=evaluation.seed))
+        places = train.documents(draw_places(generator, train.rows, documents))
+        model = NgramModel([place.chunk[column].row(place.row) for place in places], vocabulary)
         scored = [segment.tokens for document in sets[name] for segment in _segments(document)]
         losses[name] = {
             "unigram": model.nats(scored, 1),

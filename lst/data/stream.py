@@ -16,20 +16,25 @@ From its start a sequence reads documents in file order, wrapping round, until `
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lst.config import DataConfig, Patching, PatchingConfig, RunConfig
-from lst.data.interleave import Document, Segment, SpokenDocuments
-from lst.data.pack import EncodedDocument, LocalTokens, PackedBatch, PackedRow, encode_document, pack_units
-from lst.data.shards import Dataset, Ragged, ragged
+from lst.data.columns import Place
+from lst.data.draws import Draws
+from lst.data.interleave import SpokenDocument, SpokenDocuments, interleaved_spans
+from lst.data.pack import LocalTokens, PackedBatch, PackedRow, encode_document
+from lst.data.row_builder import RowBuilder
+from lst.data.shards import Dataset
 from lst.data.speech_bpe import run_pieces
 from lst.data.vocab import Vocabulary
 from lst.errors import DataError
 
 _PLASTIC = 1.32471795724474602596  # the real root of x^3 = x + 1
 _SCALE = 1 << 64
+
+ROWS_BETWEEN_RELEASES = 64  # rows after which mapped pages are let go of: what stays resident in between is theirs
 _STEPS = (int(_SCALE / _PLASTIC), int(_SCALE / _PLASTIC**2))
 
 
@@ -50,11 +55,11 @@ class Stream:
         self.vocabulary = Vocabulary(text=dataset.text_vocab, speech=dataset.speech_vocab, speech_pieces=pieces)
         self._speech_bpe = run_pieces(config, dataset)
         self._spoken = SpokenDocuments(dataset, config.patching.aligned_unit)
-        spoken = dataset.rows("speech", "train")
-        with_words = spoken[self._spoken.word_start.lengths[spoken] > 0]  # without words there is nothing to interleave
-        self._speech_rows = _Rows(self._spoken.tokens, with_words, "spoken")
-        self._pieces = ragged(dataset.text, "text_tokens")
-        self._text_rows = _Rows(self._pieces, dataset.rows("text", "train"), "text")
+        self._documents = {name: dataset.documents(name, "train") for name in ("speech", "text")}
+        for name, documents in self._documents.items():
+            if not documents.tokens:
+                raise DataError(f"the data set has no {name} documents in its split 'train'; prepare it with some.")
+        self._rows_made = 0
         self.local = LocalTokens.of(config.model)
 
     def batch(self, step: int, *, rank: int = 0, size: int = 1) -> PackedBatch:
@@ -77,12 +82,26 @@ class Stream:
 
     def row(self, index: int) -> PackedRow:
         """Sequence `index` of the run."""
-        config = self.config
+        self._rows_made += 1
+        if self._rows_made % ROWS_BETWEEN_RELEASES == 0:
+            for documents in self._documents.values():
+                documents.release()
         kind, interleaved, v, generator = self._outline(index)
-        documents = self._interleaved_from(v, generator) if interleaved else self._text_from(v)
-        encoded = self._encode(documents, kind)
-        packed = pack_units(encoded, config.data.seq_len_units)
-        return PackedRow.pack(packed, self.vocabulary, interleaved=interleaved)
+        builder = RowBuilder(
+            vocabulary=self.vocabulary,
+            kind=kind,
+            patching=self.config.patching,
+            units=self.config.data.seq_len_units,
+            spoken=self._spoken,
+            speech_bpe=self._speech_bpe,
+        )
+        documents = self._documents["speech" if interleaved else "text"]
+        places = documents.from_token(int(v * documents.tokens))
+        if interleaved:
+            self._interleave(builder, places, Draws(generator))
+        else:
+            self._read_text(builder, places)
+        return builder.row(interleaved=interleaved)
 
     def _outline(self, index: int) -> tuple[Patching, bool, float, np.random.Generator]:
         """Patching, whether interleaved, start, and the generator for the rest, of sequence `index`: without reading data."""
@@ -90,52 +109,35 @@ class Stream:
         generator = np.random.Generator(np.random.Philox(key=(config.train.seed << 64) + index))
         u, v = _even_point(config.train.seed, index)
         step = index // config.train.batch_sequences
-        draws = {"sequence": generator.random(), "step": _step_draw(config.train.seed, step)}
-        kind = draw_patching(config.patching, step / config.train.steps, draws[config.patching.draw])
+        draw = generator.random()
+        if config.patching.draw == "step":
+            draw = _step_draw(config.train.seed, step)
+        kind = draw_patching(config.patching, step / config.train.steps, draw)
         return kind, u < sequence_share(config.data, kind), v, generator
 
-    def _encode(self, documents: Iterator[Document], kind: Patching) -> Iterator[EncodedDocument]:
-        patching = self.config.patching
-        for document in documents:
-            if self._speech_bpe is not None:
-                document = self._speech_bpe.encode_document(document)
-            yield encode_document(document, self.vocabulary, kind, patching.patch_size, ends=True, silence=patching.silence_rule)
+    def _interleave(self, builder: RowBuilder, places: Iterator[Place], draws: Draws) -> None:
+        for place in places:
+            document = SpokenDocument(place)
+            if not document.words:
+                continue  # nothing to interleave
+            first_word = document.first_word_at(place.offset)
+            for speech, first, last in interleaved_spans(document.words, self.config.data, draws, first_word=first_word):
+                if speech:
+                    builder.speech(document, first, last)
+                else:
+                    builder.text(document.text(first, last))
+                if builder.full:
+                    return
+            builder.end_document()
 
-    def _interleaved_from(self, start: float, generator: np.random.Generator) -> Iterator[Document]:
-        first, frame = self._speech_rows.locate(start)
-        for place, row in enumerate(self._speech_rows.from_place(first)):
-            skip = int(np.searchsorted(self._spoken.word_start[row], frame)) if place == 0 else 0
-            document = self._spoken.interleaved(row, self.config.data, generator, first_word=skip)
-            if document:
-                yield document
-
-    def _text_from(self, start: float) -> Iterator[Document]:
-        first, offset = self._text_rows.locate(start)
-        for place, row in enumerate(self._text_rows.from_place(first)):
-            yield [Segment("text", self._pieces[row][offset if place == 0 else 0 :])]
-
-
-class _Rows:
-    """The rows of one kind as one long token stream that wraps round."""
-
-    def __init__(self, column: Ragged, rows: NDArray[np.int64], name: str) -> None:
-        lengths = column.lengths[rows]
-        self._rows = rows[lengths > 0]
-        self._ends = np.cumsum(lengths[lengths > 0])
-        if not len(self._rows):
-            raise DataError(f"the data set has no {name} documents in its split 'train'; prepare it with some.")
-
-    def locate(self, fraction: float) -> tuple[int, int]:
-        """(place among the rows, token offset inside the row) at `fraction` of the stream."""
-        token = int(fraction * int(self._ends[-1]))
-        place = int(np.searchsorted(self._ends, token, side="right"))
-        return place, token - (int(self._ends[place - 1]) if place else 0)
-
-    def from_place(self, place: int) -> Iterator[int]:
-        count = len(self._rows)
-        while True:
-            yield int(self._rows[place % count])
-            place += 1
+    def _read_text(self, builder: RowBuilder, places: Iterator[Place]) -> None:
+        for chunk, row, offset in places:
+            tokens = chunk["text_tokens"].row(row)[offset:]
+            if len(tokens):
+                builder.text(tokens)
+                builder.end_document()
+            if builder.full:
+                return
 
 
 def draw_patching(patching: PatchingConfig, progress: float, draw: float) -> Patching:
@@ -157,6 +159,11 @@ def _step_draw(seed: int, step: int) -> float:
 
 def _even_point(seed: int, index: int) -> tuple[float, float]:
     """Point `index` of the R2 sequence, shifted by the seed, in [0, 1)^2."""
-    shift = np.random.Generator(np.random.Philox(key=seed)).integers(0, 1 << 63, 2)
-    u, v = (((int(s) << 1) + (index + 1) * step) % _SCALE for s, step in zip(shift, _STEPS, strict=True))
+    u, v = (((s << 1) + (index + 1) * step) % _SCALE for s, step in zip(_shift(seed), _STEPS, strict=True))
     return u / _SCALE, v / _SCALE
+
+
+@cache
+def _shift(seed: int) -> list[int]:
+    shift: list[int] = np.random.Generator(np.random.Philox(key=seed)).integers(0, 1 << 63, 2).tolist()
+    return shift

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lst.data.columns import Document, MappedFile, Split
+from lst.data.columns import MappedFile, Place, Split
 from lst.data.shards import MANIFEST, SPLITS, TOKEN_COLUMNS, Dataset, open_dataset, ragged
 from lst.errors import DataError
 from tests.data.sharded import write_arrow, write_shards
@@ -26,7 +26,7 @@ def shards(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Datas
     return open_dataset(write_shards(toy_dataset, tmp_path_factory.mktemp("shards") / "data"))
 
 
-def tokens_of(document: Document, split: Split) -> list[int]:
+def tokens_of(document: Place, split: Split) -> list[int]:
     return document.chunk[split.column].row(document.row).tolist()
 
 

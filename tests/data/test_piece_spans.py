@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lst.config import DataConfig
-from lst.data.interleave import SpokenDocuments
+from lst.data.interleave import SpokenDocument, SpokenDocuments
 from lst.data.piece_spans import divide_words
 from lst.data.shard_writer import write_dataset
-from lst.data.shards import open_dataset
+from lst.data.shards import Dataset, open_dataset
 from lst.errors import DataError
 
 
@@ -78,9 +78,10 @@ def test_pieces_of_the_stream_stay_inside_their_words(toy_dataset: Path) -> None
     dataset = open_dataset(toy_dataset)
     words, pieces = SpokenDocuments(dataset), SpokenDocuments(dataset, "bpe")
     finer = 0
-    for row in range(12):
+    places = list(dataset.documents("speech", "train").documents(range(12)))
+    for number, place in enumerate(places):
         data, seed = DataConfig(text_span_words=(2, 5)), np.random.default_rng
-        coarse, fine = (spoken.interleaved(row, data, seed(row)) for spoken in (words, pieces))
+        coarse, fine = (spoken.interleaved(SpokenDocument(place), data, seed(number)) for spoken in (words, pieces))
         for a, b in zip(coarse, fine, strict=True):
             assert np.array_equal(a.tokens, b.tokens)
             if a.words is None or b.words is None:
@@ -121,12 +122,19 @@ def first_frame_each(spans: list[tuple[int, int]], lengths: list[int]) -> list[t
 def test_given_times_of_pieces_are_used(toy_dataset: Path, tmp_path: Path) -> None:
     dataset = open_dataset(with_piece_times(toy_dataset, tmp_path / "d", first_frame_each))
     spoken = SpokenDocuments(dataset, "bpe")
-    row = dataset.speech.slice(3, 1).to_pylist()[0]
+    (row,) = dataset.speech.slice(int(dataset.rows("speech", "train")[3]), 1).to_pylist()
     expected = first_frame_each(list(zip(row["word_start"], row["word_end"], strict=True)), row["word_text_lengths"])
-    found = spoken.speech(3).words
+    found = spoken.speech(fourth_document(dataset)).words
     assert found is not None
     assert found.tolist() == [list(t) for t in expected if t[1] >= t[0]]
-    assert found.tolist() != SpokenDocuments(open_dataset(toy_dataset), "bpe").speech(3).words.tolist()  # type: ignore[union-attr]
+    divided = SpokenDocuments(open_dataset(toy_dataset), "bpe").speech(fourth_document(open_dataset(toy_dataset))).words
+    assert divided is not None
+    assert found.tolist() != divided.tolist()
+
+
+def fourth_document(dataset: Dataset) -> SpokenDocument:
+    (place,) = dataset.documents("speech", "train").documents([3])
+    return SpokenDocument(place)
 
 
 def test_times_outside_their_word_are_refused(toy_dataset: Path, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from lst.config import Arm, DataConfig, Patching, arm_config
-from lst.data.interleave import SpokenDocuments
+from lst.data.draws import Draws
+from lst.data.interleave import SpokenDocument, SpokenDocuments, interleaved_spans
 from lst.data.shards import open_dataset
 from lst.data.statistics import count_sequences, solve_mixture
 from lst.data.stream import Stream
@@ -85,22 +86,15 @@ def test_sequences_cover_the_corpus_evenly(dataset):
     """After many sequences, no training document is read far more often than its length asks for."""
     config = run_config(dataset, "baseline", train={"steps": 400, "batch_sequences": 4})
     stream = Stream(dataset, config)
-    rows = dataset.rows("text", "train")
-    seen = np.zeros(len(rows))
+    lengths = np.array([len(dataset.text["text_tokens"][int(r)]) for r in dataset.rows("text", "train")])
+    seen = np.zeros(len(lengths))
     for index in range(1600):
-        row = stream.row(index)
-        if not row.interleaved:
-            place, _ = stream._text_rows.locate(_start_of(stream, index))
-            seen[place % len(rows)] += 1
-    share = stream._pieces.lengths[rows] / stream._pieces.lengths[rows].sum()
+        _, interleaved, start, _ = stream._outline(index)
+        if not interleaved:
+            seen[np.searchsorted(np.cumsum(lengths), int(start * lengths.sum()), side="right")] += 1
+    share = lengths / lengths.sum()
     expected = share * seen.sum()
     assert (abs(seen - expected) <= 3 + 0.5 * expected).all()
-
-
-def _start_of(stream, index):
-    from lst.data.stream import _even_point
-
-    return _even_point(stream.config.train.seed, index)[1]
 
 
 def test_the_wrong_data_set_is_refused(dataset):
@@ -110,34 +104,41 @@ def test_the_wrong_data_set_is_refused(dataset):
         Stream(dataset, wrong)
 
 
+def spoken_documents(dataset, split="train"):
+    documents = dataset.documents("speech", split)
+    return [SpokenDocument(place) for place in documents.documents(range(documents.rows))]
+
+
 def test_interleaving_uses_each_word_once_and_keeps_speech_spans_on_word_borders(dataset):
     spoken = SpokenDocuments(dataset)
     data = DataConfig(text_span_words=(2, 6))
-    for row in range(20):
-        document = spoken.interleaved(row, data, np.random.default_rng(row))
-        kinds = [s.modality for s in document]
-        assert all(a != b for a, b in pairwise(kinds))
-        words = len(spoken.word_start[row])
-        pieces_per_word = spoken.word_lengths[row]
-        texts = sum(len(s.tokens) for s in document if s.modality == "text")
-        spoken_words = [s.words for s in document if s.modality == "speech"]
-        assert sum(map(len, spoken_words)) <= words
-        assert texts + 0 <= pieces_per_word.sum()
+    for number, row in enumerate(spoken_documents(dataset)):
+        document = spoken.interleaved(row, data, np.random.default_rng(number))
+        assert all(a.modality != b.modality for a, b in pairwise(document))
+        spans = list(interleaved_spans(row.words, data, Draws(np.random.default_rng(number))))
+        assert [w for span in spans for w in range(span.first, span.last)] == list(range(row.words))
+        texts = np.concatenate([row.text(s.first, s.last) for s in spans if not s.speech] or [np.zeros(0)])
+        assert texts.tolist() == [t for s in document if s.modality == "text" for t in s.tokens.tolist()]
         for segment in document:
             if segment.modality == "speech":
                 assert segment.words[0, 0] >= 0
                 assert segment.words[-1, 1] < len(segment.tokens)
 
 
+@pytest.mark.parametrize("first", ["text", "speech"])
+def test_the_first_modality_may_be_fixed(dataset, first):
+    data = DataConfig(first_modality=first)
+    documents = [SpokenDocuments(dataset).interleaved(d, data, np.random.default_rng(0)) for d in spoken_documents(dataset)]
+    assert {document[0].modality for document in documents} == {first}
+
+
 def test_the_word_ratio_of_speech_to_text_is_one_to_two(dataset):
-    spoken = SpokenDocuments(dataset)
-    data = DataConfig()
-    generator = np.random.default_rng(0)
+    data, generator = DataConfig(), np.random.default_rng(0)
     spoken_words = total = 0
-    for row in range(len(spoken.tokens)):
-        document = spoken.interleaved(row, data, generator)
-        spoken_words += sum(len(s.words) for s in document if s.modality == "speech")
-        total += len(spoken.word_start[row])
+    for document in spoken_documents(dataset):
+        spans = interleaved_spans(document.words, data, Draws(generator))
+        spoken_words += sum(span.last - span.first for span in spans if span.speech)
+        total += document.words
     assert spoken_words / total == pytest.approx(1 / 3, abs=0.05)
 
 
