@@ -44,7 +44,7 @@ class ListColumn(NamedTuple):
         # By the array protocol: pyarrow's own conversion imports pandas, a second in each run.
         return cls(np.from_dlpack(array.values), cast(NDArray[np.int32], np.from_dlpack(array.offsets)))
 
-    def count(self, first: int, last: int) -> int:
+    def total(self, first: int, last: int) -> int:
         """Values of rows `first` .. `last` - 1."""
         return self.offsets.item(last) - self.offsets.item(first)
 
@@ -177,7 +177,7 @@ class Part:
             for first, last in self._runs(batch):
                 if last > first:
                     runs.append((number, first, last))
-                    tokens.append(counted.count(first, last))
+                    tokens.append(counted.total(first, last))
         table = np.array(runs, np.int32).reshape(-1, 3)
         row_ends, token_ends = np.cumsum(table[:, 2] - table[:, 1], dtype=np.int64), np.cumsum(tokens, dtype=np.int64)
         found = (_last(row_ends), _last(token_ends))

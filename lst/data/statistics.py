@@ -99,8 +99,8 @@ def corpus_statistics(dataset: Dataset) -> dict[str, Any]:
     spoken, written = dataset.documents("speech", "train"), dataset.documents("text", "train")
     words = transcript = 0
     for chunk, first, last in spoken.runs():
-        words += chunk["word_start"].count(first, last)
-        transcript += chunk["word_text_tokens"].count(first, last)
+        words += chunk["word_start"].total(first, last)
+        transcript += chunk["word_text_tokens"].total(first, last)
     return {
         "data_id": dataset.data_id,
         "spoken_documents": spoken.rows,
