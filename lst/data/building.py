@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from lst.data.piece_spans import CHARACTER_START
 from lst.data.shard_writer import BATCH_TOKENS, ShardWriter
 from lst.data.shards import SPEECH, TEXT
 from lst.data.sources.base import Block, Record, Refused, Row, Source
@@ -30,9 +31,10 @@ from lst.records import write_json
 SHOWN_REFUSALS = 10
 _PLACE = [pa.field("line", pa.int64()), pa.field("place", pa.string())]
 _MADE_LATER = ("word_text_tokens", "word_text_lengths", "text_tokens")
+_CHARACTERS = [pa.field(CHARACTER_START, pa.list_(pa.uint32()))]  # none where characters are not aligned
 RAW = {
-    name: pa.schema([f for f in schema if f.name not in _MADE_LATER] + _PLACE)
-    for name, schema in (("speech", SPEECH), ("text", TEXT))
+    name: pa.schema([f for f in schema if f.name not in _MADE_LATER] + optional + _PLACE)
+    for name, schema, optional in (("speech", SPEECH, _CHARACTERS), ("text", TEXT, []))
 }
 COUNTED = {"speech": "speech_tokens", "text": "text"}  # what a raw shard is as long as: speech tokens, or bytes of text
 KEPT_ROWS = 1_024  # rows that wait for a column form
@@ -134,6 +136,7 @@ def _raw_row(table: str, record: Record) -> Row:
     row = {**record.row, "line": record.line, "place": record.place}
     if table == "speech":
         row["speech_tokens"] = np.asarray(row["speech_tokens"], np.uint16)
+        row.setdefault(CHARACTER_START, [])
     return row
 
 

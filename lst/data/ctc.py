@@ -64,7 +64,7 @@ class CtcAligner:
     def identity(self) -> dict[str, Any]:
         normed = "waveform normed" if self._model.normalize else "waveform as it is"
         about = f"CTC; {normed}; {self._dtype}; windows of at most {self._window_seconds:g} s"
-        return {"aligner": about, "weights_sha256": self._model.sha256}
+        return {"aligner": about, "weights_sha256": self._model.sha256, "characters": True}
 
     def times(self, audio: NDArray[np.float32], words: Sequence[str]) -> WordTimes:
         """Raises ValueError where the audio is too long for the search, and DataError where the letters do not fit into it."""

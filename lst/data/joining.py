@@ -25,8 +25,18 @@ from numpy.typing import NDArray
 
 from lst.data.building import RAW, read_refusals, refusal_line
 from lst.data.overlap import describe_overlap, measure_overlap, write_overlap
+from lst.data.piece_spans import CHARACTER_START
 from lst.data.shard_files import file_batches
-from lst.data.shard_writer import TOKENS, ShardWriter, file_sha256, identity, list_lengths, with_text_tokens, write_manifest
+from lst.data.shard_writer import (
+    TOKENS,
+    ShardWriter,
+    file_sha256,
+    identity,
+    list_lengths,
+    with_piece_times,
+    with_text_tokens,
+    write_manifest,
+)
 from lst.data.shards import FORMAT_VERSION, SCHEMAS, SPLITS, TOKENIZER
 from lst.data.sources.base import Refused
 from lst.data.splits import Groups, Sides, ranks
@@ -61,10 +71,12 @@ class Join:
     blocks: dict[str, int] = field(default_factory=dict)  # table -> number of blocks
     counts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     twice: dict[Place, Refused] = field(default_factory=dict)
+    piece_times: bool = False  # characters are aligned, and so the pieces are
 
     def run(self) -> str:
         """Join, name the folder, remove the work folder; returns the data_id. Raises DataError; OSError on a full disk."""
         made_from = self.work.made_from()
+        self.piece_times = bool(made_from["identity"]["speech"].get("aligner", {}).get("characters"))
         self.blocks = {table: count for table, count in made_from["blocks"].items() if count is not None}
         self._check_blocks()
         self._find_twice()
@@ -210,7 +222,8 @@ class Join:
     def _table_rows(self, table: str, block: int, sides: dict[str, Sides], split: str = "") -> Iterator[pa.Table]:
         """The raw rows that become rows of `table`, with their split, of all splits or of one."""
         source = self.source_of(table)
-        columns = [name for name in RAW[table].names if name not in ("line", "place")]
+        unwanted = ("line", "place") if self.piece_times else ("line", "place", CHARACTER_START)
+        columns = [name for name in RAW[table].names if name not in unwanted]
         needed = columns if source == table else [*columns, "speaker"]
         for rows in self.rows(source, block, needed):
             drawn = sides[source].of(rows)
@@ -295,7 +308,8 @@ class Join:
         self, table: str, sides: dict[str, Sides], split: str, run: range, tokenizer: TextTokenizer, file: Path
     ) -> dict[str, Any]:
         aside = self.work.join / f".{file.name}"
-        writer = ShardWriter(aside, SCHEMAS[table], TOKENS[table])
+        schema = with_piece_times(SCHEMAS[table]) if table == "speech" and self.piece_times else SCHEMAS[table]
+        writer = ShardWriter(aside, schema, TOKENS[table])
         try:
             for block in run:
                 for rows in self._table_rows(table, block, sides, split):
@@ -335,7 +349,7 @@ class Join:
             "tokens": {table: sum(s["tokens"] for s in entries) for table, entries in shards.items()},
             "refused": refused,
             "shards": shards,
-            "about": about | ({"speech_tokenizer": cards["speech"]} if "speech" in cards else {}),
+            "about": about | cards.get("speech", {}),  # speech_tokenizer: the card; aligner; how another rate became 25 Hz
         }
 
     def _write_refusals(self, folder: Path) -> None:

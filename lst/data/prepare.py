@@ -36,9 +36,9 @@ EXAMPLE = "prepare-data input=speech.jsonl out=data/mine"
 SPLIT_BY = ("book_and_speaker", "book", "speaker", "document")
 JOINING = ("heldout_share", "split_by", "refuse", "max_refused", "vocab_size", "tokenizer", "ngram")
 """Options of the second stage: what is read does not depend on them, and `merge` may change them."""
-INPUTS = ("input", "text")
+INPUTS = ("input", "text", "transcripts", "alignments")
 """Options that name a file or a folder that is read: those are compared by name, size and time of change."""
-ELSEWHERE = ("out", "part", "corpus", "limit_documents", "workers")
+ELSEWHERE = ("out", "part", "corpus", "limit_documents", "workers", "batch_seconds", "device")
 """Options that decide nothing about what is read. Every other one does, and must be the same for all parts."""
 
 
@@ -54,6 +54,24 @@ class PrepareConfig:
     vocab_size: int = 4_000  # pieces of a tokenizer that is trained here
     speech_vocab: int = 501  # speech tokens are 0 .. speech_vocab - 1 (the paper's codebook has 501)
     format: str = "auto"  # of the input; auto: by its name and first bytes
+    layout: str = ""  # what paths of audio tell of speaker and book: librispeech or libri-light
+    names: str = ""  # or a regular expression of the path with groups speaker, book, id
+    transcripts: str = ""  # beside (the audio), a folder of ID.txt, or a .tsv or .csv of id and text
+    alignments: str = ""  # folder of TextGrid, CTM or JSON files, or one .ctm or .jsonl: when each word is spoken
+    tier: str = ""  # the alignments' tier of words, where its name does not tell
+    align: str = ""  # format=audio: align the transcripts here, by ctc (with ctc_model) or embedded
+    ctc_model: str = ""  # folder of a Wav2Vec2ForCTC with its vocab.json
+    quantizer: str = "embedded"  # format=audio: or the folder of a HubertModel
+    kmeans: str = ""  # the HuBERT's k-means centres: .npy, .npz or .safetensors
+    layer: int = 0  # the HuBERT's block whose output is quantized, from 1
+    reduce: str = ""  # how 50 Hz become 25: every-second, or of features (format=audio) mean
+    normalize: str = "auto"  # waveforms to mean 0 and variance 1: yes, no, or as the model's folder says
+    max_seconds: float = 7_200.0  # a longer audio file is refused
+    window_seconds: float = 30.0  # longer speech is encoded in equal windows
+    batch_seconds: float = 120.0  # audio that a HuBERT is given at a time
+    device: str = "auto"  # of the quantizer and the aligner: cuda if there is one, or cpu, cuda
+    dtype: str = "float32"  # of their arithmetic: or bfloat16, float16
+    card: str = ""  # JSON that tells what made ready speech tokens
     heldout_share: float = 0.05  # share of the tokens held out, where records name no split
     split_by: str = "book_and_speaker"  # what is wholly in training or wholly held out: or book, speaker, document
     refuse: str = "stop"  # stop at the first malformed record, or skip it and go on
@@ -83,6 +101,9 @@ class PrepareConfig:
         for key, lowest, highest in (("speech_vocab", 1, 65_536), ("vocab_size", 1, 65_536), ("ngram", 1, 1_000)):
             if not lowest <= getattr(self, key) <= highest:
                 raise ConfigError(f"{key}={getattr(self, key)} must lie in {lowest}..{highest}.")
+        for seconds in ("max_seconds", "window_seconds", "batch_seconds"):
+            if not getattr(self, seconds) >= 1:
+                raise ConfigError(f"{seconds}={getattr(self, seconds)} must be 1 or more.")
         _ = self.part_of
 
     @property

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lst.data.piece_spans import CHARACTER_START, piece_times
 from lst.data.shards import (
     FORMAT_VERSION,
     MANIFEST,
@@ -54,13 +55,41 @@ def with_text_tokens(name: str, table: pa.Table, tokenizer: TextTokenizer) -> pa
         table = table.append_column("word_text_tokens", pa.array(flat, _ids))
         lengths = [[len(word) for word in words] for words in pieces]
         table = table.append_column("word_text_lengths", pa.array(lengths, _frames))
+        if CHARACTER_START in table.schema.names:
+            table = _add_piece_times(table, pieces, tokenizer)
     elif name == "text":
         table = table.append_column("text_tokens", pa.array([tokenizer.encode(t) for t in table["text"].to_pylist()], _ids))
     schema = SCHEMAS[name]
     if name == "speech" and set(PIECE_TIMES) <= set(table.schema.names):
-        for column in PIECE_TIMES:
-            schema = schema.append(pa.field(column, pa.list_(pa.int32())))
+        schema = with_piece_times(schema)
     return table.select(schema.names).cast(schema)
+
+
+def with_piece_times(schema: pa.Schema) -> pa.Schema:
+    """`schema` with the optional columns of the pieces' times."""
+    for column in PIECE_TIMES:
+        schema = schema.append(pa.field(column, pa.list_(pa.int32())))
+    return schema
+
+
+def _add_piece_times(table: pa.Table, pieces: list[list[list[int]]], tokenizer: TextTokenizer) -> pa.Table:
+    """`table` with the times of `pieces` (a list a word), from those of the words' characters."""
+    found = []
+    rows = table.select(["words", "word_start", "word_end", CHARACTER_START]).to_pylist()
+    for row, of_words in zip(rows, pieces, strict=True):
+        flat = np.array([piece for word in of_words for piece in word], np.int64)
+        times = piece_times(
+            row["words"],
+            row["word_start"],
+            row["word_end"],
+            row[CHARACTER_START],
+            [len(word) for word in of_words],
+            tokenizer.characters[flat],
+        )
+        found.append(times)
+    for column, values in zip(PIECE_TIMES, zip(*found, strict=True), strict=True):
+        table = table.append_column(column, pa.array(values, pa.list_(pa.int32())))
+    return table
 
 
 def file_sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from lst.data.align import frame_spans
 from lst.data.alignments import Alignments
 from lst.data.piece_spans import CHARACTER_START
+from lst.data.quantize import SpeechTokenizerCard
 from lst.data.sources.base import Block, Record, Refused, Row, Source
 from lst.data.transcripts import Malformed, Transcripts
 from lst.data.vocab import FRAMES_PER_SECOND
@@ -22,14 +23,22 @@ TOLERANCE = 0.2  # seconds that an alignment may go on behind the speech: encode
 class Annotated:
     """A `Source` whose records without text get one of `transcripts`, and whose words get the times of `alignments`."""
 
-    def __init__(self, inner: Source, *, transcripts: Transcripts | None = None, alignments: Alignments | None = None) -> None:
-        self._inner, self._transcripts, self._alignments = inner, transcripts, alignments
+    def __init__(
+        self,
+        inner: Source,
+        *,
+        transcripts: Transcripts | None = None,
+        alignments: Alignments | None = None,
+        card: SpeechTokenizerCard | None = None,
+    ) -> None:
+        """`card` tells what made the tokens of `inner`."""
+        self._inner, self._transcripts, self._alignments, self._card = inner, transcripts, alignments, card
 
     def blocks(self) -> Sequence[Block]:
         return self._inner.blocks()
 
     def identity(self) -> dict[str, Any]:
-        return self._inner.identity()
+        return self._inner.identity() | ({"speech_tokenizer": self._card.identity()} if self._card else {})
 
     def read(self, block: Block) -> Iterator[Record | Refused]:
         for record in self._inner.read(block):
