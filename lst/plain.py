@@ -7,11 +7,13 @@ int is widened (to float); nothing else is converted. Not here: what the fields 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
 import types
 import typing
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -47,7 +49,7 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
     """Build dataclass `cls` from plain values; `path` is the prefix that errors name. Raises ConfigError."""
     if not isinstance(values, dict):
         raise ConfigError(f"{path or cls.__name__}={values!r} is no mapping; give its fields by name.")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
@@ -59,13 +61,23 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
     return cls(**{key: _convert(hints[key], value, _join(path, key)) for key, value in values.items()})
 
 
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
 def _convert(hint: Any, value: Any, path: str) -> Any:
     """`value` as the annotated type, widening int to float only."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, path)
+        known = [a for a in arguments if a is not type(None)]
+        return _convert(next((a for a in known if type(value) is a), known[0]), value, path)
+    if origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path}={value!r} is no mapping; give its fields by name.")
+        return {str(key): _convert(arguments[1], item, _join(path, key)) for key, item in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return value if isinstance(value, hint) else from_dict(hint, value, path)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
@@ -96,6 +108,8 @@ def _plain(value: Any) -> Any:
         return value.value
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
     return value
 
 

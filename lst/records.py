@@ -26,6 +26,7 @@ EXIT = "exit.json"
 FAILURE = "failure.json"
 LOG = "log.txt"
 CHECKPOINTS = "checkpoints"
+KEPT_CHECKPOINTS = 2  # that a run in training keeps: the newest, and one before it in case the newest is damaged
 
 WALL_CLOCK_FIELDS = frozenset(
     {

@@ -32,8 +32,11 @@ class AdmissionConfig:
                 raise ConfigError(f"admission.{field.name}={value} must be a finite number, 0 or more.")
 
 
-def admit(row: PlanRow, rules: AdmissionConfig, *, match_gap: float) -> PlanRow:
-    """`row` with its status and reason; `match_gap` is how far its matched quantity is off, as a share."""
+def admit(row: PlanRow, rules: AdmissionConfig, *, match_gap: float, misfit: str = "") -> PlanRow:
+    """`row` with its status and reason.
+
+    `match_gap` is how far its matched quantity is off, as a share; `misfit` says why it fits on no GPUs (sweeps.placement).
+    """
     refusals, warnings = [], []
     if row.steps < rules.min_steps:
         refusals.append(f"{row.steps} steps are fewer than admission.min_steps={rules.min_steps}")
@@ -48,6 +51,8 @@ def admit(row: PlanRow, rules: AdmissionConfig, *, match_gap: float) -> PlanRow:
         )
     if rules.max_peak_gib and row.est_peak_gib > rules.max_peak_gib:
         refusals.append(f"it needs about {row.est_peak_gib:.1f} GiB, over admission.max_peak_gib={rules.max_peak_gib:g}")
+    if misfit:
+        refusals.append(misfit)
     if row.speech_epochs > rules.max_speech_epochs:
         warnings.append(f"{row.speech_epochs:.1f} speech epochs, over {rules.max_speech_epochs:g}")
     status = Status.REFUSED if refusals else Status.ADMITTED

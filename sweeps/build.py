@@ -26,8 +26,9 @@ from sweeps.admit import admit, group_warnings, modality_warnings
 from sweeps.allocate import Allocation, Quantity, Target, allocate, copy_length
 from sweeps.arms import arm_model, arm_patching
 from sweeps.columns import PlanRow, format_value
+from sweeps.estimate import price_run
 from sweeps.measure import Measurements
-from sweeps.price import price_run
+from sweeps.price import AUTO
 from sweeps.recipe import RECIPES, Hyperparameters, Situation, choose_hyperparameters
 from sweeps.study import ContextMatch, Length, Matching, StudyConfig
 
@@ -222,6 +223,9 @@ def _finished(study: StudyConfig, config: RunConfig, allocation: Allocation, hyp
 
 def _planned_run(study: StudyConfig, measure: Measurements, group: Group, cell: _Cell, reference: _Cell) -> PlannedRun:
     config, allocation = cell.config, cell.allocation
+    price = price_run(config, study.price, train_flops=allocation.flops, tokens=allocation.counts.tokens)
+    if study.price.gpus == AUTO:
+        config = with_micro_batch(config, price.placement.micro_batch_tokens)
     budget = group.length if study.length is Length.BUDGETS else reference.allocation.flops
     row = PlanRow(
         run_id=config.run_id,
@@ -233,7 +237,10 @@ def _planned_run(study: StudyConfig, measure: Measurements, group: Group, cell: 
         matching=study.matching.value,
         match_group=f"{study.length.value}={format_value(group.length)} {group.size} seed={group.seed}",
         context_match=study.context_match.value,
+        branch=0,
         flops_budget=float(budget),
+        planned_spent_flops=float(allocation.flops),
+        planned_spent_steps=allocation.steps,
         seed=group.seed,
         recipe=cell.hyper.recipe,
         status="",
@@ -241,10 +248,16 @@ def _planned_run(study: StudyConfig, measure: Measurements, group: Group, cell: 
         **_parameter_columns(config),
         **_schedule_columns(config, allocation),
         **_content_columns(study, measure, config, allocation),
-        **_price_columns(study, config, allocation),
+        **price.columns(),
     )
     gap = _match_gap(study, measure, group, cell, reference)
-    return PlannedRun(row=admit(row, study.admission, match_gap=gap), config=config)
+    admitted = admit(row, study.admission, match_gap=gap, misfit=price.placement.refusal)
+    return PlannedRun(row=admitted, config=config)
+
+
+def with_micro_batch(config: RunConfig, tokens: int) -> RunConfig:
+    """The same run in other micro-batches."""
+    return dataclasses.replace(config, execution=dataclasses.replace(config.execution, micro_batch_tokens=tokens))
 
 
 def _parameter_columns(config: RunConfig) -> dict[str, Any]:
@@ -294,16 +307,6 @@ def _content_columns(study: StudyConfig, measure: Measurements, config: RunConfi
         "speech_epochs": float(epochs),
         "corpus_passes": float(epochs / spoken_share),
         "data_id": config.data.data_id,
-    }
-
-
-def _price_columns(study: StudyConfig, config: RunConfig, allocation: Allocation) -> dict[str, Any]:
-    price = price_run(config, study.price, train_flops=allocation.flops, tokens=allocation.counts.tokens)
-    return {
-        "gpus": study.price.cards,
-        "est_gpu_hours": price.gpu_hours,
-        "est_peak_gib": float(f"{price.peak_gib:.4g}"),
-        "est_minutes": price.minutes,
     }
 
 

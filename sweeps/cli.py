@@ -135,7 +135,8 @@ def _price(options: argparse.Namespace) -> int:
     from sweeps.plan import Totals, read_plan
     from sweeps.price import wall_minutes
     from sweeps.reprice import reprice
-    from sweeps.show import run_table, totals_text
+    from sweeps.show import refusals_text
+    from sweeps.show_price import price_text
 
     stored = read_plan(options.folder)
     overrides = _split_overrides(options.overrides)
@@ -149,7 +150,10 @@ def _price(options: argparse.Namespace) -> int:
         content = {**dataclasses.asdict(totals), "wall_minutes": wall, "cores": options.cores}
         print(json.dumps({"rows": [dataclasses.asdict(row) for row in rows], "totals": content}, indent=1))
     else:
-        print(run_table(rows) + "\n\n" + totals_text(totals, wall, options.cores))
+        print(price_text(rows, totals, wall, options.cores))
+        misfits = [row for row, before in zip(rows, stored.rows, strict=True) if before.admitted and not row.admitted]
+        if misfits:
+            print("\n" + refusals_text(misfits, label="does not fit: "))
     return 0
 
 
@@ -246,7 +250,7 @@ def _require_known_keys(overrides: dict[str, str]) -> None:
             section = fields[part].default_factory
             is_section = isinstance(section, type) and dataclasses.is_dataclass(section)
             if not is_section:
-                if place + 1 < len(dotted.split(".")) and part != "arm_sizes":
+                if place + 1 < len(dotted.split(".")) and part not in ("arm_sizes", "profiles"):
                     raise ConfigError(f"unknown key '{dotted}'; '{part}' has no fields of its own.")
                 break
 

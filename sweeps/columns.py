@@ -46,8 +46,11 @@ class PlanRow:
     num_params_head: int
     matching: str
     match_group: str
+    branch: int
     flops_budget: float
     planned_flops: float
+    planned_spent_flops: float
+    planned_spent_steps: int
     flops_share_embedding: float
     flops_share_encoder: float
     flops_share_global: float
@@ -80,9 +83,22 @@ class PlanRow:
     recipe: str
     data_id: str
     gpus: int
-    est_gpu_hours: float
-    est_peak_gib: float
+    micro_batch_tokens: int
+    placement_reason: str
     est_minutes: float
+    est_gpu_hours: float
+    est_dollars: float
+    est_peak_gib: float
+    est_gib_weights: float
+    est_gib_gradients: float
+    est_gib_optimiser: float
+    est_gib_activations: float
+    est_gib_workspace: float
+    est_gib_logits: float
+    est_gib_gathered: float
+    est_gib_runtime: float
+    est_disk_gib: float
+    est_kept_gib: float
     status: str
     reason: str
 

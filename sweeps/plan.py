@@ -37,10 +37,14 @@ class Totals:
     rows: int  # all rows of the plan
     admitted: int
     refused: int
-    planned_flops: float
-    process_minutes: float  # one process after another
+    planned_flops: float  # that are spent: what budgets share is counted once
+    steps: int  # that are trained, likewise
+    process_minutes: float  # one run after another
     gpu_hours: float
-    peak_gib: float  # of the largest run
+    dollars: float
+    peak_gib: float  # of a process of the largest run
+    disk_gib: float  # of a run's checkpoints while it trains, of the largest
+    kept_gib: float  # of all checkpoints that stay
 
     @classmethod
     def of(cls, rows: tuple[PlanRow, ...]) -> Totals:
@@ -49,10 +53,14 @@ class Totals:
             rows=len(rows),
             admitted=len(runs),
             refused=len(rows) - len(runs),
-            planned_flops=sum(row.planned_flops for row in runs),
+            planned_flops=sum(row.planned_spent_flops for row in runs),
+            steps=sum(row.planned_spent_steps for row in runs),
             process_minutes=sum(row.est_minutes for row in runs),
             gpu_hours=sum(row.est_gpu_hours for row in runs),
+            dollars=sum(row.est_dollars for row in runs),
             peak_gib=max((row.est_peak_gib for row in runs), default=0.0),
+            disk_gib=max((row.est_disk_gib for row in runs), default=0.0),
+            kept_gib=sum(row.est_kept_gib for row in runs),
         )
 
 

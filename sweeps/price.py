@@ -1,91 +1,112 @@
-"""What a run costs before it is spent: minutes, GPU-hours, and peak memory by part. Estimates, and named as such.
+"""What a run costs before it is spent: hours, GPU-hours, money, disk, and peak memory by part. Estimates, named as such.
 
 Time is FLOPs over speed: on a CPU the FLOP/s of one training process, plus seconds a step and the seconds it takes to
-start (all three are options, to be set from a run's records); on GPUs the card's peak times an assumed utilisation.
-Not here: what the FLOPs are (`lst.flops`), how much memory a run needs (`lst.memory`), or which runs are worth them
-(`sweeps.admit`).
+start (all three are options, to be set from a run's records); on GPUs each card's peak times an assumed utilisation. What
+`plan-sweep price --from-canary` has measured takes their place (`sweeps.canary`). Not here: what the FLOPs are
+(`lst.flops`), how much memory a run needs (`lst.memory`), which number of GPUs and micro-batch is taken
+(`sweeps.placement`), or which runs are worth them (`sweeps.admit`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from lst.config import RunConfig
 from lst.errors import ConfigError, did_you_mean
-from lst.hardware import GPU_PEAK_FLOPS
-from lst.memory import memory_by_part
+from lst.flops import num_params
+from lst.hardware import GPU_PROFILES, GpuProfile
+from lst.memory import GIB
+from lst.records import KEPT_CHECKPOINTS
 
 CPU = "cpu"
+AUTO = "auto"
+CHECKPOINT_NUMBERS = 3  # of a parameter in a checkpoint that a run resumes from: weight and two moments, in float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriceConfig:
-    """On what the runs are priced. Changes no run, only its price."""
+    """On what the runs are priced. Changes no run's id; `gpus=auto` chooses its GPUs and micro-batches."""
 
-    device: str = CPU  # cpu, or a card of lst/hardware.py, in bfloat16
+    device: str = CPU  # cpu, a GPU of lst/hardware.py, or one of profiles
     cpu_flops_per_second: float = 2e10  # training FLOP/s of one process on one core, step_seconds apart
     step_seconds: float = 0.02  # seconds of a step that do not depend on its FLOPs (tiny networks wait for their operations)
     startup_seconds: float = 4.0  # seconds of a run before its first step
-    gpus: int = 1  # cards of a run (device other than cpu)
+    gpus: int | str = 1  # GPUs of a run (device other than cpu); auto: the fewest that hold it and keep max_hours
+    max_gpus: int = 64  # auto: GPUs of a run at most
+    max_hours: float = 0.0  # auto: hours that a run may take, which more GPUs shorten; 0 = any
+    memory_share: float = 0.9  # of a GPU's memory that a run may fill by the estimate
     mfu: float = 0.4  # model FLOPs utilisation on a card (PAPER: about 0.4 fits its 17 hours on 32 cards)
+    gpu_efficiency: float = 1.0  # share of its speed that a GPU keeps each time a run's GPUs are doubled; 1 = none is lost
+    dollars_per_gpu_hour: float = 0.0  # 0 = the profile's, if it has one
+    profiles: Mapping[str, GpuProfile] = field(default_factory=dict)  # GPUs beside those of lst/hardware.py, by name
 
     def validate(self) -> None:
-        if self.device not in (CPU, *GPU_PEAK_FLOPS):
-            raise ConfigError(f"price.device='{self.device}' is unknown; {did_you_mean(self.device, (CPU, *GPU_PEAK_FLOPS))}")
-        for key in ("cpu_flops_per_second", "gpus"):
+        for name, profile in self.profiles.items():
+            profile.validate(f"price.profiles.{name}")
+        known = (CPU, *GPU_PROFILES, *self.profiles)
+        if self.device not in known:
+            raise ConfigError(f"price.device='{self.device}' is unknown; {did_you_mean(self.device, known)}")
+        if isinstance(self.gpus, str) and self.gpus != AUTO:
+            raise ConfigError(f"price.gpus='{self.gpus}' is neither a number nor 'auto'.")
+        if self.gpus == AUTO and self.device == CPU:
+            raise ConfigError(
+                f"price.gpus=auto has nothing to choose on a CPU; give price.device, one of {', '.join(known[1:])}."
+            )
+        for key in ("cpu_flops_per_second", "max_gpus", *(("gpus",) if self.gpus != AUTO else ())):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) > 0):
                 raise ConfigError(f"price.{key}={getattr(self, key)} must be a positive finite number.")
-        for key in ("startup_seconds", "step_seconds"):
+        for key in ("startup_seconds", "step_seconds", "max_hours", "dollars_per_gpu_hour"):
             if not (math.isfinite(getattr(self, key)) and getattr(self, key) >= 0):
                 raise ConfigError(f"price.{key}={getattr(self, key)} must be a finite number, 0 or more.")
-        if not 0 < self.mfu <= 1:
-            raise ConfigError(f"price.mfu={self.mfu} must lie in (0, 1].")
+        for key in ("mfu", "memory_share", "gpu_efficiency"):
+            if not 0 < getattr(self, key) <= 1:
+                raise ConfigError(f"price.{key}={getattr(self, key)} must lie in (0, 1].")
 
     @property
-    def cards(self) -> int:
-        """GPUs of a run: 0 on a CPU."""
-        return 0 if self.device == CPU else self.gpus
+    def gpu(self) -> GpuProfile | None:
+        """The card; None on a CPU."""
+        return None if self.device == CPU else (self.profiles.get(self.device) or GPU_PROFILES[self.device])
 
     @property
-    def flops_per_second(self) -> float:
-        """Of one run."""
-        if self.device == CPU:
+    def dollars(self) -> float:
+        """Of a GPU-hour; 0 = no price is known."""
+        return self.dollars_per_gpu_hour or (self.gpu.dollars_per_hour if self.gpu else 0.0)
+
+    def flops_per_second(self, gpus: int, dtype: str) -> float:
+        """Of one run on `gpus` cards (0: a CPU). Raises ConfigError where the card's peak in `dtype` is not known."""
+        if self.gpu is None:
             return self.cpu_flops_per_second
-        return GPU_PEAK_FLOPS[self.device]["bfloat16"] * self.mfu * self.gpus
+        peak = self.gpu.peak_flops(dtype)
+        if not peak:
+            raise ConfigError(f"price.profiles.{self.device} has no {dtype}; give its peak FLOP/s in {dtype}.")
+        return peak * self.mfu * gpus * math.pow(self.gpu_efficiency, math.log2(gpus))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Price:
-    """The estimate of one run."""
+class Speed:
+    """What time is reckoned with."""
 
-    minutes: float  # wall clock of the run, start-up and evaluation included
-    gpu_hours: float
-    memory: dict[str, float]  # GiB by part
-
-    @property
-    def peak_gib(self) -> float:
-        return sum(self.memory.values())
+    flops_per_second: float  # of the run
+    step_seconds: float  # on top, a step
+    startup_seconds: float
 
 
-def price_run(config: RunConfig, price: PriceConfig, *, train_flops: float, tokens: float) -> Price:
-    """The estimate for a run of `train_flops` over `tokens` training tokens."""
-    flops = train_flops + evaluation_flops(config, train_flops / tokens)
-    waiting = price.startup_seconds + (config.train.steps * price.step_seconds if price.device == CPU else 0)
-    seconds = flops / price.flops_per_second + waiting
-    return Price(
-        minutes=_rounded(seconds / 60),
-        gpu_hours=_rounded(seconds / 3600 * price.cards),
-        memory=_memory(config, tokens_per_step=tokens / config.train.steps, gpu=price.cards > 0),
-    )
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a run computes and keeps."""
+
+    flops: float  # of training and evaluation, on all its paths
+    steps: int  # on all its paths
+    branches: int = 0  # budgets that it yields beside its own end (train.branch_steps)
 
 
-def _memory(config: RunConfig, *, tokens_per_step: float, gpu: bool) -> dict[str, float]:
-    """Peak GiB by part: a micro-batch holds the step, or `execution.micro_batch_tokens` of it."""
-    tokens = min(float(config.execution.micro_batch_tokens), tokens_per_step)
-    units_per_step = config.train.batch_sequences * config.data.seq_len_units
-    return memory_by_part(config, tokens=tokens, units=tokens * min(1.0, units_per_step / tokens_per_step), gpu=gpu)
+def run_minutes(work: Work, speed: Speed, *, batch_sequences: int, gpus: int) -> float:
+    """Wall clock of a run, start-up and evaluation included. A step takes as long as the GPU with the most sequences."""
+    busiest = math.ceil(batch_sequences / gpus) * gpus / batch_sequences if gpus else 1.0
+    seconds = work.flops * busiest / speed.flops_per_second + work.steps * speed.step_seconds + speed.startup_seconds
+    return rounded(seconds / 60)
 
 
 def evaluation_flops(config: RunConfig, training_flops_per_token: float) -> float:
@@ -100,6 +121,18 @@ def evaluation_flops(config: RunConfig, training_flops_per_token: float) -> floa
     return (heldout + stories) * training_flops_per_token / 3
 
 
+def disk_gib(config: RunConfig) -> tuple[float, float]:
+    """GiB of a run's checkpoints: what stays when it is done, and the most while it trains.
+
+    Weights stay, of the run's end and of each branch's. A run in training keeps KEPT_CHECKPOINTS with weights and moments and
+    writes the next one beside them; while it is on a branch, the trunk's stay there too.
+    """
+    weights = 4.0 * num_params(config.model) / GIB
+    branches = len(config.train.branch_steps)
+    saved = KEPT_CHECKPOINTS * (2 if branches else 1) + 1
+    return weights * (1 + branches), weights * (branches + CHECKPOINT_NUMBERS * saved)
+
+
 def wall_minutes(minutes: Iterable[float], cores: int) -> float:
     """Wall clock of runs started in this order on `cores` processes, each taken by the first that is free."""
     free = [0.0] * max(1, cores)
@@ -109,6 +142,6 @@ def wall_minutes(minutes: Iterable[float], cores: int) -> float:
     return max(free)
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """4 significant digits: an estimate that claims no more."""
     return float(f"{value:.4g}")

@@ -6,13 +6,16 @@ Not here: the formulas (`sweeps.price`).
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 from lst.config import RunConfig
 from lst.errors import PlanError
-from sweeps.columns import PlanRow
-from sweeps.folder import run_file
+from sweeps.columns import PlanRow, Status
+from sweeps.estimate import price_run
+from sweeps.folder import from_yaml, run_file
 from sweeps.plan import StoredPlan
-from sweeps.price import PriceConfig, price_run
+from sweeps.price import PriceConfig
 
 
 def reprice(stored: StoredPlan, price: PriceConfig) -> tuple[PlanRow, ...]:
@@ -22,25 +25,40 @@ def reprice(stored: StoredPlan, price: PriceConfig) -> tuple[PlanRow, ...]:
 
 def load_run_config(stored: StoredPlan, run_id: str) -> RunConfig:
     """A run's frozen configuration. Raises PlanError where it is missing or is not the one that was planned."""
-    from omegaconf import OmegaConf
-
     path = stored.folder / run_file(run_id)
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        values = _read(path)
     except OSError as error:
         raise PlanError(f"'{path}' is missing; plan the study again into the same folder to put it back.") from error
-    config = RunConfig.from_dict(values["config"]) if isinstance(values, dict) and "config" in values else None
+    config = RunConfig.from_dict(values["config"]) if isinstance(values.get("config"), dict) else None
     if config is None or config.run_id != run_id:
         raise PlanError(f"'{path}' is not the configuration that was planned; plan the study again into the same folder.")
     return config
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """The file as plain values: as this program writes it, or as any YAML reader takes it. Empty where it is damaged."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        return from_yaml(text)
+    except ValueError:
+        return _read_any_yaml(text)
+
+
+def _read_any_yaml(text: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (ValueError, OmegaConfBaseException, YAMLError):
+        return {}
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+
+
 def _repriced(row: PlanRow, config: RunConfig, price: PriceConfig) -> PlanRow:
     estimate = price_run(config, price, train_flops=row.planned_flops, tokens=row.tokens)
-    return dataclasses.replace(
-        row,
-        gpus=price.cards,
-        est_gpu_hours=estimate.gpu_hours,
-        est_minutes=estimate.minutes,
-        est_peak_gib=float(f"{estimate.peak_gib:.4g}"),
-    )
+    repriced = dataclasses.replace(row, **estimate.columns())
+    misfit = estimate.placement.refusal
+    return dataclasses.replace(repriced, status=Status.REFUSED, reason=misfit) if misfit else repriced

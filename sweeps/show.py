@@ -13,7 +13,7 @@ from lst.assumptions import ASSUMPTIONS, Assumption
 from lst.config import ARM_PATCHING, Arm, Patching
 from lst.ladder import BaselineMatch, named_count
 from sweeps.columns import PlanRow
-from sweeps.plan import Plan, Totals
+from sweeps.plan import Plan
 from sweeps.study import ContextMatch, Matching, StudyConfig
 
 WIDTH = 100  # columns
@@ -40,10 +40,12 @@ _ALIGNED = {"silence", "aligned unit"}
 
 def describe(plan: Plan, cores: int) -> str:
     """Everything that `plan-sweep` prints of a plan, but for where it was written."""
+    from sweeps.show_price import price_text
+
     parts = [
         f"study {plan.study.name}: {plan.totals.rows} runs of data {plan.study.data}",
         run_table(plan.rows),
-        totals_text(plan.totals, plan.wall_minutes(cores), cores),
+        price_text(plan.rows, plan.totals, plan.wall_minutes(cores), cores),
         matching_text(plan.study, plan.rows),
         assumptions_text(plan.study),
         *([refusals_text(plan.rows)] if plan.totals.refused else []),
@@ -78,15 +80,6 @@ def run_table(rows: Sequence[PlanRow]) -> str:
         for line, row in zip(lines, rows, strict=True):
             line.insert(3, str(row.seed))
     return aligned([header, *lines], left={1, 2, len(header) - 1})
-
-
-def totals_text(totals: Totals, wall: float, cores: int) -> str:
-    text = (
-        f"total: {totals.admitted} admitted and {totals.refused} refused runs, {scientific(totals.planned_flops)} FLOPs, "
-        f"about {minutes(totals.process_minutes)} minutes of one process, {minutes(wall)} on {cores} at a time; "
-        f"peak memory of a run about {totals.peak_gib:.1f} GiB"
-    )
-    return wrapped("", text + (f"; {totals.gpu_hours:,.1f} GPU-hours" if totals.gpu_hours else ""))
 
 
 def matching_text(study: StudyConfig, rows: Sequence[PlanRow]) -> str:
@@ -154,14 +147,13 @@ def _as_studied(study: StudyConfig, text: str) -> str:
     return f"{', '.join(changed)} (by default: {text})" if all(named) else f"{text}; here {', '.join(changed)}"
 
 
-def refusals_text(rows: Sequence[PlanRow]) -> str:
+def refusals_text(rows: Sequence[PlanRow], label: str = "refused: ") -> str:
     refused = [row for row in rows if not row.admitted]
     lines = [
-        wrapped("refused: ", f"{row.arm} {row.size} at {scientific(row.flops_budget)}: {row.reason}")
-        for row in refused[:REASONS_SHOWN]
+        wrapped(label, f"{row.arm} {row.size} at {scientific(row.flops_budget)}: {row.reason}") for row in refused[:REASONS_SHOWN]
     ]
     more = len(refused) - REASONS_SHOWN
-    return "\n".join(lines + ([f"refused: and {more} more (plan.csv, column reason)"] if more > 0 else []))
+    return "\n".join(lines + ([f"{label}and {more} more (plan.csv, column reason)"] if more > 0 else []))
 
 
 def wrapped(prefix: str, text: str) -> str:

@@ -36,7 +36,7 @@ from lst.model.export import (
     write_file,
     write_tensors,
 )
-from lst.records import CHECKPOINTS, write_atomically
+from lst.records import CHECKPOINTS, KEPT_CHECKPOINTS, write_atomically
 from lst.train.distributed import Ranks
 from lst.train.gathering import Piece, pieces, whole_tensors
 from lst.train.layout import (
@@ -61,7 +61,6 @@ if TYPE_CHECKING:
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 TAG = "tag.json"  # of a branch's weights: which budget they are of
-KEPT = 2  # checkpoints that stay: the newest, and one before it in case the newest is damaged
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +111,7 @@ class Snapshot:
 
 
 def save_checkpoint(run_dir: Path, snapshot: Snapshot, ranks: Ranks | None = None) -> Path:
-    """Write everything a resume needs, as one folder; older ones beyond `KEPT` are removed. Raises OSError on a full disk.
+    """Write everything a resume needs, as one folder; older ones are removed. Raises OSError on a full disk.
 
     Called by all ranks: they hand their rows to rank 0, a tensor at a time, and it writes.
     """
@@ -127,7 +126,7 @@ def save_checkpoint(run_dir: Path, snapshot: Snapshot, ranks: Ranks | None = Non
                 files[STATE] = write_file(folder / STATE, snapshot.state.encode())
                 seal_folder(folder, files)
             write_atomically(root / LATEST, (target.name + "\n").encode())
-            for old in newest_first(root)[KEPT:]:
+            for old in newest_first(root)[KEPT_CHECKPOINTS:]:
                 remove_folder(old)
     return target
 

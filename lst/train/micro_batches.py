@@ -87,7 +87,15 @@ def explained_out_of_memory(config: RunConfig, device: torch.device, micro_batch
 
 def _sentence(config: RunConfig, device: torch.device, micro_batches: MicroBatches) -> str:
     tokens = micro_batches.tokens
-    parts = memory_by_part(config, tokens=tokens, units=tokens * micro_batches.units_per_token, gpu=device.type == "cuda")
+    parts = memory_by_part(
+        config.model,
+        tokens=tokens,
+        units=tokens * micro_batches.units_per_token,
+        gpu=device.type == "cuda",
+        ranks=micro_batches.processes,
+        dtype=config.train.dtype,
+        checkpointing=config.execution.activation_checkpointing,
+    )
     largest = max(parts, key=lambda name: parts[name])
     return (
         f"out of memory on {device.type} with micro-batches of {tokens:,} tokens: the peak was "
