@@ -18,6 +18,7 @@ from lst.data.stream import Stream
 from lst.errors import ConfigError
 from lst.model import build_model
 from lst.records import read_json, read_jsonl
+from lst.shapes import sharded_shapes
 from lst.train.__main__ import main
 from lst.train.batches import StepBatch
 from lst.train.distributed import LAST_WORDS_SECONDS, Place, Ranks, first_host
