@@ -37,10 +37,10 @@ from lst.data.shard_writer import (
     with_text_tokens,
     write_manifest,
 )
-from lst.data.shards import FORMAT_VERSION, SCHEMAS, SPLITS, TOKENIZER
+from lst.data.shards import FORMAT_VERSION, SPLITS, table_schema
 from lst.data.sources.base import Refused
 from lst.data.splits import Groups, Sides, ranks
-from lst.data.text import TextTokenizer
+from lst.data.text import TextTokenizer, tokenizer_file
 from lst.data.text_training import TextSample, sentences, train_tokenizer
 from lst.data.work_folder import WorkFolder, fingerprint
 from lst.errors import DataError
@@ -86,7 +86,7 @@ class Join:
         folder = self.work.join / "data"
         folder.mkdir(parents=True, exist_ok=True)
         self._keep_options()
-        tokenizer = self._tokenizer(folder / TOKENIZER, sample)
+        tokenizer = self._tokenizer(folder, sample)
         shards = {table: self._write_table(table, sides, sizes[table], tokenizer, folder) for table in ("speech", "text")}
         manifest = self._manifest(made_from, shards, tokenizer, refused)
         overlap = measure_overlap(folder, manifest, self.options["ngram"])
@@ -273,20 +273,20 @@ class Join:
         if before is None:
             write_json(file, now)
 
-    def _tokenizer(self, file: Path, sample: TextSample) -> TextTokenizer:
+    def _tokenizer(self, folder: Path, sample: TextSample) -> TextTokenizer:
         """The given model, or one that is trained; kept in the data set. Raises DataError."""
-        given = self.options["tokenizer"]
+        given, file = self.options["tokenizer"], tokenizer_file(folder)
         try:
             if given:
-                TextTokenizer(Path(given))
-                shutil.copyfile(given, file)
+                tokenizer = TextTokenizer(Path(given))
+                write_atomically(folder / tokenizer.file, tokenizer.content)
             elif not file.is_file():
                 texts = [piece for _, text in sample.items() for piece in sentences(text)]
                 write_atomically(file, train_tokenizer(texts, self.options["vocab_size"]))
         except DataError:
             shutil.rmtree(self.work.join)  # nothing is joined yet: other options may be given
             raise
-        return TextTokenizer(file)
+        return TextTokenizer(tokenizer_file(folder))
 
     def _write_table(
         self, table: str, sides: dict[str, Sides], sizes: list[dict[str, int]], tokenizer: TextTokenizer, folder: Path
@@ -308,7 +308,8 @@ class Join:
         self, table: str, sides: dict[str, Sides], split: str, run: range, tokenizer: TextTokenizer, file: Path
     ) -> dict[str, Any]:
         aside = self.work.join / f".{file.name}"
-        schema = with_piece_times(SCHEMAS[table]) if table == "speech" and self.piece_times else SCHEMAS[table]
+        schema = table_schema(table, tokenizer.size)
+        schema = with_piece_times(schema) if table == "speech" and self.piece_times else schema
         writer = ShardWriter(aside, schema, TOKENS[table])
         try:
             for block in run:
@@ -330,7 +331,7 @@ class Join:
         refused: dict[str, Any],
     ) -> dict[str, Any]:
         contents = {t: content_hash([[s["split"], s["content_sha256"]] for s in entries], 64) for t, entries in shards.items()}
-        contents["tokenizer"] = file_sha256(self.work.join / "data" / TOKENIZER)
+        contents["tokenizer"] = file_sha256(tokenizer_file(self.work.join / "data"))
         cards = {table: card for table, card in made_from["identity"].items() if card}
         contents |= {f"{table}_source": content_hash(card, 64) for table, card in cards.items()}
         about = {

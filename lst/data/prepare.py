@@ -36,7 +36,7 @@ EXAMPLE = "prepare-data input=speech.jsonl out=data/mine"
 SPLIT_BY = ("book_and_speaker", "book", "speaker", "document")
 JOINING = ("heldout_share", "split_by", "refuse", "max_refused", "vocab_size", "tokenizer", "ngram")
 """Options of the second stage: what is read does not depend on them, and `merge` may change them."""
-INPUTS = ("input", "text", "transcripts", "alignments")
+INPUTS = ("input", "text", "labels", "transcripts", "alignments")
 """Options that name a file or a folder that is read: those are compared by name, size and time of change."""
 ELSEWHERE = ("out", "part", "corpus", "limit_documents", "workers", "batch_seconds", "device")
 """Options that decide nothing about what is read. Every other one does, and must be the same for all parts."""
@@ -47,13 +47,20 @@ class PrepareConfig:
     """Options of `prepare-data`, given as key=value."""
 
     out: str  # new folder for the prepared data set
-    input: str = ""  # JSON lines of spoken documents
+    input: str = ""  # spoken documents: a file, a folder or a glob
     corpus: str = ""  # 'embedded': rebuild the embedded corpus instead of reading an input
-    text: str = ""  # .txt (paragraphs between blank lines) or .jsonl ({"id", "text"}); default: the transcripts
-    tokenizer: str = ""  # SentencePiece .model; default: one is trained on the training text
+    text: str = ""  # .txt (paragraphs between blank lines), .jsonl, .parquet, a folder or a glob; default: the transcripts
+    tokenizer: str = ""  # SentencePiece .model or tokenizer.json; default: one is trained on the training text
     vocab_size: int = 4_000  # pieces of a tokenizer that is trained here
     speech_vocab: int = 501  # speech tokens are 0 .. speech_vocab - 1 (the paper's codebook has 501)
-    format: str = "auto"  # of the input; auto: by its name and first bytes
+    format: str = "auto"  # of the input; auto: by its name and first line
+    columns: str = ""  # names of a record's keys in the input, as in columns=id:file_id,speech_tokens:units
+    text_columns: str = ""  # the same for text=
+    times: str = "frames"  # of words in the input: frames (25 Hz, both ends inside), or seconds
+    rate: int = 25  # speech tokens (and frames of words) a second in the input
+    deduplicated: bool = True  # format=slamkit, textless: repeats were joined, and durations must be there
+    labels: str = ""  # format=fairseq: the .km file; default: beside the .tsv
+    sample_rate: int = 16_000  # format=fairseq: of the audio samples that the .tsv counts
     layout: str = ""  # what paths of audio tell of speaker and book: librispeech or libri-light
     names: str = ""  # or a regular expression of the path with groups speaker, book, id
     transcripts: str = ""  # beside (the audio), a folder of ID.txt, or a .tsv or .csv of id and text
@@ -93,6 +100,8 @@ class PrepareConfig:
             raise ConfigError(f"part={self.part} is for input=FILE; corpus=embedded takes workers=N instead.")
         if self.refuse not in ("stop", "skip"):
             raise ConfigError(f"refuse='{self.refuse}' is unknown; use stop or skip.")
+        if self.times not in ("frames", "seconds"):
+            raise ConfigError(f"times='{self.times}' is unknown; use frames or seconds.")
         if self.split_by not in SPLIT_BY:
             raise ConfigError(f"split_by='{self.split_by}' is unknown; {did_you_mean(self.split_by, SPLIT_BY)}")
         for key in ("heldout_share", "max_refused"):
@@ -101,9 +110,9 @@ class PrepareConfig:
         for key, lowest, highest in (("speech_vocab", 1, 65_536), ("vocab_size", 1, 65_536), ("ngram", 1, 1_000)):
             if not lowest <= getattr(self, key) <= highest:
                 raise ConfigError(f"{key}={getattr(self, key)} must lie in {lowest}..{highest}.")
-        for seconds in ("max_seconds", "window_seconds", "batch_seconds"):
-            if not getattr(self, seconds) >= 1:
-                raise ConfigError(f"{seconds}={getattr(self, seconds)} must be 1 or more.")
+        for key in ("max_seconds", "window_seconds", "batch_seconds", "sample_rate"):
+            if not getattr(self, key) >= 1:
+                raise ConfigError(f"{key}={getattr(self, key)} must be 1 or more.")
         _ = self.part_of
 
     @property

@@ -29,11 +29,10 @@ from lst.data.shards import (
     FORMAT_VERSION,
     MANIFEST,
     PIECE_TIMES,
-    SCHEMAS,
     SPLITS,
-    TOKENIZER,
     piece_times_error,
     speech_row_error,
+    table_schema,
 )
 from lst.data.text import TextTokenizer
 from lst.errors import DataError
@@ -44,22 +43,22 @@ TOKENS = {"speech": "speech_tokens", "text": "text_tokens"}  # the column whose 
 MANIFEST_SUM = "manifest_sha256"
 
 _frames = pa.list_(pa.uint32())
-_ids = pa.list_(pa.uint16())
 
 
 def with_text_tokens(name: str, table: pa.Table, tokenizer: TextTokenizer) -> pa.Table:
     """`table` with the columns of pieces that its schema wants, in the schema's order."""
+    schema = table_schema(name, tokenizer.size)
     if name == "speech":
         pieces = [tokenizer.encode_words(words) for words in table["words"].to_pylist()]
         flat = [[p for word in words for p in word] for words in pieces]
-        table = table.append_column("word_text_tokens", pa.array(flat, _ids))
+        table = table.append_column("word_text_tokens", pa.array(flat, schema.field("word_text_tokens").type))
         lengths = [[len(word) for word in words] for words in pieces]
         table = table.append_column("word_text_lengths", pa.array(lengths, _frames))
         if CHARACTER_START in table.schema.names:
             table = _add_piece_times(table, pieces, tokenizer)
     elif name == "text":
-        table = table.append_column("text_tokens", pa.array([tokenizer.encode(t) for t in table["text"].to_pylist()], _ids))
-    schema = SCHEMAS[name]
+        encoded = [tokenizer.encode(t) for t in table["text"].to_pylist()]
+        table = table.append_column("text_tokens", pa.array(encoded, schema.field("text_tokens").type))
     if name == "speech" and set(PIECE_TIMES) <= set(table.schema.names):
         schema = with_piece_times(schema)
     return table.select(schema.names).cast(schema)
@@ -229,11 +228,11 @@ def write_dataset(
         for name, table in full.items():
             _check(name, table, speech_vocab)
             _write_table(aside / f"{name}.{'parquet' if compress else 'arrow'}", table, compress)
-        shutil.copyfile(tokenizer, aside / TOKENIZER)
+        (aside / text_tokenizer.file).write_bytes(text_tokenizer.content)
         for name, content in (extra_files or {}).items():
             (aside / name).write_bytes(content)
         contents = {name: table_hash(table) for name, table in sorted(full.items())}
-        contents["tokenizer"] = file_sha256(aside / TOKENIZER)
+        contents["tokenizer"] = file_sha256(aside / text_tokenizer.file)
         manifest = {
             "format_version": FORMAT_VERSION,
             "data_id": identity(contents),

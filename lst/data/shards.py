@@ -1,7 +1,7 @@
 """A prepared data set: one folder of columnar tables, a text tokenizer and a manifest with checksums.
 
     DIR/manifest.json      format version, data_id, counts, cards, and for each file its SHA-256
-    DIR/tokenizer.model    SentencePiece model of the text side
+    DIR/tokenizer.model    SentencePiece model of the text side; or DIR/tokenizer.json (lst/data/tokenizer_json.py)
     DIR/speech.arrow       a row a spoken document (schema SPEECH)
     DIR/text.arrow         a row a text document (schema TEXT)
     DIR/stories.arrow      story-completion items (schema STORIES), if there are any
@@ -33,12 +33,11 @@ from numpy.typing import NDArray
 from lst.data.columns import MappedFile, Part, Split, all_rows, rows_of_split
 from lst.data.columns import Ragged as Ragged
 from lst.data.columns import ragged as ragged
-from lst.data.text import TextTokenizer
+from lst.data.text import TextTokenizer, tokenizer_file
 from lst.errors import DataError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer.model"
 SPLITS = ("train", "heldout")
 
 _ids = pa.list_(pa.uint16())
@@ -90,6 +89,14 @@ STORIES = pa.schema(
 TOKEN_COLUMNS = {"speech": "speech_tokens", "text": "text_tokens"}
 """The columns whose tokens a table's documents and shards are counted by."""
 SCHEMAS = {"speech": SPEECH, "text": TEXT, "stories": STORIES}
+TEXT_PIECES = ("word_text_tokens", "text_tokens")  # columns of text pieces: 16 bits each where the vocabulary allows it
+
+
+def table_schema(name: str, text_vocab: int) -> pa.Schema:
+    """The columns of a table whose text tokenizer has `text_vocab` pieces."""
+    wide = text_vocab > 1 << 16
+    fields = [pa.field(f.name, pa.list_(pa.uint32())) if wide and f.name in TEXT_PIECES else f for f in SCHEMAS[name]]
+    return pa.schema(fields)
 
 
 def speech_row_error(row: Mapping[str, Any], speech_vocab: int) -> str | None:
@@ -170,7 +177,7 @@ class Dataset:
 
     @cached_property
     def tokenizer(self) -> TextTokenizer:
-        return TextTokenizer(self.path / TOKENIZER)
+        return TextTokenizer(tokenizer_file(self.path))
 
     @cached_property
     def speech(self) -> pa.Table:

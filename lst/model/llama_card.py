@@ -1,17 +1,21 @@
 """What stands beside the weights of an exported Llama folder: the text tokenizer, where it is at hand, and a README.
 
-transformers reads a SentencePiece `tokenizer.model` as Llama's tokenizer; the speech tokens (arm `bpe`: pieces of them) and
-markers are added tokens with names that cannot occur in text. Without the data set there is no tokenizer, and the README says
-that ids are raw.
+transformers reads a SentencePiece `tokenizer.model` as Llama's tokenizer, and a `tokenizer.json` as it is; the speech tokens (arm
+`bpe`: pieces of them) and markers are added tokens with names that cannot occur in text. Without the data set there is no
+tokenizer, and the README says that ids are raw.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 from lst.config import RunConfig
-from lst.data.shards import TOKENIZER, open_dataset
+from lst.data.shards import open_dataset
 from lst.data.speech_bpe import CONTROL_PIECES, FIRST_CHARACTER, MODEL_FILE, run_pieces
+from lst.data.text import JSON_FILE, tokenizer_file
+from lst.data.tokenizer_json import special_names, with_added
 from lst.data.vocab import Vocabulary
 from lst.errors import DataError
 
@@ -44,12 +48,16 @@ _WITH = """The text tokenizer is `tokenizer.model`. {kind} are the added tokens 
 transformers encodes text as in training where words are divided by single spaces; SentencePiece itself also folds runs of white
 space and line breaks into one space.
 """
+_WITH_JSON = """The text tokenizer is `tokenizer.json`. {kind} are the added tokens `{first}` and so on, the markers are
+`<|text|>` and `<|speech|>`, as in `<|text|>Once upon a time<|speech|>{some}{some}`. Text behind a marker is encoded as it stands:
+with byte-level pieces, a span that goes on a text begins with the space before its first word.
+"""
 _WITHOUT = "The data set was not at hand, so there is no tokenizer here: ids are raw.\n"
 
 
 def tokenizer_files(config: RunConfig) -> dict[str, bytes]:
     """Name -> content of the tokenizer's files and the README; the README alone where the run's data set is not at hand."""
-    model = _tokenizer_model(config)
+    file = _tokenizer_file(config)
     vocabulary, pieces = Vocabulary.of(config.model), run_pieces(config)
     numbers = _NUMBERS.format(
         arm=config.model.arm.value,
@@ -63,13 +71,26 @@ def tokenizer_files(config: RunConfig) -> dict[str, bytes]:
     )
     numbers += _OF_PIECES if pieces else ""
     speech = {MODEL_FILE: pieces.model} if pieces else {}
-    if model is None:
+    if file is None:
         return {README: (numbers + _WITHOUT).encode(), **speech}
-    name = "<|speech_piece_{}|>" if pieces else "<|speech_{}|>"
-    names = [*(name.format(number) for number in range(vocabulary.speech_size)), TEXT_MARKER, SPEECH_MARKER]
-    text = _WITH.format(kind="Pieces" if pieces else "Speech tokens", first=names[0], some=name.format(17))
+    called = "<|speech_piece_{}|>" if pieces else "<|speech_{}|>"
+    names = [*(called.format(number) for number in range(vocabulary.speech_size)), TEXT_MARKER, SPEECH_MARKER]
+    name, content = file
+    told = _WITH_JSON if name == JSON_FILE else _WITH
+    text = told.format(kind="Pieces" if pieces else "Speech tokens", first=names[0], some=name.format(17))
+    settings = _json_settings(content) if name == JSON_FILE else _sentencepiece_settings(names, vocabulary.text)
+    return {
+        name: with_added(content, names) if name == JSON_FILE else content,
+        TOKENIZER_CONFIG: (json.dumps(settings, indent=1) + "\n").encode(),
+        README: (numbers + text).encode(),
+        **speech,
+    }
+
+
+def _sentencepiece_settings(names: Sequence[str], first: int) -> dict[str, Any]:
+    """For transformers: added tokens `names`, numbered from `first` on."""
     plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": False}
-    settings = {
+    return {
         "tokenizer_class": "LlamaTokenizer",
         "add_bos_token": True,
         "add_eos_token": False,
@@ -77,21 +98,26 @@ def tokenizer_files(config: RunConfig) -> dict[str, bytes]:
         "eos_token": "</s>",
         "unk_token": "<unk>",
         "legacy": False,
-        "added_tokens_decoder": {str(vocabulary.text + place): {"content": name, **plain} for place, name in enumerate(names)},
+        "added_tokens_decoder": {str(first + place): {"content": name, **plain} for place, name in enumerate(names)},
     }
+
+
+def _json_settings(content: bytes) -> dict[str, Any]:
+    bos, eos = special_names(content)
     return {
-        TOKENIZER: model,
-        TOKENIZER_CONFIG: (json.dumps(settings, indent=1) + "\n").encode(),
-        README: (numbers + text).encode(),
-        **speech,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos,
+        "eos_token": eos,
+        "clean_up_tokenization_spaces": False,
     }
 
 
-def _tokenizer_model(config: RunConfig) -> bytes | None:
-    """The SentencePiece model of the run's data set, if that very data set is where the configuration says."""
+def _tokenizer_file(config: RunConfig) -> tuple[str, bytes] | None:
+    """Name and content of the tokenizer of the run's data set, if that very data set is where the configuration says."""
     try:
         dataset = open_dataset(config.execution.data_path)
         at_hand = dataset.data_id == config.data.data_id and dataset.text_vocab == config.model.text_vocab
-        return (dataset.path / TOKENIZER).read_bytes() if at_hand else None
+        file = tokenizer_file(dataset.path)
+        return (file.name, file.read_bytes()) if at_hand else None
     except (DataError, OSError):
         return None

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import sentencepiece
 import torch
@@ -14,12 +15,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lst.config import RunConfig, arm_config
+from lst.data.shard_writer import write_dataset
 from lst.data.shards import open_dataset
 from lst.data.vocab import Vocabulary
 from lst.errors import CheckpointError
 from lst.model import build_model, export_checkpoint, make_batch
 from lst.model.huggingface import from_llama, read_llama_tensors, to_llama
 from tests.data.made_up_pieces import with_pieces
+from tests.data.test_text_tokenizers import KINDS as TOKENIZERS
 
 DOCUMENTS = [
     [("text", [12, 7, 30]), ("speech", [3, 3, 9, 31, 7, 7]), ("text", [5])],
@@ -139,6 +142,27 @@ def test_the_data_sets_tokenizer_goes_with_the_weights(tmp_path: Path, toy_datas
     assert f"added tokens `{names[vocabulary.text]}` and so on" in readme
     assert ("Pieces are no speech tokens" in readme) == ("`speech_bpe.model` beside this file" in readme) == (arm == "bpe")
     assert (folder / "speech_bpe.model").is_file() == (arm == "bpe")
+
+
+@pytest.mark.parametrize("kind", ["llama2", "llama3"])
+def test_a_tokenizer_json_goes_with_the_weights(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "given.json").write_text(json.dumps(TOKENIZERS[kind]()))
+    rows = [{"id": str(i), "book": "", "split": "train", "text": "The cat didn't sit, for 42 minutes."} for i in range(3)]
+    write_dataset(tmp_path / "d", {"text": pa.Table.from_pylist(rows)}, tokenizer=tmp_path / "given.json", speech_vocab=40)
+    dataset = open_dataset(tmp_path / "d")
+    sizes = {"text_vocab": dataset.text_vocab, "speech_vocab": dataset.speech_vocab}
+    data = {"data_id": dataset.data_id}
+    config = arm_config("baseline", execution={"data_path": str(tmp_path / "d")}, model=sizes, data=data)
+    folder = to_llama(export_checkpoint(build_model(config), config, tmp_path / "checkpoint"), tmp_path / "llama")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    text = rows[0]["text"]
+    batch = make_batch([[("text", dataset.tokenizer.encode(text)), ("speech", [3, 0, 1, 39])]], config)
+    ids = batch.ids_BT[0].tolist()
+    assert tokenizer.encode(f"<|text|>{text}<|speech|><|speech_3|><|speech_0|><|speech_1|><|speech_39|>") == ids
+    assert tokenizer.decode(ids[2 : 2 + len(dataset.tokenizer.encode(text))]) == text
+    assert len(tokenizer) == Vocabulary.of(config.model).size
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
+    assert "The text tokenizer is `tokenizer.json`" in (folder / "README.md").read_text()
 
 
 def test_without_the_data_set_ids_are_said_to_be_raw(tmp_path: Path) -> None:

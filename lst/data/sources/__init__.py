@@ -5,24 +5,35 @@ A new format of speech is an entry of SPEECH: a function from the options to its
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lst.errors import ConfigError, did_you_mean
+from lst.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
     from lst.data.prepare import PrepareConfig
     from lst.data.sources.base import Source
+    from lst.data.sources.contract import SpokenContract
 
 AUTO = "auto"
+LINES, TARS = (".jsonl",), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+AUDIO = (".wav", ".flac", ".ogg")
+ENDINGS = {
+    LINES: "lst",
+    (".parquet",): "parquet",
+    TARS: "tar",
+    (".tsv",): "fairseq",
+    (".units",): "textless",
+    AUDIO: "audio",
+}
 
 
 def _lst(config: PrepareConfig) -> Source:
-    from lst.data.sources.contract import SpokenContract
     from lst.data.sources.speech_jsonl import SpeechJsonl, own_contract
 
-    return SpeechJsonl([Path(config.input)], own_contract(SpokenContract(speech_vocab=config.speech_vocab)))
+    contract = _contract(config)
+    return SpeechJsonl(_files(config, LINES), contract if config.columns else own_contract(contract))
 
 
 def _audio(config: PrepareConfig) -> Source:
@@ -31,19 +42,65 @@ def _audio(config: PrepareConfig) -> Source:
     return audio_source(config)
 
 
-SPEECH: dict[str, Callable[[PrepareConfig], Source]] = {"lst": _lst, "audio": _audio}
+def _slamkit(config: PrepareConfig) -> Source:
+    from lst.data.sources.speech_jsonl import SpeechJsonl, slamkit_contract
+
+    return SpeechJsonl(_files(config, LINES), slamkit_contract(_contract(config, paths=True), deduplicated=config.deduplicated))
+
+
+def _parquet(config: PrepareConfig) -> Source:
+    from lst.data.sources.tables import speech_parquet
+
+    return speech_parquet(_files(config, (".parquet",)), _contract(config))
+
+
+def _huggingface(config: PrepareConfig) -> Source:
+    from lst.data.sources.tables import saved_speech
+
+    return saved_speech(Path(config.input), _contract(config))
+
+
+def _tar(config: PrepareConfig) -> Source:
+    from lst.data.sources.tar_shards import TarShards
+
+    return TarShards(_files(config, TARS), _contract(config))
+
+
+def _fairseq(config: PrepareConfig) -> Source:
+    from lst.data.sources.paired_lines import FairseqLabels
+
+    labels = Path(config.labels) if config.labels else None
+    return FairseqLabels(Path(config.input), labels, _contract(config, paths=True), sample_rate=config.sample_rate)
+
+
+def _textless(config: PrepareConfig) -> Source:
+    from lst.data.sources.paired_lines import TextlessUnits
+
+    return TextlessUnits(Path(config.input), _contract(config, paths=True), deduplicated=config.deduplicated)
+
+
+SPEECH: dict[str, Callable[[PrepareConfig], Source]] = {
+    "lst": _lst,
+    "audio": _audio,
+    "slamkit": _slamkit,
+    "parquet": _parquet,
+    "huggingface": _huggingface,
+    "tar": _tar,
+    "fairseq": _fairseq,
+    "textless": _textless,
+}
 
 
 def open_sources(config: PrepareConfig) -> dict[str, Source]:
     """The source of each table that is read: speech, and text where it is given. Raises ConfigError or DataError."""
-    name = guess_format(Path(config.input)) if config.format == AUTO else config.format
+    name = guess_format(config.input) if config.format == AUTO else config.format
     if name not in SPEECH:
         raise ConfigError(f"format='{name}' is unknown; {did_you_mean(name, [AUTO, *SPEECH])}")
     sources = {"speech": SPEECH[name](config) if name == "audio" else _annotated(SPEECH[name](config), config)}
     if config.text:
-        from lst.data.sources.texts import written_source
+        from lst.data.sources.texts import KEYS, written_source
 
-        sources["text"] = written_source(config.text, {})
+        sources["text"] = written_source(config.text, column_names("text_columns", config.text_columns, KEYS))
     return sources
 
 
@@ -60,6 +117,66 @@ def _annotated(source: Source, config: PrepareConfig) -> Source:
     return Annotated(source, transcripts=transcripts_of(config), alignments=alignments_of(config), card=card_of(config))
 
 
-def guess_format(path: Path) -> str:
-    """The format of a file or a folder, by its name and first bytes."""
-    return "lst"
+def guess_format(given: str) -> str:
+    """The format of a file, a glob or a folder, by its name, by what lies in it, and by its first line. Raises DataError."""
+    from lst.data.sources.files import MAGIC, input_files
+
+    path = Path(given)
+    if path.is_dir() and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return "huggingface"
+    if path.is_dir() or (not path.exists() and MAGIC & set(given)):
+        _, files = input_files(given, sum(ENDINGS, ()))
+        found = {name for endings, name in ENDINGS.items() if any(file.name.endswith(endings) for file in files)}
+        if len(found) != 1:
+            told = f"files of {' and '.join(sorted(found))}" if found else "no files of a known format"
+            raise DataError(f"input={given} holds {told}; name one by format=, or give a glob of one kind.")
+        return found.pop()
+    if path.name.endswith(".km"):
+        raise DataError(f"input={given} has labels alone; give the manifest, as in input=train.tsv labels={given}")
+    name = next((name for endings, name in ENDINGS.items() if path.name.endswith(endings)), "lst")
+    if name == "lst" and path.is_file():
+        with path.open("rb") as file:
+            start = file.readline(1 << 20)
+        if b'"units"' in start and b'"speech_tokens"' not in start:
+            return "slamkit"
+    return name
+
+
+def column_names(option: str, given: str, known: Sequence[str]) -> dict[str, str]:
+    """`key:name,key:name` as a dictionary. Raises ConfigError."""
+    names: dict[str, str] = {}
+    for pair in filter(None, given.split(",")):
+        key, mark, name = (part.strip() for part in pair.partition(":"))
+        if not mark or not name:
+            raise ConfigError(f"{option}={given} must be key:name pairs between commas, as in {option}={known[0]}:file_id.")
+        if key not in known:
+            raise ConfigError(f"{option} has the key '{key}'; {did_you_mean(key, known)}")
+        names[key] = name
+    return names
+
+
+def _contract(config: PrepareConfig, *, paths: bool = False) -> SpokenContract:
+    """`paths`: the input's ids are paths of audio files; elsewhere they are if layout= or names= say so."""
+    from lst.data.sources.audio_names import FileNames
+    from lst.data.sources.contract import EVERY_SECOND, KEYS, SpokenContract
+
+    if (config.rate, config.reduce) not in ((25, ""), (50, EVERY_SECOND)):
+        raise ConfigError(
+            f"rate={config.rate} with reduce='{config.reduce}' does not give 25 Hz; make the tokens at 25 Hz, or keep every "
+            f"second of 50 a second by rate=50 reduce={EVERY_SECOND}."
+        )
+    naming = FileNames(Path(config.input).parent, layout=config.layout, names=config.names)
+    return SpokenContract(
+        speech_vocab=config.speech_vocab,
+        columns=column_names("columns", config.columns, KEYS),
+        rate=config.rate,
+        reduce=config.reduce,
+        times=config.times,
+        naming=naming if paths or config.layout or config.names else None,
+    )
+
+
+def _files(config: PrepareConfig, endings: tuple[str, ...]) -> list[Path]:
+    from lst.data.sources.files import input_files
+
+    return input_files(config.input, endings)[1]

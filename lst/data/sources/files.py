@@ -12,16 +12,15 @@ from lst.errors import DataError
 MAGIC = frozenset("*?[")
 
 
-def input_files(given: str, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Name -> file, in the order of the names: paths below the folder (or below what a glob's files share), without endings.
+def input_files(given: str, suffixes: Sequence[str]) -> tuple[Path, list[Path]]:
+    """The folder that all files share, and the files in the order of their paths.
 
     A folder is searched at any depth for files with one of `suffixes`; hidden ones are passed over. Raises DataError if there is
-    no file, or two have one name.
+    no file.
     """
-    path = Path(given)
+    path = root = Path(given)
     if path.is_dir():
         found = sorted(p for p in _below(path, "**/*") if p.name.endswith(tuple(suffixes)))
-        root = path
     elif path.exists() or not MAGIC & set(given):
         found, root = [path], path.parent
     else:
@@ -30,6 +29,12 @@ def input_files(given: str, suffixes: Sequence[str]) -> dict[str, Path]:
         root = Path(os.path.commonpath([p.parent for p in found])) if found else path
     if not found:
         raise DataError(f"'{given}' holds no file ending in {', '.join(suffixes)}; name a file, a folder or a glob of files.")
+    return root, found
+
+
+def named_files(given: str, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Name -> file: paths below the shared folder, without endings. Raises DataError if there is none, or two have one."""
+    root, found = input_files(given, suffixes)
     named: dict[str, Path] = {}
     for file in found:
         name = file.relative_to(root).as_posix()

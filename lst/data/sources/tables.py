@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lst.data.sources.base import LINES_BLOCK_BYTES, Block, Record, Refused, Row, file_size
+from lst.data.sources.contract import KEYS, SpokenContract
 from lst.errors import DataError
 
 BATCH_ROWS = 1_000
@@ -150,6 +151,23 @@ class SavedDataset(_Tables):
                 for start in range(0, batch.num_rows if row >= block.start else 0, BATCH_ROWS):
                     yield from enumerate(batch_rows(batch.select(names).slice(start, BATCH_ROWS)), row + start + 1)
                 row += batch.num_rows
+
+
+def speech_parquet(files: Sequence[Path], contract: SpokenContract, *, block_bytes: int = LINES_BLOCK_BYTES) -> ParquetRows:
+    """Spoken documents of Parquet files."""
+    return ParquetRows(files, contract.row, **_of_speech(contract), block_bytes=block_bytes)
+
+
+def saved_speech(folder: Path, contract: SpokenContract, *, block_bytes: int = LINES_BLOCK_BYTES) -> SavedDataset:
+    """Spoken documents of a saved data set. Raises DataError if `folder` holds none."""
+    return SavedDataset(folder, contract.row, **_of_speech(contract), block_bytes=block_bytes)
+
+
+def _of_speech(contract: SpokenContract) -> dict[str, Any]:
+    # Columns that were named must be there; others of the contract's keys may be.
+    required = dict.fromkeys([*contract.required, *contract.columns])
+    columns = {key: contract.their(key) for key in KEYS}
+    return {"columns": columns, "required": list(required), "identity": contract.identity()}
 
 
 def saved_files(folder: Path) -> list[Path]:

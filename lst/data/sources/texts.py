@@ -29,7 +29,7 @@ from lst.data.sources.base import (
     line_blocks,
     require_utf8,
 )
-from lst.data.sources.files import input_files
+from lst.data.sources.files import named_files
 from lst.data.sources.speech_jsonl import json_rows
 from lst.data.sources.tables import ParquetRows
 from lst.errors import DataError
@@ -153,7 +153,7 @@ def written_source(given: str, columns: Mapping[str, str]) -> Source:
 
     Raises DataError if there is none, or one of another kind.
     """
-    files = input_files(given, tuple(_BY_SUFFIX))
+    files = named_files(given, tuple(_BY_SUFFIX))
     other = next((file for file in files.values() if file.suffix not in _BY_SUFFIX), None)
     if other:
         raise DataError(f"text={other} must end in {', '.join(_BY_SUFFIX)}.")

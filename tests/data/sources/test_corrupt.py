@@ -7,14 +7,13 @@ import pytest
 
 from lst.data.sources.contract import MAX_FRAMES, SpokenContract
 from lst.data.sources.speech_jsonl import SpeechJsonl, own_contract, slamkit_contract
-from lst.data.sources.tables import SavedDataset
+from lst.data.sources.tables import saved_speech, speech_parquet
 from lst.errors import DataError
 from tests.data.sources.written_formats import (
     CONTRACT,
     FORMATS,
     PATHS,
     SPEECH_VOCAB,
-    TABLE,
     TABLE_CONTRACT,
     WITH_WORDS,
     documents,
@@ -244,10 +243,8 @@ def test_a_truncated_stream_of_a_saved_dataset_is_one_sentence(tmp_path):
 
 
 def test_a_missing_column_is_told_with_the_option_that_names_it(tmp_path):
-    source = parquet(tmp_path, documents())
-    source = type(source)(
-        [tmp_path / "speech.parquet"], CONTRACT.row, **{**TABLE, "columns": {"id": "id", "speech_tokens": "units"}}
-    )
+    parquet(tmp_path, documents())
+    source = speech_parquet([tmp_path / "speech.parquet"], CONTRACT)
     with pytest.raises(DataError, match=r"no column 'id' \(file_id, .*columns=id:NAME"):
         source.blocks()
 
@@ -257,7 +254,7 @@ def test_a_saved_dataset_that_names_files_elsewhere_is_refused(tmp_path, name):
     folder = write_saved_dataset(tmp_path / "saved", table_of(documents()))
     (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name}]}))
     with pytest.raises(DataError, match="does not lie in it"):
-        SavedDataset(folder, TABLE_CONTRACT.row, **TABLE)
+        saved_speech(folder, TABLE_CONTRACT)
 
 
 def test_splits_of_a_saved_dataset_become_training_and_held_out(tmp_path):
@@ -265,7 +262,7 @@ def test_splits_of_a_saved_dataset_become_training_and_held_out(tmp_path):
     for split, part in (("train", records[:6]), ("validation", records[6:])):
         write_saved_dataset(tmp_path / "both" / split, table_of(part))
     (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ["train", "validation"]}')
-    rows, refused = read_all(SavedDataset(tmp_path / "both", TABLE_CONTRACT.row, **TABLE))
+    rows, refused = read_all(saved_speech(tmp_path / "both", TABLE_CONTRACT))
     assert refused == []
     assert [r["split"] for r in rows] == ["train"] * 6 + ["heldout"] * 4
 

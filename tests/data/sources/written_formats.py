@@ -9,10 +9,10 @@ from itertools import groupby
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lst.data.sources.contract import KEYS, SpokenContract
+from lst.data.sources.contract import SpokenContract
 from lst.data.sources.paired_lines import FairseqLabels, TextlessUnits
 from lst.data.sources.speech_jsonl import SpeechJsonl, own_contract, slamkit_contract
-from lst.data.sources.tables import ParquetRows, SavedDataset
+from lst.data.sources.tables import saved_speech, speech_parquet
 from lst.data.sources.tar_shards import TarShards
 
 SPEECH_VOCAB = 50
@@ -84,13 +84,12 @@ def table_of(records):
     return pa.Table.from_pylist([{("file_id" if key == "id" else key): value for key, value in r.items()} for r in records])
 
 
-TABLE = {"columns": {key: key for key in KEYS} | {"id": "file_id"}, "required": ("id", "speech_tokens"), "identity": {}}
 TABLE_CONTRACT = SpokenContract(speech_vocab=SPEECH_VOCAB, columns={"id": "file_id"})
 
 
 def parquet(folder, records, *, block_bytes=1 << 20):
     pq.write_table(table_of(records), folder / "speech.parquet", row_group_size=3)
-    return ParquetRows([folder / "speech.parquet"], TABLE_CONTRACT.row, **TABLE, block_bytes=block_bytes)
+    return speech_parquet([folder / "speech.parquet"], TABLE_CONTRACT, block_bytes=block_bytes)
 
 
 def write_saved_dataset(folder, table, rows_a_batch=2, rows_a_file=4):
@@ -108,7 +107,7 @@ def write_saved_dataset(folder, table, rows_a_batch=2, rows_a_file=4):
 
 def huggingface(folder, records, *, block_bytes=1 << 20):
     saved = write_saved_dataset(folder / "saved", table_of(records))
-    return SavedDataset(saved, TABLE_CONTRACT.row, **TABLE, block_bytes=block_bytes)
+    return saved_speech(saved, TABLE_CONTRACT, block_bytes=block_bytes)
 
 
 def add_member(archive, name, content, **changes):
