@@ -11,11 +11,12 @@ import math
 import numpy as np
 import pandas as pd
 
+from lst.drawing import MUTED, PANEL, PAPER, Panel, drawing, legend_below, new_panel, slug
 from reports import style
 from reports.figures import FLOPS_LABEL
 from reports.numbers import clipped, listed, percent, plural, scientific, short
 from reports.study import GROUPS, Study
-from reports.style import Panel, legend_below, log_x, slug
+from reports.style import log_x
 
 PIECES_ARM = "bpe"
 """The arm whose training losses are per piece of speech; its held-out losses are per speech token, as all arms'."""
@@ -50,10 +51,10 @@ def residual_panels(study: Study, target: str) -> list[Panel]:
     if table.empty:
         return []
     panels = []
-    with style.drawing():
+    with drawing():
         for column, label, formatter in (("num_params", "parameters", short), ("flops", FLOPS_LABEL, scientific)):
-            figure, axes = style.new_panel(f"against {label}", label, "residual of ln loss (%)")
-            axes.axhline(0, color=style.MUTED, linewidth=1.2)
+            figure, axes = new_panel(f"against {label}", label, "residual of ln loss (%)")
+            axes.axhline(0, color=MUTED, linewidth=1.2)
             for arm in dict.fromkeys(table["arm"]):
                 rows, (colour, marker) = table[table["arm"] == arm], style.arm_style(arm)
                 axes.plot(rows[column], 100 * rows["residual"], marker, color=colour, label=arm)
@@ -81,11 +82,11 @@ def curve_panels(study: Study) -> list[Panel]:
     sizes = list(study.plan.sort_values("num_params")["size"].unique())
     low, high = float(curves["loss"].quantile(0.001)), float(curves["loss"].quantile(0.995))
     panels = []
-    with style.drawing():
+    with drawing():
         for arm in [a for a in study.arms if a in set(curves["arm"])]:
             rows = curves[curves["arm"] == arm]
             unit = "id, a speech piece is one" if arm == PIECES_ARM else "token"
-            figure, axes = style.new_panel(arm, FLOPS_LABEL, f"training loss (nats per {unit})")
+            figure, axes = new_panel(arm, FLOPS_LABEL, f"training loss (nats per {unit})")
             for size in [s for s in sizes if s in set(rows["size"])]:
                 colour, _ = style.budget_style(sizes.index(size))
                 for place, (_, run) in enumerate(rows[rows["size"] == size].groupby("run_id", sort=False)):
@@ -123,8 +124,8 @@ def share_panels(study: Study, kind: str) -> list[Panel]:
         return []
     height = 1.7 + 0.34 * len(rows)
     what = "training FLOPs" if kind == "flops_share" else "parameters"
-    with style.drawing():
-        figure, axes = style.new_panel("", f"share of {what} (%)", "", size=(style.PANEL[0], height))
+    with drawing():
+        figure, axes = new_panel("", f"share of {what} (%)", "", size=(PANEL[0], height))
         left = np.zeros(len(rows))
         y = np.arange(len(rows))
         for group in GROUPS:
@@ -135,11 +136,11 @@ def share_panels(study: Study, kind: str) -> list[Panel]:
                 left=left,
                 height=0.74,
                 color=style.GROUP_COLOURS[group],
-                edgecolor=style.PAPER,
+                edgecolor=PAPER,
                 linewidth=0.8,
                 label=group,
             )
-            ink = style.PAPER if group in ("global", "decoder") else style.ON_COLOUR
+            ink = PAPER if group in ("global", "decoder") else style.ON_COLOUR
             for index in np.flatnonzero(width >= 9):
                 axes.text(
                     left[index] + width[index] / 2,

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lst.drawing import INK, MUTED, PANEL, PAPER, Panel, drawing, legend_below, new_panel, slug
 from reports import style
 from reports.laws import ArmFit, Comparison, Profile
 from reports.numbers import clipped, fixed, interval, is_number, level_name, listed, percent, plural, scientific, short
 from reports.stories import StoryScore
 from reports.study import CONDITIONAL_ARMS, TARGETS, Study
-from reports.style import Panel, legend_below, log_ticks, log_x, slug
+from reports.style import log_ticks, log_x
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,10 +43,10 @@ def isoflop_panels(study: Study, target: str) -> list[Panel]:
     final = final.dropna(subset=["flops_budget", n_kind]) if n_kind in final else final.iloc[:0]
     budgets = sorted(final["flops_budget"].unique())
     panels = []
-    with style.drawing():
+    with drawing():
         for arm in [a for a in study.arms if sizes_per_budget(final, a) >= 2]:
             rows, profiles = final[final["arm"] == arm], list(fits[arm].profiles()) if arm in fits else []
-            figure, axes = style.new_panel(arm, PARAMS_LABELS.get(n_kind, n_kind), LOSS_LABEL)
+            figure, axes = new_panel(arm, PARAMS_LABELS.get(n_kind, n_kind), LOSS_LABEL)
             for index, budget in enumerate(budgets):
                 colour, marker = style.budget_style(index)
                 at = rows[rows["flops_budget"] == budget].sort_values(n_kind)
@@ -78,7 +79,7 @@ def _draw_profile(axes: Axes, profile: Profile, trained: np.ndarray, colour: str
         if estimate.has_interval:
             errors[key] = [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
     at = ([profile.optimum.value], [profile.minimum.value])
-    axes.errorbar(*at, **errors, fmt="*", color=style.INK, markersize=9, elinewidth=1, capsize=2.5, zorder=5)
+    axes.errorbar(*at, **errors, fmt="*", color=INK, markersize=9, elinewidth=1, capsize=2.5, zorder=5)
 
 
 def _same_y(axes: Axes, values: pd.Series, *, pad: float = 0.08) -> None:
@@ -101,12 +102,12 @@ def _isoflop_description(arm: str, target: str, rows: pd.DataFrame, profiles: Se
 def loss_panels(study: Study) -> list[Panel]:
     """Loss against training FLOPs by arm, a panel a target, with the envelope and the n-gram references."""
     panels = []
-    with style.drawing():
+    with drawing():
         for target in TARGETS:
             final = study.final(target)
             if final.empty:
                 continue
-            figure, axes = style.new_panel(f"{target} loss", FLOPS_LABEL, LOSS_LABEL)
+            figure, axes = new_panel(f"{target} loss", FLOPS_LABEL, LOSS_LABEL)
             for arm in study.arms:
                 rows = final[final["arm"] == arm]
                 if len(rows):
@@ -154,7 +155,7 @@ def _draw_references(axes: Axes, references: dict[str, float]) -> None:
         if value is None:
             continue
         low, high = min(low, value), max(high, value)
-        axes.axhline(value, color=style.MUTED, linewidth=1.2, dashes=dashes)
+        axes.axhline(value, color=MUTED, linewidth=1.2, dashes=dashes)
         align = ("left", "right")[side]  # losses fall to the right: the high label right, the low one left, where no points are
         _line_label(axes, f"{name} {value:.2f}", (side, value), (4 - 6 * side, 3), align, "bottom")
     margin = 0.08 * (high - low)
@@ -171,7 +172,7 @@ def _line_label(axes: Axes, words: str, at: tuple[float, float], shift: tuple[fl
         textcoords="offset points",
         ha=align,
         va=vertical,
-        color=style.MUTED,
+        color=MUTED,
         fontsize=10,
         bbox=style.LABEL_BOX,
     )
@@ -188,15 +189,15 @@ def _loss_description(study: Study, target: str, final: pd.DataFrame) -> str:
 def story_panels(scores: Sequence[StoryScore]) -> list[Panel]:
     """Story-completion accuracy with binomial intervals and chance: against FLOPs, or by size where there is one budget."""
     panels = []
-    with style.drawing():
+    with drawing():
         for task, direction in dict.fromkeys((s.task, s.direction) for s in scores):
             here = [s for s in scores if (s.task, s.direction) == (task, direction)]
-            figure, axes = style.new_panel(f"{task} {direction.replace('->', '→')}", "", "accuracy (%)")
+            figure, axes = new_panel(f"{task} {direction.replace('->', '→')}", "", "accuracy (%)")
             flops = [s.flops for s in here]
             spread = max(flops) / min(flops) > 1.5
             (_stories_by_flops if spread else _stories_by_size)(axes, here)
             chance = here[0].chance
-            axes.axhline(100 * chance, color=style.MUTED, linewidth=1.2, dashes=(6, 2), label=f"chance {percent(0)(chance)}")
+            axes.axhline(100 * chance, color=MUTED, linewidth=1.2, dashes=(6, 2), label=f"chance {percent(0)(chance)}")
             low = min(100 * chance - 6, *(100 * s.low for s in here))
             axes.set_ylim(max(0, low - 2), min(100, max(100 * s.high for s in here) + 3))
             legend_below(figure, axes, columns=2)
@@ -248,7 +249,7 @@ def _story_description(task: str, direction: str, scores: Sequence[StoryScore]) 
 def multiplier_panels(comparisons: Sequence[Comparison], target: str) -> list[Panel]:
     """The compute multiplier along the overlap, and one summary line a comparison."""
     panels = []
-    with style.drawing():
+    with drawing():
         curves = [c for c in comparisons if c.target == target and len(c.curve) >= 2]
         if curves:
             panels.append(_multiplier_curve(curves, target))
@@ -259,10 +260,8 @@ def multiplier_panels(comparisons: Sequence[Comparison], target: str) -> list[Pa
 
 
 def _multiplier_curve(curves: Sequence[Comparison], target: str) -> Panel:
-    figure, axes = style.new_panel(
-        f"along the overlap ({target})", f"{curves[0].baseline}'s {FLOPS_LABEL}", "compute multiplier (×)"
-    )
-    axes.axhline(1, color=style.MUTED, linewidth=1.2)
+    figure, axes = new_panel(f"along the overlap ({target})", f"{curves[0].baseline}'s {FLOPS_LABEL}", "compute multiplier (×)")
+    axes.axhline(1, color=MUTED, linewidth=1.2)
     for curve in curves:
         colour, marker = style.arm_style(curve.arm)
         x = [p.flops for p in curve.curve]
@@ -281,9 +280,9 @@ def _multiplier_forest(comparisons: Sequence[Comparison]) -> Panel:
     """A row an arm and target; full markers from the arms' curves, hollow ones from shared exponents."""
     rows = list(dict.fromkeys((c.arm, c.target) for c in comparisons))
     both = len({c.shared for c in comparisons}) == 2
-    size = (style.PANEL[0], 1.6 + 0.55 * len(rows))
-    figure, axes = style.new_panel("over the whole overlap", "compute multiplier (×)", "", size=size)
-    axes.axvline(1, color=style.MUTED, linewidth=1.2)
+    size = (PANEL[0], 1.6 + 0.55 * len(rows))
+    figure, axes = new_panel("over the whole overlap", "compute multiplier (×)", "", size=size)
+    axes.axvline(1, color=MUTED, linewidth=1.2)
     named = set()
     for c in comparisons:
         colour, marker = style.arm_style(c.arm)
@@ -291,7 +290,7 @@ def _multiplier_forest(comparisons: Sequence[Comparison]) -> Panel:
         if c.multiplier.has_interval:
             axes.plot([c.multiplier.low, c.multiplier.high], [y, y], "-", color=colour, linewidth=1.3)
         label = "shared exponents" if c.shared else "from the curves"
-        face = style.PAPER if c.shared else colour
+        face = PAPER if c.shared else colour
         shown = None if label in named else label
         named.add(label)
         axes.plot(

@@ -17,12 +17,12 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from lst.drawing import page_style, svg_file, svg_inline
 from lst.errors import ConfigError, DataError, did_you_mean
 from reports import answer, sections
 from reports.sections import Block, Section
 from reports.stories import story_scores
 from reports.study import TARGETS, Study, read_study
-from reports.style import svg_file, svg_inline
 from reports.tables import Table
 
 REPORT = "report"
@@ -108,11 +108,10 @@ def _page(study: Study, title: str, target: str, content: list[Section], drawn: 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("reports", "templates"), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    css, _, _ = environment.loader.get_source(environment, "style.css") if environment.loader else ("", None, None)
     return environment.get_template("page.html.j2").render(
         title=title,
         version=_version(),
-        css=Markup(css),
+        css=Markup(page_style()),
         question=answer.question(study, target),
         answer=answer.answer(study, target),
         warnings=_warnings(study),

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lst.drawing import Panel
 from reports import answer, diagnostics, figures, fit_tables, tables
 from reports.numbers import fixed, is_number, level_name, listed, percent, plural, scientific, text
 from reports.stories import StoryScore
 from reports.study import BASELINE, CONDITIONAL_ARMS, Study
-from reports.style import Panel
 from reports.tables import Table
 
 EMBEDDED_LIMITS = (

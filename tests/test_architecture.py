@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     ),
     "launch": frozenset({"lst", "lst.config", "lst.plain", "lst.records", "lst.errors", "sweeps.plan", "sweeps.price"}),
     "analysis": frozenset({"lst", "lst.records", "lst.flops", "lst.errors", "lst.assumptions", "sweeps.plan"}),
-    "reports": frozenset({"lst", "lst.errors", "lst.assumptions", "sweeps.plan", "analysis.results"}),
+    "reports": frozenset({"lst", "lst.drawing", "lst.errors", "lst.assumptions", "sweeps.plan", "analysis.results"}),
 }
 
 CLI_FILES = frozenset({"sweeps/cli.py", "launch/cli.py", "analysis/cli.py", "reports/cli.py"})
@@ -59,10 +59,13 @@ MAY_USE: dict[str, frozenset[str]] = {
     "scipy": frozenset({"analysis", "lst/data/waveform.py"}),  # there: resampling
     "soundfile": frozenset({"lst/data/waveform.py"}),
     "pandas": frozenset({"sweeps", "launch", "analysis", "reports"}),
-    "matplotlib": frozenset({"sweeps", "reports"}),
+    "matplotlib": frozenset({"sweeps", "reports", "lst/drawing.py", "lst/data/quality/plots.py"}),
+    "jinja2": frozenset({"reports", "lst/data/quality/page.py"}),
+    "markupsafe": frozenset({"reports", "lst/drawing.py", "lst/data/quality/page.py"}),
 }
 ONE_FILE_ONLY = ("xformers", "submitit", "mlflow", "soundfile")
-LATE = {"sweeps": ("matplotlib",)}  # inside functions only: planning without a picture must not pay for it
+# Inside functions only: planning without a picture must not pay for it, nor training for the data's report.
+LATE = {"sweeps": ("matplotlib",), "lst": ("matplotlib", "jinja2", "markupsafe")}
 
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 60
 LONGER_FILES: frozenset[str] = frozenset()
@@ -107,13 +110,18 @@ def imports_of(file: str, root: Path = ROOT) -> Iterator[Import]:
     tree = ast.parse((root / file).read_text(), file)
     inside = {
         id(node)
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        for node in ast.walk(function)
+        for later in ast.walk(tree)
+        if isinstance(later, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_for_typing(later)
+        for node in ast.walk(later)
     }
     for node in ast.walk(tree):
         for module in imported_modules(node, file, root):
             yield Import(file, node.lineno, module, id(node) not in inside)  # type: ignore[attr-defined]
+
+
+def is_for_typing(node: ast.AST) -> bool:
+    """Whether a statement is `if TYPE_CHECKING:`, which never runs."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def imported_modules(node: ast.AST, file: str, root: Path) -> list[str]:

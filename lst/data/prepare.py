@@ -5,6 +5,8 @@
     prepare-data merge DIR [heldout_share=0.02]   join the parts (a preparation in one part is joined by itself)
     prepare-data verify DIR                       compare every file with its checksum and every shard with its counts
     prepare-data overlap DIR [ngram=13]           what the held-out documents share with training
+    prepare-data statistics DIR [tokens=1e9]      sizes, patch lengths, units; epochs at a budget (json=true: as JSON)
+    prepare-data report DIR [out=FILE.html]       quality checks, plots and examples to hear, as an HTML page
     prepare-data corpus=embedded out=DIR          rebuild the embedded corpus (needs the extra `speech`)
 
 A preparation that was interrupted goes on where it was when the same command is given again. A line of the default input
@@ -29,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lst.data.quality import cli as quality
 from lst.errors import ConfigError, DataError, LstError, did_you_mean
 from lst.plain import from_dict, to_dict
 
@@ -230,7 +233,13 @@ def _merge(arguments: Sequence[str]) -> int:
     return 0
 
 
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {"merge": _merge, "verify": _verify, "overlap": _overlap}
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "merge": _merge,
+    "verify": _verify,
+    "overlap": _overlap,
+    "statistics": quality.statistics,
+    "report": quality.report,
+}
 
 
 def _folder(verb: str, arguments: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lst.drawing import slug
 from reports import diagnostics, figures, fit_tables, numbers, style, tables
 from reports.stories import story_scores, wilson
 from reports.study import read_study
@@ -80,8 +81,8 @@ def test_thinned_curve_keeps_ends_and_means() -> None:
 
 
 def test_slugs_are_safe_and_distinct() -> None:
-    assert style.slug("lst_static") == "lst_static"
-    evil, other = style.slug('../"<a>'), style.slug("../'<a>")
+    assert slug("lst_static") == "lst_static"
+    evil, other = slug('../"<a>'), slug("../'<a>")
     assert evil != other
     assert not set(evil) & set('/"<>')
 

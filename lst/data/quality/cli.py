@@ -1,6 +1,6 @@
-"""`prepare-data statistics DIR`: its arguments, and what is printed.
+"""`prepare-data statistics DIR` and `prepare-data report DIR`: their arguments, and what is printed.
 
-prepare-data statistics DIR [tokens=1e9 | steps=1000 batch=64] [seq_len_units=4096] [patch_size=4] [arms=a,b] [--json]
+prepare-data statistics DIR [tokens=1e9 | steps=1000 batch=64] [seq_len_units=4096] [patch_size=4] [arms=a,b] [json=true]
 prepare-data report DIR [out=FILE.html]
 """
 
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from lst.errors import ConfigError, did_you_mean
 
 STATISTICS_EXAMPLE = "prepare-data statistics data/mine tokens=1e9"
+REPORT_EXAMPLE = "prepare-data report data/mine out=report.html"
 
 
 def statistics(arguments: Sequence[str]) -> int:
@@ -27,6 +29,11 @@ def statistics(arguments: Sequence[str]) -> int:
             if name not in list(Arm):
                 raise ConfigError(f"arms={text} has the unknown arm '{name}'; {did_you_mean(name, list(Arm))}")
         return tuple(Arm(name) for name in text.split(","))
+
+    def yes(text: str) -> bool:
+        if text not in ("true", "false"):
+            raise ConfigError(f"json={text} must be true or false.")
+        return text == "true"
 
     kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(("steps", "batch", "seq_len_units", "patch_size"), int)
     as_json = "--json" in arguments
@@ -62,3 +69,13 @@ def _parse(arguments: Sequence[str], kinds: dict[str, Callable[[str], Any]], exa
         except ValueError as error:
             raise ConfigError(f"{argument} is no number; write for example: {example}") from error
     return folders[0], options
+
+
+def report(arguments: Sequence[str]) -> int:
+    """The verb `report`; returns 0. Raises ConfigError and DataError."""
+    from lst.data.quality.page import write_report
+    from lst.data.shards import open_dataset
+
+    folder, options = _parse(arguments, {"out": Path, "vocoder": str}, REPORT_EXAMPLE)
+    print(write_report(open_dataset(folder), options.get("out"), vocoder=options.get("vocoder", "")))
+    return 0

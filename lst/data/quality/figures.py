@@ -6,6 +6,7 @@ Not here: counting (measure.py), what a figure means (checks.py).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,9 @@ def tokenizer_card(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def percent(value: float) -> str:
     """0.0012 as 0.12%, 0 as 0%."""
-    return f"{100 * value:.3g}%" if abs(value) < 0.1 else f"{100 * value:.1f}".removesuffix(".0") + "%"
+    if abs(value) < 0.1:
+        return f"{100 * value:.{2 if abs(value) < 0.001 else 3}g}%"
+    return f"{100 * value:.1f}".removesuffix(".0") + "%"
 
 
 def number(value: float) -> str:
@@ -187,13 +190,19 @@ def equal_documents(repeated: Repetitions, groups: list[list[str]]) -> Found:
 
 
 def refused_share(m: Measures, manifest: Mapping[str, Any]) -> Found:
-    refused = refusals(manifest)
-    return share_of(sum(refused.values()), sum(refused.values()) + m.documents, "records") if refused is not None else Found(None)
+    refused = refusals(manifest, "speech")
+    if refused is None:
+        return Found(None, "not recorded")
+    count = sum(refused.values())
+    return share_of(count, count + m.documents, "records")
 
 
-def refusals(manifest: Mapping[str, Any]) -> dict[str, int] | None:
-    """Refused records by reason, or None where the data set does not say."""
-    refused = manifest.get("refused", manifest.get("about", {}).get("refused"))
-    if isinstance(refused, int):
-        return {"not told apart": refused} if refused else {}
-    return {str(reason): int(count) for reason, count in refused.items()} if isinstance(refused, dict) else None
+def refusals(manifest: Mapping[str, Any], *tables: str) -> dict[str, int] | None:
+    """Refused records of `tables` (default: all) by reason, or None where the data set does not say."""
+    told = manifest.get("refused")
+    if not isinstance(told, dict):
+        return None
+    reasons: Counter[str] = Counter()
+    for table in tables or told:
+        reasons.update(told.get(table, {}).get("by_reason", {}))
+    return dict(reasons)

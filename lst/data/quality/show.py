@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lst.data.quality.checks import Check, Verdict
@@ -11,6 +12,19 @@ from lst.data.shards import Dataset
 
 WIDTH = 100
 MOST_REASONS = 10
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text cells; `text_last`: all columns are text, else numbers stand right behind the first."""
+
+    title: str
+    heading: list[str]
+    rows: list[list[str]]
+    text_last: bool = False
+
+    def __str__(self) -> str:
+        return table(self.heading, self.rows, left=len(self.heading) if self.text_last else 1)
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -30,15 +44,10 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 
 
 def summary_text(dataset: Dataset, summary: dict[str, Any], budgets: Sequence[dict[str, Any]]) -> str:
     """What `prepare-data statistics` prints."""
-    parts = [
-        f"{dataset.path}: data_id {summary['data_id']}",
-        _sizes(summary),
-        _patching(summary),
-        refused_text(summary["refused"]),
-    ]
+    grids = [sizes_grid(summary), patching_grid(summary), refused_grid(summary["refused"])]
     if budgets:
-        parts.append(_budgets(budgets))
-    return "\n\n".join(parts)
+        grids.append(_budgets(budgets))
+    return "\n\n".join([f"{dataset.path}: data_id {summary['data_id']}", *(f"{grid.title}\n\n{grid}" for grid in grids)])
 
 
 def checks_text(checks: Sequence[Check]) -> str:
@@ -49,7 +58,8 @@ def checks_text(checks: Sequence[Check]) -> str:
     return table(["verdict", "check", "found", "threshold"], rows, left=4)
 
 
-def _sizes(summary: dict[str, Any]) -> str:
+def sizes_grid(summary: dict[str, Any]) -> Grid:
+    """Documents, tokens and hours by split."""
     speech, text = summary["speech"], summary["text"]
 
     def row(name: str, *values: float, digits: int = 0) -> list[str]:
@@ -68,10 +78,11 @@ def _sizes(summary: dict[str, Any]) -> str:
     rows.insert(3, row("  hours at 25 Hz", *(speech[s]["seconds"] / 3600 for s in splits), digits=2))
     rows.append(row("text documents", *(text[s]["documents"] for s in splits)))
     rows.append(row("  text tokens", *(text[s]["text_tokens"] for s in splits)))
-    return table(["", "training", "held out", "together"], rows)
+    return Grid("Sizes", ["", "training", "held out", "together"], rows)
 
 
-def _patching(summary: dict[str, Any]) -> str:
+def patching_grid(summary: dict[str, Any]) -> Grid:
+    """Mean patch lengths and units by patching and split."""
     splits = [summary["speech"][s]["patching"] for s in ("train", "heldout")]
     names = list(dict.fromkeys(name for split in splits for name in split))
     rows = []
@@ -80,11 +91,11 @@ def _patching(summary: dict[str, Any]) -> str:
         for key in ("mean_patch_length", "units_per_document"):
             row += [f"{split[name][key]:.3f}" if name in split else "-" for split in splits]
         rows.append(row)
-    heading = ["spoken documents, whole", "patch length: training", "held out", "units a document: training", "held out"]
-    return table(heading, rows)
+    heading = ["", "patch length: training", "held out", "units a document: training", "held out"]
+    return Grid("Mean patch length and units of spoken documents", heading, rows)
 
 
-def _budgets(budgets: Sequence[dict[str, Any]]) -> str:
+def _budgets(budgets: Sequence[dict[str, Any]]) -> Grid:
     counts = ("units", "tokens", "speech_tokens", "text_tokens")
     rows = [
         [
@@ -96,22 +107,18 @@ def _budgets(budgets: Sequence[dict[str, Any]]) -> str:
         ]
         for b in budgets
     ]
-    head = ["interleaved run", "units", "tokens", "speech", "text", "patch", "speech ep.", "text ep."]
-    return table(head, rows)
+    head = ["arm", "units", "tokens", "speech", "text", "patch", "speech ep.", "text ep."]
+    return Grid("Runs at this budget, a third of the tokens interleaved", head, rows)
 
 
 def _count(value: float) -> str:
     return f"{value:,.0f}" if value < 1e9 else f"{value / 1e9:,.2f} B"
 
 
-def refused_text(refused: dict[str, int] | None) -> str:
+def refused_grid(refused: dict[str, int] | None) -> Grid:
     """Refusals by reason, the most frequent first."""
-    if refused is None:
-        return "refused: not recorded"
-    if not refused:
-        return "refused: none"
-    ranked = sorted(refused.items(), key=lambda pair: (-pair[1], pair[0]))
+    ranked = sorted((refused or {}).items(), key=lambda pair: (-pair[1], pair[0]))
     rows = [[f"{count:,}", reason] for reason, count in ranked[:MOST_REASONS]]
     if len(ranked) > MOST_REASONS:
         rows.append([f"{sum(count for _, count in ranked[MOST_REASONS:]):,}", f"for {len(ranked) - MOST_REASONS} other reasons"])
-    return table(["refused", "reason"], rows, left=2)
+    return Grid("Refused records", ["records", "reason"], rows or [["none" if refused is not None else "not recorded", ""]], True)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lst.data.shards import MANIFEST, Dataset, write_dataset
+from lst.data.shard_writer import write_dataset
+from lst.data.shards import MANIFEST, Dataset
 
 VOCABULARY = 40
 SILENCE_TOKENS = (36, 37, 38, 39)

@@ -172,7 +172,8 @@ def test_duplicates_are_counted_and_named(tmp_path: Path, tokenizer: Path) -> No
 
 
 def test_refusals_are_a_share_of_all_records(tmp_path: Path, tokenizer: Path) -> None:
-    found = checks_of(tmp_path, sound_rows(45), tokenizer, refused={"not JSON": 4, "no id": 1})["refused"]
+    told = {"speech": {"records": 5, "by_reason": {"not JSON": 4, "no id": 1}}, "text": {"records": 9, "by_reason": {"x": 9}}}
+    found = checks_of(tmp_path, sound_rows(45), tokenizer, refused=told)["refused"]
     assert (found.found.value, found.verdict) == (0.1, Verdict.BAD)
     assert found.found.detail == "5 of 50 records"
 

@@ -77,7 +77,10 @@ def test_a_stored_summary_is_read_and_one_of_other_data_is_not(toy_dataset: Path
 
 @pytest.mark.parametrize("arm", [Arm.BASELINE, Arm.LST_STATIC, Arm.LST_ALIGNED])
 def test_a_budget_is_what_the_stream_of_that_arm_holds(arm: Arm, toy_dataset: Path) -> None:
-    """Counted from a run's own sequences, with the mixture that the planner solves: within 2% on a small corpus."""
+    """Counted from a run's own sequences, with the mixture that the planner solves.
+
+    Of 800 sequences some 200 are interleaved, whose speech varies by a quarter: five standard errors are about 8%.
+    """
     toy = Dataset(toy_dataset)
     budget = Budget(steps=100, batch=8, seq_len_units=256, patch_size=4, arms=(arm,))
     sections = {
@@ -90,10 +93,12 @@ def test_a_budget_is_what_the_stream_of_that_arm_holds(arm: Arm, toy_dataset: Pa
     data = {**sections["data"], **{k: v for k, v in vars(solve_mixture(toy, config)).items() if "share" in k}}
     stream = count_sequences(toy, arm_config(arm.value, **{**sections, "data": data})).total()
     (row,) = at_budget(toy, summarise(toy), budget)
-    for key in ("units", "tokens", "speech_tokens", "text_tokens", "mean_patch_length"):
-        assert row[key] == pytest.approx(getattr(stream, key), rel=0.02), key
+    assert row["units"] == pytest.approx(stream.units, rel=0.01)
+    assert row["mean_patch_length"] == pytest.approx(stream.mean_patch_length, rel=0.01)
+    for key in ("tokens", "speech_tokens", "text_tokens"):
+        assert row[key] == pytest.approx(getattr(stream, key), rel=0.08), key
     unique = corpus_statistics(toy)["unique_speech_tokens"]
-    assert row["speech_epochs"] == pytest.approx(stream.speech_tokens / unique, rel=0.02)
+    assert row["speech_epochs"] == pytest.approx(row["speech_tokens"] / unique)
 
 
 def test_twice_the_tokens_are_twice_the_epochs(toy_dataset: Path) -> None:
@@ -117,6 +122,7 @@ def test_twice_the_tokens_are_twice_the_epochs(toy_dataset: Path) -> None:
         (["a", "tokens=1", "tokens=2"], "tokens is given twice"),
         (["a", "tokens=1", "steps=2"], "either tokens=NUMBER, or steps=NUMBER batch=NUMBER"),
         (["a", "steps=2"], "either tokens=NUMBER, or steps=NUMBER batch=NUMBER"),
+        (["a", "json=yes"], "json=yes must be true or false"),
         (["a", "arms=lst_statik"], "did you mean 'lst_static'"),
     ],
 )
@@ -131,7 +137,7 @@ def test_the_table_fits_100_columns_and_json_holds_the_same(toy_dataset: Path, c
     assert statistics(arguments) == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines()[1:])) <= 100
-    assert statistics([*arguments, "--json"]) == 0
+    assert statistics([*arguments, "json=true"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert f"{values['speech']['train']['speech_tokens']:,}" in printed
     assert f"{values['budget'][0]['speech_epochs']:.2f}" in printed
