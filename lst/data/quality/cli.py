@@ -36,10 +36,8 @@ def statistics(arguments: Sequence[str]) -> int:
         return text == "true"
 
     kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(("steps", "batch", "seq_len_units", "patch_size"), int)
-    as_json = "--json" in arguments
-    folder, options = _parse(
-        [a for a in arguments if a != "--json"], {**kinds, "tokens": float, "arms": arms}, STATISTICS_EXAMPLE
-    )
+    folder, options = _parse(arguments, {**kinds, "tokens": float, "arms": arms, "json": yes}, STATISTICS_EXAMPLE)
+    as_json = options.pop("json", False)
     budget = Budget(**{"arms": DEFAULT_ARMS, **options})
     budget.validate()
     dataset = open_dataset(folder)

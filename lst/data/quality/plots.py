@@ -97,6 +97,7 @@ def _patches(measures: Measures) -> Panel:
         axes.bar(frames, share, 0.85, bottom=bottom, color=colour, linewidth=0, label=label)
         bottom = bottom + share
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+    axes.set_xticks(range(0, most + 1, max(1, round(most / 8))))
     legend_below(figure, axes)
     said = (
         f"Share of speech tokens by the length of their patch: words, mean {words.mean:.2f}, silences, mean {silences.mean:.2f}."
