@@ -276,7 +276,7 @@ class ExecutionConfig:
     compile: bool = False  # torch.compile for the transformer layers: needs a C++ compiler, and minutes to start
     log_every: int = 1  # steps between training records
     device: str = "auto"  # auto | cpu | cuda
-    peak_flops: float = 0.0  # FLOP/s at which `mfu` would be 1; 0 = the GPU's in lst/hardware.py (a CPU: no mfu)
+    peak_flops: float = 0.0  # FLOP/s of a process at which `mfu` would be 1; 0 = the GPU's in lst/hardware.py (a CPU: no mfu)
     attention: str = "auto"  # auto | one of ATTENTION_BACKENDS (lst/model/attention.py): same numbers, other speed
 
     def validate(self) -> None:

@@ -31,7 +31,7 @@ KEPT_CHECKPOINTS = 2  # that a run in training keeps: the newest, and one before
 WALL_CLOCK_FIELDS = frozenset(
     {
         "time", "seconds", "data_seconds", "data_wait_share", "tokens_per_second", "units_per_second", "audio_seconds_per_second",
-        "mfu", "peak_memory_mib", "micro_batch_tokens",
+        "mfu", "peak_memory_mib", "micro_batch_tokens", "processes",
     }
 )  # fmt: skip
 """Fields that may differ between a run and its killed and resumed twin (DESIGN rule 4)."""

@@ -70,6 +70,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     price = verbs.add_parser("price", help="price an existing plan otherwise, without changing it")
     price.add_argument("folder", metavar="DIR")
     price.add_argument("overrides", nargs="*", metavar="price.key=value", help="fields of the study's section price")
+    price.add_argument("--from-canary", metavar="RUNS", help="take speeds from the records of runs of the plan below RUNS")
     sizes = verbs.add_parser("sizes", help="print the ladder of sizes", description="Shapes and parameters of every size.")
     for verb in (plan, diff, price, sizes):
         verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
@@ -132,24 +133,30 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _price(options: argparse.Namespace) -> int:
+    from sweeps.canary import canary_json, read_canary
     from sweeps.plan import Totals, read_plan
     from sweeps.price import wall_minutes
     from sweeps.reprice import reprice
     from sweeps.show import refusals_text
-    from sweeps.show_price import price_text
+    from sweeps.show_price import canary_text, price_text
 
     stored = read_plan(options.folder)
     overrides = _split_overrides(options.overrides)
     for key in overrides:
         if not key.startswith("price."):
             raise ConfigError(f"'{key}' is no price; only fields of the section price can change here, as in price.device=h100.")
-    rows = reprice(stored, _with_overrides(stored.study, overrides).price)
+    priced = _with_overrides(stored.study, overrides).price
+    canary = read_canary(Path(options.from_canary), stored.rows, priced) if options.from_canary else None
+    rows = reprice(stored, priced, canary)
     wall = wall_minutes((row.est_minutes for row in rows if row.admitted), options.cores)
     totals = Totals.of(rows)
     if options.json:
         content = {**dataclasses.asdict(totals), "wall_minutes": wall, "cores": options.cores}
-        print(json.dumps({"rows": [dataclasses.asdict(row) for row in rows], "totals": content}, indent=1))
+        measured = {"canary": canary_json(canary, rows)} if canary else {}
+        print(json.dumps({"rows": [dataclasses.asdict(row) for row in rows], "totals": content, **measured}, indent=1))
     else:
+        if canary:
+            print(canary_text(canary, rows) + "\n")
         print(price_text(rows, totals, wall, options.cores))
         misfits = [row for row, before in zip(rows, stored.rows, strict=True) if before.admitted and not row.admitted]
         if misfits:
@@ -213,13 +220,35 @@ def _with_overrides(study: StudyConfig, overrides: dict[str, str]) -> StudyConfi
     return StudyConfig.from_dict(merge(study_to_dict(study), _compose([], overrides)))
 
 
+def _profiles(text: str) -> dict[str, Any]:
+    """The GPUs of a YAML or JSON file. Raises ConfigError on one that cannot be read."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(text), resolve=False)
+    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"price.profiles={text} cannot be read ({type(error).__name__}); give a YAML or JSON file.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"price.profiles={text} is no mapping of GPUs by name.")
+    return {str(name): value for name, value in values.items()}
+
+
 def _compose(groups: list[str], overrides: dict[str, str]) -> dict[str, Any]:
     from hydra import compose, initialize_config_module
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from lst.plain import merge
+
     _require_known_keys(overrides)
+    file = overrides.get("price.profiles", "")
+    if file.endswith((".yaml", ".yml", ".json")):
+        overrides = {key: value for key, value in overrides.items() if key != "price.profiles"}
+        composed = _compose(groups, overrides)
+        return merge(composed, {"price": {"profiles": _profiles(file)}})
     words = [f"++{key}={value}" for key, value in overrides.items()]
     try:
         with initialize_config_module("sweeps.conf", version_base="1.3"):

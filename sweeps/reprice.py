@@ -6,11 +6,13 @@ Not here: the formulas (`sweeps.price`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 from lst.config import RunConfig
 from lst.errors import PlanError
+from sweeps.canary import Canary
 from sweeps.columns import PlanRow, Status
 from sweeps.estimate import price_run
 from sweeps.folder import from_yaml, run_file
@@ -18,9 +20,11 @@ from sweeps.plan import StoredPlan
 from sweeps.price import PriceConfig
 
 
-def reprice(stored: StoredPlan, price: PriceConfig) -> tuple[PlanRow, ...]:
+def reprice(stored: StoredPlan, price: PriceConfig, canary: Canary | None = None) -> tuple[PlanRow, ...]:
     """The plan's rows with new price columns; refused rows, which have no configuration, as they stand."""
-    return tuple(_repriced(row, load_run_config(stored, row.run_id), price) if row.admitted else row for row in stored.rows)
+    return tuple(
+        _repriced(row, load_run_config(stored, row.run_id), price, canary) if row.admitted else row for row in stored.rows
+    )
 
 
 def load_run_config(stored: StoredPlan, run_id: str) -> RunConfig:
@@ -57,8 +61,9 @@ def _read_any_yaml(text: str) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 
-def _repriced(row: PlanRow, config: RunConfig, price: PriceConfig) -> PlanRow:
-    estimate = price_run(config, price, train_flops=row.planned_flops, tokens=row.tokens)
+def _repriced(row: PlanRow, config: RunConfig, price: PriceConfig, canary: Canary | None) -> PlanRow:
+    speed_of = None if canary is None else functools.partial(canary.speed, row, price)
+    estimate = price_run(config, price, train_flops=row.planned_flops, tokens=row.tokens, speed_of=speed_of)
     repriced = dataclasses.replace(row, **estimate.columns())
     misfit = estimate.placement.refusal
     return dataclasses.replace(repriced, status=Status.REFUSED, reason=misfit) if misfit else repriced

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lst.memory import PARTS
+from sweeps.canary import Canary
 from sweeps.columns import PlanRow
 from sweeps.plan import Totals
 from sweeps.show import aligned, scientific, short, wrapped
@@ -82,6 +83,23 @@ def totals_text(totals: Totals, wall: float, cores: int) -> str:
     if totals.gpu_hours:
         text += f"; {totals.gpu_hours:,.1f} GPU-hours"
     return wrapped("", text + (f", {totals.dollars:,.0f} dollars" if totals.dollars else ""))
+
+
+def canary_text(canary: Canary, rows: Sequence[PlanRow]) -> str:
+    """What was measured, beside the estimate of memory, and how many rows are reckoned from it."""
+    by_id = {row.run_id: row for row in rows}
+    table = [["measured", "size", "arm", "steps", "s/step", "FLOP/s", "MFU", "peak GiB", "estimate", "stands for"]]
+    sources = [canary.nearest(row).run_id for row in rows if row.admitted]
+    for run in canary.runs:
+        row = by_id[run.run_id]
+        line = [run.run_id, row.size, row.arm, f"{run.steps:,}", amount(run.step_seconds), scientific(run.flops_per_second)]
+        line += ["-" if run.mfu is None else f"{run.mfu:.3f}", f"{run.peak_gib:.2f}", f"{run.est_peak_gib:.2f}"]
+        table.append([*line, f"{sources.count(run.run_id):,} rows"])
+    left = len(sources) - len({run.run_id for run in canary.runs} & {row.run_id for row in rows if row.admitted})
+    text = f"{left} rows are extrapolated: the speed of the nearest measured run, of their own arm if there is one."
+    if canary.foreign:
+        text += f" {canary.foreign} run folders belong to another plan and were left out."
+    return aligned(table, left={0, 1, 2}) + "\n" + wrapped("", text)
 
 
 def duration(minutes: float) -> str:

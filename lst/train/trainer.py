@@ -143,9 +143,11 @@ class Trainer:
             seconds=time.perf_counter() - started,
             data_seconds=data_seconds,
             flops=flops,
-            peak_flops=self.peak_flops,
+            peak_flops=self.peak_flops and self.peak_flops * self.ranks.size,
             device=self.device,
         )
+        if self.ranks.size > 1:
+            clock["processes"] = self.ranks.size
         if state.out_of_memory:
             clock["micro_batch_tokens"] = self.micro_batches.tokens
         return train_record(state, losses=losses, lr=lr, grad_norm=grad_norm, batch_hash=batch.hash, clock=clock, skipped=bad)
