@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from lst.data.griffin_lim import HOP, MELS, invert_log_mel
 from lst.data.quantize import NUM_CENTRES
 from lst.data.vocab import FRAMES_PER_SECOND
-from lst.data.whisper_encoder import SAMPLE_RATE
+from lst.data.waveform import SAMPLE_RATE
 from lst.errors import DataError, did_you_mean
 
 SAMPLES_PER_TOKEN = SAMPLE_RATE // FRAMES_PER_SECOND

@@ -62,7 +62,8 @@ def _unmix(mel_MS: torch.Tensor) -> torch.Tensor:
 
 
 def _stft(audio_N: torch.Tensor) -> torch.Tensor:
-    return torch.stft(audio_N, N_FFT, HOP, window=_window(), pad_mode="constant", return_complex=True)
+    spectrum_BS: torch.Tensor = torch.stft(audio_N, N_FFT, HOP, window=_window(), pad_mode="constant", return_complex=True)
+    return spectrum_BS
 
 
 def _istft(spectrum_BS: torch.Tensor, samples: int) -> torch.Tensor:
@@ -84,4 +85,5 @@ def _filters() -> torch.Tensor:
 
 @cache
 def _pseudo_inverse() -> torch.Tensor:
-    return torch.linalg.pinv(_filters())
+    inverse_BM: torch.Tensor = torch.linalg.pinv(_filters())
+    return inverse_BM

@@ -7,6 +7,7 @@
     prepare-data overlap DIR [ngram=13]           what the held-out documents share with training
     prepare-data statistics DIR [tokens=1e9]      sizes, patch lengths, units; epochs at a budget (json=true: as JSON)
     prepare-data report DIR [out=FILE.html]       quality checks, plots and examples to hear, as an HTML page
+    prepare-data speak DIR id=ID out=FILE.wav     a document's speech tokens back to audio
     prepare-data corpus=embedded out=DIR          rebuild the embedded corpus (needs the extra `speech`)
 
 A preparation that was interrupted goes on where it was when the same command is given again. A line of the default input
@@ -32,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from lst.data.quality import cli as quality
+from lst.data.speak import speak
 from lst.errors import ConfigError, DataError, LstError, did_you_mean
 from lst.plain import from_dict, to_dict
 
@@ -239,6 +241,7 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "overlap": _overlap,
     "statistics": quality.statistics,
     "report": quality.report,
+    "speak": speak,
 }
 
 

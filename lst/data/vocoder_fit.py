@@ -42,7 +42,7 @@ from lst.data.shards import MANIFEST, Dataset, open_dataset
 from lst.data.synthesis import SPEAKERS
 from lst.data.vocab import FRAMES_PER_SECOND
 from lst.data.vocoder import EMBEDDED_FILE
-from lst.data.whisper_encoder import SAMPLE_RATE
+from lst.data.waveform import SAMPLE_RATE
 from lst.errors import DataError, LstError
 
 SEED = 20

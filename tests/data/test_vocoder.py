@@ -120,6 +120,22 @@ def test_a_network_makes_four_mel_frames_a_token_and_hears_both_inputs() -> None
     assert not torch.allclose(network(torch.tensor([[1, 2, 4]]), torch.tensor([0]))[0], mel[0])
 
 
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed (extra: speech): {', '.join(MISSING)}")
+@pytest.mark.slow
+def test_phones_survive_the_vocoder() -> None:
+    """Its audio, heard by the corpus' own encoder and quantizer: how often a token still tells the phone, of held-out documents.
+
+    Threshold: four fifths of what the card says of twice as many documents, and three times what the commonest phone gives.
+    """
+    from lst.data.vocoder_measure import measure
+
+    vocoder = load_embedded(FILE)
+    found = measure(vocoder, open_dataset("embedded"), documents=2)
+    assert found["phone_accuracy_back"] > 0.8 * vocoder.card["measured"]["phone_accuracy_back"]
+    assert found["phone_accuracy_back"] > 3 * 0.101
+    assert found["centre_distance"] < 0.7 * found["centre_distance_chance"]
+
+
 # --- units -----------------------------------------------------------------------------------------------------------
 
 
