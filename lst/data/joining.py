@@ -88,12 +88,14 @@ class Join:
         self._keep_options()
         tokenizer = self._tokenizer(folder, sample)
         shards = {table: self._write_table(table, sides, sizes[table], tokenizer, folder) for table in ("speech", "text")}
+        for left in {p.name for p in folder.iterdir()} - {s["file"] for found in shards.values() for s in found} - {TOKENIZER}:
+            (folder / left).unlink()  # of a join that was killed further on
         manifest = self._manifest(made_from, shards, tokenizer, refused)
         overlap = measure_overlap(folder, manifest, self.options["ngram"])
         write_overlap(folder, overlap)
         self._write_refusals(folder)
         known = {s["file"]: s.pop("sha256") for entries in manifest["shards"].values() for s in entries}
-        manifest["files"] = {p.name: known.get(p.name) or file_sha256(p) for p in sorted(folder.iterdir()) if p.name[0] != "."}
+        manifest["files"] = {p.name: known.get(p.name) or file_sha256(p) for p in sorted(folder.iterdir())}
         write_manifest(folder, manifest)
         folder.rename(self.work.out)
         self.work.remove()

@@ -49,7 +49,10 @@ def with_text_tokens(name: str, table: pa.Table, tokenizer: TextTokenizer) -> pa
     """`table` with the columns of pieces that its schema wants, in the schema's order."""
     schema = table_schema(name, tokenizer.size)
     if name == "speech":
-        pieces = [tokenizer.encode_words(words) for words in table["words"].to_pylist()]
+        spoken = table["words"].to_pylist()
+        distinct = list(dict.fromkeys(word for words in spoken for word in words))  # encoded once: words come again and again
+        known = dict(zip(distinct, tokenizer.encode_words(distinct), strict=True))
+        pieces = [[known[word] for word in words] for words in spoken]
         flat = [[p for word in words for p in word] for words in pieces]
         table = table.append_column("word_text_tokens", pa.array(flat, schema.field("word_text_tokens").type))
         lengths = [[len(word) for word in words] for words in pieces]

@@ -8,9 +8,9 @@
     document          documents
 
 A document without book and speaker is a group of its own. Groups that hold a row with a `split` of its own follow that row
-(`train` if there are both). The others are taken in the order of their names' hashes while each brings the held-out tokens
-nearer to the share that is asked for, so the choice depends neither on the order of the input nor on its parts. Groups of
-one document are so many that their hashes' quantile decides.
+(`train` if there are both). The others are taken in the order of their names' hashes, each that fits into the share of tokens
+that is asked for, and then the smallest that is left if that comes nearer. So the choice depends neither on the order of
+the input nor on its parts. Groups of one document are so many that their hashes' quantile decides.
 """
 
 from __future__ import annotations
@@ -120,15 +120,21 @@ class Groups:
 
     def _held_out(self, free: dict[str, int], named: dict[str, str], share: float, others: bool) -> set[str]:
         """Roots of the groups to hold out. `others`: something else is held out, so that none need be."""
-        total, held, chosen = sum(free.values()), 0, []
+        total, held, chosen = sum(free.values()), 0, list[str]()
+        if not share:
+            return set()
         order = sorted(free, key=lambda root: (rank(named[root]), named[root]))
         for root in order:
-            if held + free[root] / 2 <= share * total:  # brings the sum nearer
+            if held + free[root] <= share * total:
                 held += free[root]
                 chosen.append(root)
-        if share and total and not chosen and not others and len(free) > 1:
-            chosen = [min(order, key=lambda root: free[root])]
-            held = free[chosen[0]]
+        taken = set(chosen)
+        left = min((root for root in order if root not in taken), key=lambda root: free[root], default=None)
+        if left is not None:  # the smallest other one: where it brings the sum nearer, or nothing is held out yet
+            nearer = held + free[left] / 2 <= share * total
+            if nearer or (share and not chosen and not others and len(free) > 1):
+                held += free[left]
+                chosen.append(left)
         if len(chosen) == len(free) and chosen:
             held -= free[chosen.pop()]
         if share and total and not others and not TOO_LITTLE * share <= held / total <= share + TOO_MUCH:

@@ -84,7 +84,7 @@ class WorkFolder:
                     "or delete that folder to begin anew."
                 )
         if recorded["inputs"] != plain["inputs"]:
-            changed = sorted(k for k in plain["inputs"] if recorded["inputs"].get(k) != plain["inputs"][k])
+            changed = [key for key, now in plain["inputs"].items() if recorded["inputs"].get(key) != now]
             raise DataError(
                 f"{changed[0] if changed else 'an input'} has changed since '{self.path}' was begun "
                 f"(another name, size or time of change); delete that folder to begin anew."
