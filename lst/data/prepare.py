@@ -201,10 +201,11 @@ def _value(key: str, text: str, kind: type) -> object:
 
 
 def _verify(arguments: Sequence[str]) -> int:
+    from lst.data.shards import open_dataset
     from lst.data.verify import verify_dataset
 
-    folder = Path(_folder("verify", arguments))
-    manifest = verify_dataset(folder)
+    folder = _folder("verify", arguments)
+    manifest = verify_dataset(open_dataset(folder).path)
     print(f"{folder}: all {len(manifest['files'])} files are whole (data_id {manifest['data_id']}).")
     return 0
 

@@ -18,7 +18,10 @@ TABLE_SUFFIXES = (".arrow", ".parquet")
 def verify_dataset(folder: Path) -> dict[str, Any]:
     """The manifest of a folder that is whole. Raises DataError naming the first file that is missing, damaged or too many."""
     manifest = Dataset(folder).manifest
-    _check_manifest(folder, manifest)
+    try:
+        _check_manifest(folder, manifest)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"'{folder / MANIFEST}' is damaged (it lacks {error}); {AGAIN}.") from error
     for name, expected in manifest["files"].items():
         file = folder / name
         if not file.is_file():
