@@ -88,7 +88,8 @@ class Join:
         self._keep_options()
         tokenizer = self._tokenizer(folder, sample)
         shards = {table: self._write_table(table, sides, sizes[table], tokenizer, folder) for table in ("speech", "text")}
-        for left in {p.name for p in folder.iterdir()} - {s["file"] for found in shards.values() for s in found} - {TOKENIZER}:
+        made = {tokenizer_file(folder).name, *(shard["file"] for entries in shards.values() for shard in entries)}
+        for left in {file.name for file in folder.iterdir()} - made:
             (folder / left).unlink()  # of a join that was killed further on
         manifest = self._manifest(made_from, shards, tokenizer, refused)
         overlap = measure_overlap(folder, manifest, self.options["ngram"])

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,10 +49,7 @@ def with_text_tokens(name: str, table: pa.Table, tokenizer: TextTokenizer) -> pa
     """`table` with the columns of pieces that its schema wants, in the schema's order."""
     schema = table_schema(name, tokenizer.size)
     if name == "speech":
-        spoken = table["words"].to_pylist()
-        distinct = list(dict.fromkeys(word for words in spoken for word in words))  # encoded once: words come again and again
-        known = dict(zip(distinct, tokenizer.encode_words(distinct), strict=True))
-        pieces = [[known[word] for word in words] for words in spoken]
+        pieces = encode_documents(table["words"].to_pylist(), tokenizer)
         flat = [[p for word in words for p in word] for words in pieces]
         table = table.append_column("word_text_tokens", pa.array(flat, schema.field("word_text_tokens").type))
         lengths = [[len(word) for word in words] for words in pieces]
@@ -65,6 +62,14 @@ def with_text_tokens(name: str, table: pa.Table, tokenizer: TextTokenizer) -> pa
     if name == "speech" and set(PIECE_TIMES) <= set(table.schema.names):
         schema = with_piece_times(schema)
     return table.select(schema.names).cast(schema)
+
+
+def encode_documents(documents: Sequence[Sequence[str]], tokenizer: TextTokenizer) -> list[list[list[int]]]:
+    """`tokenizer.encode_words` of each document; a word that comes again is encoded once, as a first word or a later one."""
+    first = {words[0]: tokenizer.encode_words(words[:1])[0] for words in documents if words}
+    distinct = list(dict.fromkeys(word for words in documents for word in words[1:]))
+    later = dict(zip(distinct, tokenizer.encode_words(["a", *distinct])[1:], strict=True))
+    return [[*(first[word] for word in words[:1]), *(later[word] for word in words[1:])] for words in documents]
 
 
 def with_piece_times(schema: pa.Schema) -> pa.Schema:
