@@ -59,12 +59,17 @@ class CtcAligner:
         capitals = sum(c.isupper() for c in self._ids)
         self._upper = capitals > sum(c.islower() for c in self._ids)
         self._seconds = self._model.conv.stride / SAMPLE_RATE
-        self.unknown: Counter[str] = Counter()  # characters that were left out
+        self._unknown: Counter[str] = Counter()
 
     def identity(self) -> dict[str, Any]:
         normed = "waveform normed" if self._model.normalize else "waveform as it is"
         about = f"CTC; {normed}; {self._dtype}; windows of at most {self._window_seconds:g} s"
         return {"aligner": about, "weights_sha256": self._model.sha256, "characters": True}
+
+    def take_unknown(self) -> Counter[str]:
+        """The letters and digits that were left out since the last call."""
+        unknown, self._unknown = self._unknown, Counter()
+        return unknown
 
     def times(self, audio: NDArray[np.float32], words: Sequence[str]) -> WordTimes:
         """Raises ValueError where the audio is too long for the search, and DataError where the letters do not fit into it."""
@@ -110,7 +115,7 @@ class CtcAligner:
             plain = plain.upper() if self._upper else plain.lower()
             ids = [self._ids[c] for c in plain if c in self._ids and c != DELIMITER]
             if not ids and character.isalnum():
-                self.unknown[character] += 1
+                self._unknown[character] += 1
             found += [(place, i) for i in ids]
         return found
 
@@ -134,6 +139,10 @@ class EmbeddedAligner:
         import importlib.metadata
 
         return {"aligner": "hama", "version": importlib.metadata.version("hama")}
+
+    def take_unknown(self) -> Counter[str]:
+        """None: its letter-to-phoneme model says something for every word."""
+        return Counter()
 
     def times(self, audio: NDArray[np.float32], words: Sequence[str]) -> WordTimes:
         """Raises ValueError above MAX_SECONDS, and DataError where the phonemes do not fit into the audio."""

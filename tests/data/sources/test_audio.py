@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -230,12 +232,17 @@ class Halves:
     def identity(self) -> dict[str, object]:
         return {"aligner": "halves"}
 
+    def take_unknown(self) -> Counter[str]:
+        return Counter({"ß": 2})
 
-def test_words_aligned_here_come_with_their_characters(tmp_path: Path) -> None:
+
+def test_words_aligned_here_come_with_their_characters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_audio(tmp_path / "a.wav", tones(1.0))
     (tmp_path / "a.txt").write_text("oh no")
     source = AudioFiles(tmp_path, Loudness(), transcripts=Transcripts("beside"), aligner=Halves())
-    row = read(source)[0]["a"]
+    with caplog.at_level(logging.WARNING):
+        row = read(source)[0]["a"]
+    assert caplog.messages == ["files 1-1: 2 letters outside the aligner's vocabulary were left out ('ß' 2)"]
     assert (row["word_start"], row["word_end"], row["character_start"]) == ([0, 12], [11, 24], [0, 6, 12, 18])
     assert source.identity()["aligner"] == {"aligner": "halves"}
     with pytest.raises(DataError, match="align= needs the words"):
