@@ -96,7 +96,12 @@ def open_sources(config: PrepareConfig) -> dict[str, Source]:
     name = guess_format(config.input) if config.format == AUTO else config.format
     if name not in SPEECH:
         raise ConfigError(f"format='{name}' is unknown; {did_you_mean(name, [AUTO, *SPEECH])}")
-    sources = {"speech": SPEECH[name](config) if name == "audio" else _annotated(SPEECH[name](config), config)}
+    if name != "audio":
+        from lst.data.sources.audio_options import refuse_audio_options
+
+        refuse_audio_options(config)
+    source = SPEECH[name](config)
+    sources = {"speech": source if name == "audio" else _annotated(source, config)}
     if config.text:
         from lst.data.sources.texts import KEYS, written_source
 
@@ -106,9 +111,6 @@ def open_sources(config: PrepareConfig) -> dict[str, Source]:
 
 def _annotated(source: Source, config: PrepareConfig) -> Source:
     """`source` with the transcripts, the alignments and the card that the options name, if they name any."""
-    from lst.data.sources.audio_options import refuse_audio_options
-
-    refuse_audio_options(config)
     if not (config.transcripts or config.alignments or config.card):
         return source
     from lst.data.sources.annotate import Annotated
