@@ -122,6 +122,7 @@ def test_a_network_makes_four_mel_frames_a_token_and_hears_both_inputs() -> None
 
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed (extra: speech): {', '.join(MISSING)}")
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_phones_survive_the_vocoder() -> None:
     """Its audio, heard by the corpus' own encoder and quantizer: how often a token still tells the phone, of held-out documents.
 
