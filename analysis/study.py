@@ -34,6 +34,7 @@ TARGETS = {"mixture": "heldout_mixture", "speech": "heldout_speech", "text": "he
 METRIC = "nats_per_token"
 """Per token by content (docs/evaluation.md): arms that cut speech into pieces divide by the same 25 Hz tokens as the others."""
 CONDITIONAL_ARMS = ("lst_aligned",)
+"""With their variants (`is_conditional`)."""
 N_KINDS = {"total": "num_params", "non_embedding": "num_non_embedding_params", "global": "num_params_global"}
 D_KINDS = {"tokens": "tokens", "units": "units"}
 GROUPS = ("embedding", "encoder", "global", "decoder", "head")
@@ -118,7 +119,7 @@ def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = 
         raise FitError(
             f"no run in '{folder}' can enter a fit ({told or 'the plan is empty'}); see the column `excluded` of runs.csv."
         )
-    compared = [a for a in arms if a != options.baseline and a not in CONDITIONAL_ARMS]
+    compared = [a for a in arms if a != options.baseline and not is_conditional(a)]
     tables = {target: final_losses(runs, results, target) for target in TARGETS}
     jobs: list[tuple[str, Callable[[], Any]]] = []
     for target, table in tables.items():
@@ -132,7 +133,7 @@ def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = 
         if progress is not None:
             progress(done + 1, len(jobs))
     return content | {
-        "not_compared": [{"arm": a, "reason": "conditional"} for a in arms if a in CONDITIONAL_ARMS],
+        "not_compared": [{"arm": a, "reason": "conditional"} for a in arms if is_conditional(a)],
         "accuracies": accuracies(runs, results, level=options.level),
         "references": references(folder, tables),
         "flop_shares": flop_shares(plan),
@@ -161,11 +162,16 @@ def _generator(options: FitOptions, *names: str) -> np.random.Generator:
     return np.random.default_rng([options.seed, *"/".join(names).encode()])
 
 
+def is_conditional(arm: str) -> bool:
+    """Whether the losses of an arm, or of a variant of it (ARM:NAME), are made from the future."""
+    return arm.partition(":")[0] in CONDITIONAL_ARMS
+
+
 def arm_fit(table: pd.DataFrame, arm: str, target: str, options: FitOptions) -> dict[str, Any]:
     """One entry of "fits": loss surface, isoFLOP profiles and L(C) of an arm and target."""
     rows = table[table["arm"] == arm]
     warnings: list[str] = []
-    if arm in CONDITIONAL_ARMS:
+    if is_conditional(arm):
         warnings.append(
             "conditional losses: the patches' boundaries are made from the future; never compare them with another arm's"
         )
@@ -187,7 +193,7 @@ def arm_fit(table: pd.DataFrame, arm: str, target: str, options: FitOptions) -> 
         "d_kind": options.columns["tokens"],
         "flops_convention": "exact",
         "matching": sorted(set(rows["matching"].dropna())),
-        "conditional": arm in CONDITIONAL_ARMS,
+        "conditional": is_conditional(arm),
         "run_ids": rows["run_id"].tolist(),
         "loss_surface": surface,
         "isoflop": isoflop,

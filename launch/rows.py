@@ -18,6 +18,7 @@ from lst.records import RUN_CONFIG, is_whole_text
 PLAN = "plan.csv"
 RUNS = "runs"
 ADMITTED = "admitted"
+STATED = "stated:"  # how the data_id of stated statistics begins (sweeps/stated_file.py)
 RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 NEEDED = ("run_id", "arm", "size", "steps", "planned_flops", "gpus", "est_gpu_hours", "status", "reason")
 
@@ -36,6 +37,7 @@ class Row:
     est_gpu_hours: float  # estimated GPU-hours; 0 = unknown
     status: str  # admitted or refused
     reason: str  # why it is refused
+    data_id: str = ""  # content hash of the data set; `stated:...` where there is none
 
     @property
     def admitted(self) -> bool:
@@ -67,6 +69,16 @@ def read_rows(study: Path) -> list[Row]:
             raise LaunchError(f"'{path}' holds run_id {row.run_id} twice; plan the study again with plan-sweep.")
         seen.add(row.run_id)
     return rows
+
+
+def require_data(rows: list[Row]) -> None:
+    """Raises LaunchError where runs were planned from stated statistics: there is no data set to train them on."""
+    stated = next((row for row in rows if row.data_id.startswith(STATED)), None)
+    if stated is not None:
+        raise LaunchError(
+            f"the plan was made from stated statistics (data_id {stated.data_id}), so there is no data set to train on; prepare "
+            "one and plan the study again with plan-sweep ... data=FOLDER."
+        )
 
 
 def cost_of(rows: list[Row]) -> dict[str, float]:
@@ -112,6 +124,7 @@ def _row(path: Path, number: int, record: dict[str, str]) -> Row:
             est_gpu_hours=_number(record["est_gpu_hours"]),
             status=record["status"],
             reason=record["reason"] or "",
+            data_id=record.get("data_id") or "",
         )
     except (TypeError, ValueError) as error:
         raise LaunchError(f"{path}:{number} is malformed ({error}); plan the study again with plan-sweep.") from error

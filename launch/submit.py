@@ -22,7 +22,7 @@ from launch.failures import last_record
 from launch.interrupt import Interrupts
 from launch.lease import LEASE, Lease, holder, signal_holder
 from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, SUBMITTED, Attempt, append_event, next_attempt, read_attempts
-from launch.rows import Row, check_run, cost_of, read_rows
+from launch.rows import Row, check_run, cost_of, read_rows, require_data
 from launch.scheduler import cancel_jobs
 from launch.snapshot import take_snapshot
 from launch.status import OPEN_STATES, PLANNED, RUNNING, RunStatus, eta_seconds, gather, lock_path
@@ -83,6 +83,7 @@ def submit(
     study = study.absolute()
     selection = selection or Selection()
     rows = [row for row in selection.rows(read_rows(study)) if row.admitted]
+    require_data(rows)
     (study / LAUNCH).mkdir(exist_ok=True)
     report = Report()
     with Interrupts() as interrupts:

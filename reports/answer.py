@@ -14,7 +14,7 @@ import pandas as pd
 
 from reports.laws import Comparison, Estimate, MatchedPairs
 from reports.numbers import count, fixed, interval, is_number, level_name, listed, percent, plural, scientific, short
-from reports.study import BASELINE, CONDITIONAL_ARMS, GROUPS, Study
+from reports.study import BASELINE, GROUPS, Study, is_conditional
 
 REFERENCES = ("unigram", "trigram")
 FEW_PAIRS = 6
@@ -44,7 +44,7 @@ class ReferenceVerdict:
 
 def compared_arms(study: Study) -> list[str]:
     """Arms that are compared with the baseline: not itself, and not those whose loss is conditional on alignments."""
-    return [a for a in study.arms if a != BASELINE and a not in CONDITIONAL_ARMS]
+    return [a for a in study.arms if a != BASELINE and not is_conditional(a)]
 
 
 def matching_of(study: Study) -> str:
@@ -201,7 +201,7 @@ def reference_verdicts(study: Study) -> list[ReferenceVerdict]:
     verdicts = []
     for modality in ("speech", "text"):
         final = study.final(modality)
-        final = final[~final["arm"].isin(CONDITIONAL_ARMS)]
+        final = final[~final["arm"].map(is_conditional).astype(bool)]
         if final.empty:
             continue
         largest = final[final["flops_budget"].fillna(final["flops"]) >= 0.99 * final["flops_budget"].fillna(final["flops"]).max()]

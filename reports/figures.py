@@ -19,7 +19,7 @@ from reports import style
 from reports.laws import ArmFit, Comparison, Profile
 from reports.numbers import clipped, fixed, interval, is_number, level_name, listed, percent, plural, scientific, short
 from reports.stories import StoryScore
-from reports.study import CONDITIONAL_ARMS, TARGETS, Study
+from reports.study import TARGETS, Study, is_conditional
 from reports.style import log_ticks, log_x
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _draw_arm(axes: Axes, fit: ArmFit | None, arm: str, rows: pd.DataFrame) -> N
     colour, marker = style.arm_style(arm)
     axes.plot(rows["flops"], rows["loss"], marker, color=colour, alpha=0.45, markersize=4.5, markeredgewidth=0)
     minima = sorted((p for p in fit.profiles() if p.inside), key=lambda p: p.flops) if fit else []
-    label = f"{arm} (conditional)" if arm in CONDITIONAL_ARMS else arm
+    label = f"{arm} (conditional)" if is_conditional(arm) else arm
     fitted = fit is not None and fit.curve is not None
     if minima:
         _draw_minima(axes, minima, colour, marker, f"{label}: minima", joined=not fitted)

@@ -14,7 +14,7 @@ from lst.drawing import Panel
 from reports import answer, diagnostics, figures, fit_tables, tables
 from reports.numbers import fixed, is_number, level_name, listed, percent, plural, scientific, text
 from reports.stories import StoryScore
-from reports.study import BASELINE, CONDITIONAL_ARMS, Study
+from reports.study import BASELINE, Study, is_conditional
 from reports.tables import Table
 
 EMBEDDED_LIMITS = (
@@ -205,7 +205,7 @@ def loss_section(study: Study) -> Section:
     blocks.append(_paragraph(answer.reference_sentence(study)))
     if verdicts:
         blocks.append(Block(kind="table", table=fit_tables.references_table(verdicts)))
-    conditional = [a for a in CONDITIONAL_ARMS if a in study.arms]
+    conditional = [a for a in study.arms if is_conditional(a)]
     if conditional:
         blocks.append(
             _paragraph(

@@ -34,6 +34,11 @@ STORY_PREFIX = "story_"
 KEYS = ("run_id", "arm", "size")
 
 
+def is_conditional(arm: str) -> bool:
+    """Whether an arm, or a variant of it (ARM:NAME), is one of CONDITIONAL_ARMS."""
+    return arm.partition(":")[0] in CONDITIONAL_ARMS
+
+
 def _names(words: str) -> list[str]:
     return words.split()
 
@@ -82,7 +87,7 @@ class Study:
 
     @property
     def arms(self) -> list[str]:
-        """The plan's arms, known ones in the order of ARMS."""
+        """The plan's arms, known ones in the order of ARMS; variants come after."""
         present = list(dict.fromkeys(self.plan["arm"].astype(str)))
         return [a for a in ARMS if a in present] + sorted(a for a in present if a not in ARMS)
 

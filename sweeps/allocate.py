@@ -23,7 +23,7 @@ from lst.config import Patching, RunConfig
 from lst.data.statistics import FIELDS, SequenceTable
 from lst.errors import PlanError
 from lst.flops import SequenceCounts, training_flops
-from sweeps.measure import Measurements
+from sweeps.measure import Measure
 
 PROBE_SEQUENCES = 64  # sequences of the first guess
 COARSE_SEQUENCES = 256  # sequences of a curriculum's first rounds
@@ -69,7 +69,7 @@ class Allocation:
                 return self.counts.units
 
 
-def allocate(config: RunConfig, measure: Measurements, *, batch_sequences: int, target: Target) -> Allocation:
+def allocate(config: RunConfig, measure: Measure, *, batch_sequences: int, target: Target) -> Allocation:
     """The run of `config`, in batches of `batch_sequences`, whose quantity is nearest to the target.
 
     Raises PlanError if the target is less than half a sequence, or beyond counting.
@@ -81,7 +81,7 @@ def allocate(config: RunConfig, measure: Measurements, *, batch_sequences: int, 
     return _allocation(config, table, sequences, batch_sequences)
 
 
-def copy_length(config: RunConfig, measure: Measurements, reference: Allocation) -> Allocation:
+def copy_length(config: RunConfig, measure: Measure, reference: Allocation) -> Allocation:
     """The run of `config` with the reference's steps, batch and last batch (matching = unit)."""
     if config.patching.kind is Patching.CURRICULUM:
         table = measure.run(config, steps=reference.steps, batch_sequences=reference.batch_sequences)
@@ -90,7 +90,7 @@ def copy_length(config: RunConfig, measure: Measurements, reference: Allocation)
     return _allocation(config, table, reference.sequences, reference.batch_sequences)
 
 
-def _solve_prefix(config: RunConfig, measure: Measurements, batch: int, target: Target) -> tuple[int, SequenceTable]:
+def _solve_prefix(config: RunConfig, measure: Measure, batch: int, target: Target) -> tuple[int, SequenceTable]:
     """Sequences that do not depend on the run's length: count until the target is passed, or as far as is counted."""
     probe = measure.prefix(config, PROBE_SEQUENCES, batch_sequences=batch)
     wanted = math.ceil(1.05 * _guess(_values(config, probe, target.quantity), target)) + 16
@@ -106,7 +106,7 @@ def _solve_prefix(config: RunConfig, measure: Measurements, batch: int, target: 
     return max(1, round(target.value / float(totals[-1]) * len(totals))), table
 
 
-def _solve_curriculum(config: RunConfig, measure: Measurements, batch: int, target: Target) -> tuple[int, SequenceTable]:
+def _solve_curriculum(config: RunConfig, measure: Measure, batch: int, target: Target) -> tuple[int, SequenceTable]:
     """Iterate steps -> sequences of that schedule -> steps; of all schedules seen, the one that lands nearest.
 
     The first rounds look at few sequences, spread over the schedule, only to come near.

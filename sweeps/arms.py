@@ -10,11 +10,11 @@ import dataclasses
 
 from lst.config import ARM_PATCHING, Arm, ModelConfig, Patching, PatchingConfig
 from lst.ladder import BaselineMatch, matched_stack, model_shape
-from sweeps.measure import Measurements
+from sweeps.measure import Measure
 from sweeps.study import StudyConfig
 
 
-def arm_model(study: StudyConfig, measure: Measurements, size: str, arm: Arm) -> ModelConfig:
+def arm_model(study: StudyConfig, measure: Measure, size: str, arm: Arm) -> ModelConfig:
     """The network with the data's vocabularies. Options that an arm has not keep their defaults, and so its run ids."""
     shape = dataclasses.replace(model_shape(size, arm), text_vocab=measure.text_vocab, speech_vocab=measure.speech_vocab)
     if arm.plain and study.baseline_match == BaselineMatch.LST_PARAMS:

@@ -27,10 +27,11 @@ from sweeps.allocate import Allocation, Quantity, Target, allocate, copy_length
 from sweeps.arms import arm_model, arm_patching
 from sweeps.columns import PlanRow, format_value
 from sweeps.estimate import price_run
-from sweeps.measure import Measurements
+from sweeps.measure import Measure
 from sweeps.price import AUTO
 from sweeps.recipe import RECIPES, Hyperparameters, Situation, choose_hyperparameters
 from sweeps.study import ContextMatch, Length, Matching, StudyConfig
+from sweeps.variants import arm_of
 
 CONTEXT_PROBE = 256  # sequences by which context_match=tokens measures an arm's tokens per unit
 _AXIS_QUANTITY = {
@@ -62,22 +63,23 @@ class PlannedRun:
 class _Cell:
     """An arm's solved run inside its group."""
 
+    name: str  # the arm's in the study
     config: RunConfig
     allocation: Allocation
     hyper: Hyperparameters
 
 
 def build_runs(
-    study: StudyConfig, measure: Measurements, progress: Callable[[int, int], None] | None = None
+    study: StudyConfig, measure: Measure, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[PlannedRun], list[str]]:
     """All runs of a study in a stable order (length, size, arm, seed), and what a reader must be warned of."""
     runs: list[tuple[tuple[float, int, int, int], PlannedRun]] = []
     outside: dict[str, str] = {}
-    sizes, arms = list(SIZES), list(Arm)
+    sizes, arms = list(SIZES), study.ordered_arms
     groups = list(_groups(study))
     for done, group in enumerate(groups, start=1):
         for run, hyper in _group_runs(study, measure, group):
-            place = (group.length, sizes.index(run.row.size), arms.index(Arm(run.row.arm)), run.row.seed)
+            place = (group.length, sizes.index(run.row.size), arms.index(run.row.arm), run.row.seed)
             runs.append((place, run))
             if hyper.outside:
                 outside.setdefault(hyper.outside, f"{group.size} at {study.length.value}={group.length:g}")
@@ -98,26 +100,25 @@ def _groups(study: StudyConfig) -> Iterator[Group]:
                 yield Group(length, size, seed)
 
 
-def _group_runs(study: StudyConfig, measure: Measurements, group: Group) -> Iterator[tuple[PlannedRun, Hyperparameters]]:
-    """The runs of one group, the reference arm first."""
+def _group_runs(study: StudyConfig, measure: Measure, group: Group) -> Iterator[tuple[PlannedRun, Hyperparameters]]:
+    """The runs of one group, reference arms first."""
     hyper = _hyperparameters(study, measure, group)
-    arms = [arm for arm in Arm if arm in study.arms and group.size in study.sizes_of(arm)]
-    arms.sort(key=lambda arm: arm != study.reference_arm)
-    reference: _Cell | None = None
-    for arm in arms:
-        config = _base_config(study, measure, group, arm)
+    views = {arm: study.of_arm(arm) for arm in study.ordered_arms if group.size in study.sizes_of(arm)}
+    cells: dict[str, _Cell] = {}
+    for arm, own in sorted(views.items(), key=lambda item: item[0] != item[1].reference_arm):
+        config = base_config(own, measure, group, arm)
+        reference = cells.get(own.reference_arm)
         if reference is None:
             allocation = allocate(
-                config, measure, batch_sequences=hyper.batch_sequences, target=_axis_target(study, measure, group)
+                config, measure, batch_sequences=hyper.batch_sequences, target=_axis_target(own, measure, group)
             )
         else:
-            allocation = _match(study, measure, group, config, reference)
-        cell = _Cell(config=_finished(study, config, allocation, hyper), allocation=allocation, hyper=hyper)
-        reference = reference or cell
-        yield _planned_run(study, measure, group, cell, reference), hyper
+            allocation = _match(own, measure, group, config, reference)
+        cell = cells[arm] = _Cell(name=arm, config=_finished(own, config, allocation, hyper), allocation=allocation, hyper=hyper)
+        yield _planned_run(own, measure, group, cell, reference or cell), hyper
 
 
-def _match(study: StudyConfig, measure: Measurements, group: Group, config: RunConfig, reference: _Cell) -> Allocation:
+def _match(study: StudyConfig, measure: Measure, group: Group, config: RunConfig, reference: _Cell) -> Allocation:
     """The allocation of an arm that is not its group's reference."""
     if study.matching is Matching.UNIT:
         return copy_length(config, measure, reference.allocation)
@@ -125,7 +126,7 @@ def _match(study: StudyConfig, measure: Measurements, group: Group, config: RunC
     return allocate(config, measure, batch_sequences=reference.hyper.batch_sequences, target=target)
 
 
-def _match_target(study: StudyConfig, measure: Measurements, group: Group, reference: _Cell) -> Target:
+def _match_target(study: StudyConfig, measure: Measure, group: Group, reference: _Cell) -> Target:
     """What an arm that is not its group's reference is matched on."""
     if study.matching is Matching.UNIT:
         return Target(quantity=Quantity.UNITS, value=reference.allocation.counts.units)
@@ -136,15 +137,15 @@ def _match_target(study: StudyConfig, measure: Measurements, group: Group, refer
     return Target(quantity=Quantity.FLOPS, value=reference.allocation.flops)
 
 
-def _axis_target(study: StudyConfig, measure: Measurements, group: Group) -> Target:
+def _axis_target(study: StudyConfig, measure: Measure, group: Group) -> Target:
     """What the length axis asks of the group's reference."""
     value = group.length
     if study.length is Length.TOKENS_PER_PARAM:
-        value *= num_params(arm_model(study, measure, group.size, Arm(study.reference_arm)))
+        value *= num_params(arm_model(study, measure, group.size, arm_of(study.reference_arm)))
     return Target(quantity=_AXIS_QUANTITY[study.length], value=value)
 
 
-def _hyperparameters(study: StudyConfig, measure: Measurements, group: Group) -> Hyperparameters:
+def _hyperparameters(study: StudyConfig, measure: Measure, group: Group) -> Hyperparameters:
     """The recipe's answer for the group: of the baseline's shape and the run's tokens, whatever the arm."""
     plain = dataclasses.replace(study, baseline_match=BaselineMatch.GLOBAL_SHAPE.value)  # LST's runs do not hang on the match
     baseline = arm_model(plain, measure, group.size, Arm.BASELINE)
@@ -161,13 +162,15 @@ def _hyperparameters(study: StudyConfig, measure: Measurements, group: Group) ->
     return choose_hyperparameters(study.recipe, situation)
 
 
-def _base_config(study: StudyConfig, measure: Measurements, group: Group, arm: Arm) -> RunConfig:
-    """The run's configuration but for its length and what the recipe adds."""
+def base_config(study: StudyConfig, measure: Measure, group: Group, name: str) -> RunConfig:
+    """The run's configuration but for its length and what the recipe adds; `study` as the arm `name` sees it."""
+    arm = arm_of(name)
     evaluation = study.evaluation
     if group.length < study.stories_from or not measure.has_stories:
         evaluation = dataclasses.replace(evaluation, story_items=0)
     mixture = study.mixture
-    path = study.data if study.data == ExecutionConfig.data_path else str(Path(study.data).resolve())
+    named = study.data == ExecutionConfig.data_path or measure.stated is not None
+    path = study.data if named else str(Path(study.data).resolve())
     init = str(Path(study.execution.init_path).resolve()) if study.execution.init_path else ""
     config = RunConfig(
         model=arm_model(study, measure, group.size, arm),
@@ -183,14 +186,14 @@ def _base_config(study: StudyConfig, measure: Measurements, group: Group, arm: A
         execution=dataclasses.replace(study.execution, data_path=path, init_path=init),
     )
     config.validate()
-    if study.context_match is ContextMatch.TOKENS and arm != study.reference_arm:
+    if study.context_match is ContextMatch.TOKENS and name != study.reference_arm:
         config = _with_equal_tokens(study, measure, group, config)
     return dataclasses.replace(config, data=measure.mixture(config))
 
 
-def _with_equal_tokens(study: StudyConfig, measure: Measurements, group: Group, config: RunConfig) -> RunConfig:
+def _with_equal_tokens(study: StudyConfig, measure: Measure, group: Group, config: RunConfig) -> RunConfig:
     """Sequences of as many units as hold the reference arm's tokens a sequence."""
-    reference = _base_config(study, measure, group, Arm(study.reference_arm))
+    reference = base_config(study.of_arm(study.reference_arm), measure, group, study.reference_arm)
     mixed = dataclasses.replace(config, data=measure.mixture(config))
     wanted, found = (measure.run(c, steps=CONTEXT_PROBE, batch_sequences=1).mean() for c in (reference, mixed))
     units = max(1, round(study.seq_len_units * wanted.tokens / found.tokens))
@@ -221,7 +224,7 @@ def _finished(study: StudyConfig, config: RunConfig, allocation: Allocation, hyp
     return finished
 
 
-def _planned_run(study: StudyConfig, measure: Measurements, group: Group, cell: _Cell, reference: _Cell) -> PlannedRun:
+def _planned_run(study: StudyConfig, measure: Measure, group: Group, cell: _Cell, reference: _Cell) -> PlannedRun:
     config, allocation = cell.config, cell.allocation
     price = price_run(config, study.price, train_flops=allocation.flops, tokens=allocation.counts.tokens)
     if study.price.gpus == AUTO:
@@ -232,10 +235,10 @@ def _planned_run(study: StudyConfig, measure: Measurements, group: Group, cell: 
         study=study.name,
         kind="pretrain",
         parent_run_id="",
-        arm=config.model.arm.value,
+        arm=cell.name,
         size=group.size,
         matching=study.matching.value,
-        match_group=f"{study.length.value}={format_value(group.length)} {group.size} seed={group.seed}",
+        match_group=_group_name(study, group, reference),
         context_match=study.context_match.value,
         branch=0,
         flops_budget=float(budget),
@@ -245,14 +248,27 @@ def _planned_run(study: StudyConfig, measure: Measurements, group: Group, cell: 
         recipe=cell.hyper.recipe,
         status="",
         reason="",
-        **_parameter_columns(config),
-        **_schedule_columns(config, allocation),
-        **_content_columns(study, measure, config, allocation),
+        **run_columns(study, measure, config, allocation),
         **price.columns(),
     )
     gap = _match_gap(study, measure, group, cell, reference)
     admitted = admit(row, study.admission, match_gap=gap, misfit=price.placement.refusal)
     return PlannedRun(row=admitted, config=config)
+
+
+def _group_name(study: StudyConfig, group: Group, reference: _Cell) -> str:
+    """Rows with the same name are matched with each other."""
+    name = f"{study.length.value}={format_value(group.length)} {group.size} seed={group.seed}"
+    return name if ":" not in reference.name else f"{name} with {reference.name}"
+
+
+def run_columns(study: StudyConfig, measure: Measure, config: RunConfig, allocation: Allocation) -> dict[str, Any]:
+    """The columns that follow from a run's configuration and length, its price apart."""
+    return {
+        **_parameter_columns(config),
+        **_schedule_columns(config, allocation),
+        **_content_columns(study, measure, config, allocation),
+    }
 
 
 def with_micro_batch(config: RunConfig, tokens: int) -> RunConfig:
@@ -289,7 +305,7 @@ def _schedule_columns(config: RunConfig, allocation: Allocation) -> dict[str, An
     }
 
 
-def _content_columns(study: StudyConfig, measure: Measurements, config: RunConfig, allocation: Allocation) -> dict[str, Any]:
+def _content_columns(study: StudyConfig, measure: Measure, config: RunConfig, allocation: Allocation) -> dict[str, Any]:
     """What the run reads. A pass over the corpus keeps the share of words that stays speech (in expectation)."""
     counts = allocation.counts
     epochs = counts.speech_tokens / measure.unique_speech_tokens
@@ -310,7 +326,7 @@ def _content_columns(study: StudyConfig, measure: Measurements, config: RunConfi
     }
 
 
-def _match_gap(study: StudyConfig, measure: Measurements, group: Group, cell: _Cell, reference: _Cell) -> float:
+def _match_gap(study: StudyConfig, measure: Measure, group: Group, cell: _Cell, reference: _Cell) -> float:
     """How far the matched quantity is off, as a share: the reference's from the axis, another's from its reference."""
     axis = cell is reference
     target = _axis_target(study, measure, group) if axis else _match_target(study, measure, group, reference)
@@ -329,7 +345,7 @@ def _require_distinct(runs: list[PlannedRun]) -> None:
             )
 
 
-def _warnings(study: StudyConfig, measure: Measurements, rows: list[PlanRow], outside: dict[str, str]) -> list[str]:
+def _warnings(study: StudyConfig, measure: Measure, rows: list[PlanRow], outside: dict[str, str]) -> list[str]:
     warnings = group_warnings(rows)
     if study.matching is Matching.DATA:
         warnings += modality_warnings(rows, study.admission.max_match_gap)
@@ -346,7 +362,7 @@ def _warnings(study: StudyConfig, measure: Measurements, rows: list[PlanRow], ou
                 f"arm '{arm}' has no rows: none of its arm_sizes={list(study.arm_sizes[arm])} is among the sizes; "
                 f"give arm_sizes.{arm}=[SIZE,...], or arm_sizes={{}} to plan every arm at every size."
             )
-    if Arm.LST_ALIGNED in study.arms:
+    if Arm.LST_ALIGNED in map(arm_of, study.arms):
         warnings.append(
             "aligned boundaries are made from the future: losses of lst_aligned are conditional and enter no fit with other arms."
         )

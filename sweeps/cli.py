@@ -5,6 +5,8 @@
     plan-sweep diff studies/a studies/b
     plan-sweep price studies/demo price.device=h100
     plan-sweep sizes
+    plan-sweep savings
+    plan-sweep statistics study=demo data=FOLDER out=FILE.yaml
 
 Overrides are key=value with the fields of a study (sweeps/study.py); each study is a file of sweeps/conf/study. The only
 file that imports Hydra, which leaves no files behind. Not here: what is printed (`sweeps.show`), planning (`sweeps.plan`).
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from sweeps.plan import Plan
     from sweeps.study import StudyConfig
 
-VERBS = ("plan", "diff", "price", "sizes")
+VERBS = ("plan", "diff", "price", "sizes", "savings", "statistics")
 EXAMPLE = "plan-sweep study=demo out=studies/demo"
 
 
@@ -41,7 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     options = verbs[arguments[0]].parse_intermixed_args(arguments[1:])
-    run: Callable[[argparse.Namespace], int] = {"plan": _plan, "diff": _diff, "price": _price, "sizes": _sizes}[arguments[0]]
+    run: Callable[[argparse.Namespace], int] = {
+        "plan": _plan,
+        "diff": _diff,
+        "price": _price,
+        "sizes": _sizes,
+        "savings": _savings,
+        "statistics": _statistics,
+    }[arguments[0]]
     try:
         return run(options)
     except LstError as error:
@@ -72,13 +81,20 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     price.add_argument("overrides", nargs="*", metavar="price.key=value", help="fields of the study's section price")
     price.add_argument("--from-canary", metavar="RUNS", help="take speeds from the records of runs of the plan below RUNS")
     sizes = verbs.add_parser("sizes", help="print the ladder of sizes", description="Shapes and parameters of every size.")
-    for verb in (plan, diff, price, sizes):
+    savings = verbs.add_parser("savings", help="print what patching saves in true FLOPs", description="By size and option.")
+    statistics = verbs.add_parser(
+        "statistics", help="state a data set's statistics", description="Measure what the plans of a study need of its data."
+    )
+    statistics.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="study=NAME, out=FILE.yaml, and fields of the study"
+    )
+    for verb in (plan, diff, price, sizes, savings, statistics):
         verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     for verb in (plan, price):
         verb.add_argument(
             "--cores", type=_positive, default=os.cpu_count() or 1, help="runs at a time, for the wall-clock estimate"
         )
-    return parser, {"plan": plan, "diff": diff, "price": price, "sizes": sizes}
+    return parser, dict(zip(VERBS, (plan, diff, price, sizes, savings, statistics), strict=True))
 
 
 def _positive(text: str) -> int:
@@ -111,6 +127,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _plan_json(planned: Plan, cores: int, out: str | None, written: str | None) -> dict[str, Any]:
+    from sweeps.contradictions import contradictions
     from sweeps.show import assumptions_touched
 
     return {
@@ -121,6 +138,7 @@ def _plan_json(planned: Plan, cores: int, out: str | None, written: str | None) 
         "totals": {**dataclasses.asdict(planned.totals), "wall_minutes": planned.wall_minutes(cores), "cores": cores},
         "warnings": list(planned.warnings),
         "assumptions": [assumption.name for assumption in assumptions_touched(planned.study)],
+        "contradictions": [dataclasses.asdict(found) for found in contradictions(planned)],
     }
 
 
@@ -168,6 +186,26 @@ def _sizes(options: argparse.Namespace) -> int:
     from sweeps.sizes import size_json, size_text
 
     print(json.dumps(size_json(), indent=1) if options.json else size_text())
+    return 0
+
+
+def _savings(options: argparse.Namespace) -> int:
+    from sweeps.savings import savings_json, savings_text
+
+    print(json.dumps(savings_json(), indent=1) if options.json else savings_text())
+    return 0
+
+
+def _statistics(options: argparse.Namespace) -> int:
+    from sweeps.export import study_statistics, write_statistics
+    from sweeps.stated_file import to_plain
+
+    overrides = _split_overrides(options.overrides)
+    out = overrides.pop("out", None)
+    stated = study_statistics(compose_study(overrides), name=Path(out).stem if out else "measured")
+    if out:
+        write_statistics(stated, Path(out))
+    print(json.dumps(to_plain(stated), indent=1) if options.json or not out else f"written: {out}; plan from it with data={out}")
     return 0
 
 

@@ -108,8 +108,8 @@ class PlanRow:
 
     @property
     def gap(self) -> float:
-        """Planned FLOPs over the budget, minus 1."""
-        return self.planned_flops / self.flops_budget - 1
+        """Planned FLOPs over the budget, minus 1; 0 for a row that trains on nothing."""
+        return self.planned_flops / self.flops_budget - 1 if self.flops_budget else 0.0
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(PlanRow))

@@ -12,8 +12,8 @@ from typing import Any
 
 from sweeps.columns import COLUMNS, PlanRow
 from sweeps.plan import StoredPlan, read_plan
-from sweeps.show import WIDTH, scientific
 from sweeps.study import study_to_dict
+from sweeps.text import WIDTH, scientific
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,8 +64,8 @@ def write_run(config: RunConfig, study: Path | str) -> Path:
     return file.parent
 
 
-def write_plan(out: Path, files: Mapping[str, bytes], references: Callable[[], bytes], *, widen: bool = False) -> Written:
-    """Write `files` (by path inside `out`) and references.json, which is made only where it is needed.
+def write_plan(out: Path, files: Mapping[str, bytes], references: Callable[[], bytes] | None, *, widen: bool = False) -> Written:
+    """Write `files` (by path inside `out`) and references.json, which is made only where it is needed (None: never).
 
     Raises PlanError where `out` is a file, holds something else or another plan, or the disk is full; nothing is
     half-written then.
@@ -74,7 +74,7 @@ def write_plan(out: Path, files: Mapping[str, bytes], references: Callable[[], b
         if out.exists() and not out.is_dir():
             raise PlanError(f"out={out} is a file; choose a folder.")
         if not out.exists() or not any(out.iterdir()):
-            _write_new(out, {**files, REFERENCES: references()})
+            _write_new(out, {**files, **({REFERENCES: references()} if references else {})})
             return Written.NEW
         return _write_over(out, files, references, widen=widen)
     except OSError as error:
@@ -125,7 +125,7 @@ def _write_new(out: Path, files: Mapping[str, bytes]) -> None:
         raise
 
 
-def _write_over(out: Path, files: Mapping[str, bytes], references: Callable[[], bytes], *, widen: bool) -> Written:
+def _write_over(out: Path, files: Mapping[str, bytes], references: Callable[[], bytes] | None, *, widen: bool) -> Written:
     same = [name for name, data in files.items() if _content(out / name) == data]
     identical = {PLAN_TABLE, STUDY_FILE} <= set(same)
     if not identical:
@@ -134,12 +134,12 @@ def _write_over(out: Path, files: Mapping[str, bytes], references: Callable[[], 
     remake_references = not identical or not (out / REFERENCES).is_file()
     # configurations first and the table last: a plan.csv never names a run that is not there
     for name in sorted(missing, key=lambda name: (name == PLAN_TABLE, name == STUDY_FILE, name)):
-        if name == PLAN_TABLE:
+        if name == PLAN_TABLE and references:
             write_atomically(out / REFERENCES, references())
             remake_references = False
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out / name, files[name])
-    if remake_references:
+    if remake_references and references:
         write_atomically(out / REFERENCES, references())
     return Written.UNCHANGED if identical else Written.WIDENED
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from lst.config import RunConfig
     from sweeps.columns import PlanRow
     from sweeps.folder import Written
-    from sweeps.measure import Measurements
+    from sweeps.measure import Measure
+    from sweeps.stated_file import StatedStatistics
     from sweeps.study import StudyConfig
 
 
@@ -72,7 +73,7 @@ class Plan:
     rows: tuple[PlanRow, ...]
     run_configs: Mapping[str, RunConfig]  # run_id -> configuration, admitted rows only
     warnings: tuple[str, ...]
-    _measure: Measurements = field(repr=False)
+    _measure: Measure = field(repr=False)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -82,6 +83,11 @@ class Plan:
     @property
     def totals(self) -> Totals:
         return Totals.of(self.rows)
+
+    @property
+    def stated(self) -> StatedStatistics | None:
+        """The statistics that the plan was made from, where no data set was measured."""
+        return self._measure.stated
 
     def wall_minutes(self, cores: int) -> float:
         """Estimated wall clock of all admitted runs on `cores` processes, in plan order."""
@@ -104,7 +110,7 @@ class Plan:
         """Write the study's folder. Raises PlanError if `out` holds another plan, other files, or cannot be written."""
         from sweeps.folder import write_plan
 
-        return write_plan(Path(out), self.files(), self._references, widen=widen)
+        return write_plan(Path(out), self.files(), self._references if self.stated is None else None, widen=widen)
 
     def _references(self) -> bytes:
         """The unigram and trigram losses of the held-out tokens, as JSON."""
@@ -139,21 +145,21 @@ def plan(study: StudyConfig | Mapping[str, Any] | str, *, progress: Progress | N
     `progress` is told (done, total) match groups.
     Raises ConfigError or PlanError on a study that cannot be, DataError on data that cannot be read.
     """
-    from lst.data.shards import open_dataset
-    from sweeps.measure import Measurements
+    from sweeps.measure import open_measure
 
     config = _as_study(study)
-    return plan_with(config, Measurements(open_dataset(config.data)), progress=progress)
+    return plan_with(config, open_measure(config.data), progress=progress)
 
 
-def plan_with(study: StudyConfig, measure: Measurements, *, progress: Progress | None = None) -> Plan:
+def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None = None) -> Plan:
     """`plan` on data that is open already: several studies of one data set share what is measured."""
+    from sweeps.after import after_rows
     from sweeps.build import build_runs
 
     runs, warnings = build_runs(study, measure, progress)
     return Plan(
         study=study,
-        rows=tuple(run.row for run in runs),
+        rows=(*(run.row for run in runs), *after_rows(study, measure, runs)),
         run_configs={run.row.run_id: run.config for run in runs if run.row.admitted},
         warnings=tuple(warnings),
         _measure=measure,

@@ -6,18 +6,23 @@ Strings in, strings out; printing is the command's (`sweeps.cli`). Not here: any
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Sequence
 
 from lst.assumptions import ASSUMPTIONS, Assumption
 from lst.config import ARM_PATCHING, Arm, Patching
 from lst.ladder import BaselineMatch, named_count
+from sweeps.accounting import accounting_text, speech_text
 from sweeps.columns import PlanRow
+from sweeps.contradictions import contradictions
 from sweeps.plan import Plan
 from sweeps.study import ContextMatch, Matching, StudyConfig
+from sweeps.text import WIDTH, aligned, minutes, scientific, short, within, wrapped
+from sweeps.variants import arm_of
 
-WIDTH = 100  # columns
-REASONS_SHOWN = 10  # refused rows whose reasons are printed; all of them are in plan.csv
+REASONS_SHOWN = 10  # reasons of refused rows that are printed; all of them are in plan.csv
+
+LEFT_OUT = ("batch", "params", "gap %")
+"""Columns that a table of runs does without, one after another, where long names would pass WIDTH; plan.csv has them."""
 
 MATCHED = {
     Matching.FLOP: "true training FLOPs (lst/flops.py: local modules and head included)",
@@ -43,16 +48,30 @@ def describe(plan: Plan, cores: int) -> str:
     from sweeps.show_price import price_text
 
     parts = [
-        f"study {plan.study.name}: {plan.totals.rows} runs of data {plan.study.data}",
+        _title(plan),
         run_table(plan.rows),
         price_text(plan.rows, plan.totals, plan.wall_minutes(cores), cores),
         matching_text(plan.study, plan.rows),
+        accounting_text(plan.study, plan.rows),
+        *([speech_text(plan.stated)] if plan.stated else []),
         assumptions_text(plan.study),
         *([refusals_text(plan.rows)] if plan.totals.refused else []),
         *[wrapped("note: ", note) for note in plan.study.notes],
+        *[wrapped(f"the paper's gap {found.gap}: ", found.text) for found in contradictions(plan)],
         *[wrapped("warning: ", warning) for warning in plan.warnings],
     ]
     return "\n\n".join(parts)
+
+
+def _title(plan: Plan) -> str:
+    title = f"study {plan.study.name}: {plan.totals.rows} runs of data {plan.study.data}"
+    if plan.stated is None:
+        return title
+    return wrapped(
+        "",
+        f"{title}, which is no data set: planned from stated statistics ({plan.stated.source}; {plan.stated.data_id}), "
+        "not measured. To run it, plan again with data=FOLDER",
+    )
 
 
 def run_table(rows: Sequence[PlanRow]) -> str:
@@ -79,22 +98,24 @@ def run_table(rows: Sequence[PlanRow]) -> str:
         header.insert(3, "seed")
         for line, row in zip(lines, rows, strict=True):
             line.insert(3, str(row.seed))
-    return aligned([header, *lines], left={1, 2, len(header) - 1})
+    table = within(WIDTH, [header, *lines], LEFT_OUT)
+    return aligned(table, left={1, 2, len(table[0]) - 1})
 
 
 def matching_text(study: StudyConfig, rows: Sequence[PlanRow]) -> str:
     """What is equal inside a match group, and for each arm what is not, as ratios to the reference arm."""
     what = f"{MATCHED[study.matching]}; in a sequence: {_context(study)}"
+    rows = [row for row in rows if row.kind == "pretrain"]
     lines = [wrapped("matched: ", f"{what}. As ratios to {study.reference_arm}, the lowest and the highest:")]
     table = [["arm", "FLOPs", "units", "tokens", "text", "speech", "epochs", "passes"]]
-    for arm in [arm for arm in Arm if arm in study.arms]:
-        pairs = _pairs(rows, arm, study.reference_arm)
+    for arm in study.ordered_arms:
+        pairs = _pairs(rows, arm, study.of_arm(arm).reference_arm)
         mine = [row for row in rows if row.arm == arm]
         if not mine:
             continue
         ratios = [_ratio(pairs, name) for name in ("units", "tokens", "text_tokens", "speech_tokens")]
         ratios.insert(0, _ratio(pairs, "planned_flops", digits=3))
-        table.append([arm.value, *ratios, _range([r.speech_epochs for r in mine]), _range([r.corpus_passes for r in mine])])
+        table.append([arm, *ratios, _range([r.speech_epochs for r in mine]), _range([r.corpus_passes for r in mine])])
     foot = "(epochs: speech tokens kept / unique; passes over the spoken documents, of which each keeps a share as speech)"
     return "\n".join([*lines, aligned(table, left={0}), wrapped("", foot)])
 
@@ -105,8 +126,9 @@ def assumptions_touched(study: StudyConfig) -> tuple[Assumption, ...]:
     names.add("baseline parameters" if study.baseline_match == BaselineMatch.LST_PARAMS else "baseline shape")
     if any(named_count(size) is not None for size in study.sizes):
         names.add("size names")
-    kinds = {ARM_PATCHING[Arm(arm)] for arm in study.arms}
-    if Arm.BPE in study.arms:
+    arms = {arm_of(arm) for arm in study.arms}
+    kinds = {ARM_PATCHING[arm] for arm in arms}
+    if Arm.BPE in arms:
         names |= {"speech pieces"}
     if kinds - {Patching.TOKEN}:
         names |= _LOCAL
@@ -149,44 +171,15 @@ def _as_studied(study: StudyConfig, text: str) -> str:
 
 def refusals_text(rows: Sequence[PlanRow], label: str = "refused: ") -> str:
     refused = [row for row in rows if not row.admitted]
-    lines = [
-        wrapped(label, f"{row.arm} {row.size} at {scientific(row.flops_budget)}: {row.reason}") for row in refused[:REASONS_SHOWN]
-    ]
-    more = len(refused) - REASONS_SHOWN
-    return "\n".join(lines + ([f"{label}and {more} more (plan.csv, column reason)"] if more > 0 else []))
-
-
-def wrapped(prefix: str, text: str) -> str:
-    return textwrap.fill(prefix + text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-
-
-def aligned(lines: list[list[str]], *, left: set[int]) -> str:
-    """Columns padded to their widest cell; those in `left` to the left."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
-
-
-def scientific(value: float) -> str:
-    """1.00e11"""
-    return f"{value:.2e}".replace("e+0", "e").replace("e+", "e")
-
-
-def short(value: float) -> str:
-    """773k, 1.24M, 325B"""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{unit}" if value < 999.5 * size else f"{value / size:,.0f}{unit}"
-    return f"{value:.3g}"
-
-
-def minutes(value: float) -> str:
-    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+    reasons: dict[str, list[PlanRow]] = {}
+    for row in refused:
+        reasons.setdefault(row.reason, []).append(row)
+    lines = []
+    for reason, same in list(reasons.items())[:REASONS_SHOWN]:
+        more = f" and {len(same) - 1} more" if len(same) > 1 else ""
+        lines.append(wrapped(label, f"{same[0].arm} {same[0].size} at {scientific(same[0].flops_budget)}{more}: {reason}"))
+    left = len(refused) - sum(map(len, list(reasons.values())[:REASONS_SHOWN]))
+    return "\n".join(lines + ([f"{label}and {left} more (plan.csv, column reason)"] if left else []))
 
 
 def _context(study: StudyConfig) -> str:

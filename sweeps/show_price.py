@@ -8,8 +8,10 @@ from lst.memory import PARTS
 from sweeps.canary import Canary
 from sweeps.columns import PlanRow
 from sweeps.plan import Totals
-from sweeps.show import aligned, scientific, short, wrapped
+from sweeps.text import WIDTH, aligned, scientific, short, within, wrapped
 
+LEFT_OUT = ("kept GiB", "disk GiB", "micro")  # columns that long names push out, one after another; plan.csv has them
+PARTS_LEFT_OUT = ("runtime", "logits")  # parts of memory, the same; `all` counts them
 CHOICES_SHOWN = 20  # choices of GPUs that are explained; all of them are in plan.csv
 
 
@@ -32,7 +34,7 @@ def price_table(rows: Sequence[PlanRow]) -> str:
         line += [amount(row.est_gpu_hours) if row.gpus else "-", f"{row.est_peak_gib:.2f}"]
         line += [amount(row.est_disk_gib), amount(row.est_kept_gib), *([amount(row.est_dollars)] if money else [])]
         lines.append(line)
-    return aligned(lines, left={1, 2})
+    return aligned(within(WIDTH, lines, LEFT_OUT), left={1, 2})
 
 
 def memory_table(rows: Sequence[PlanRow]) -> str:
@@ -47,7 +49,7 @@ def memory_table(rows: Sequence[PlanRow]) -> str:
         held = [getattr(row, f"est_gib_{part}") for part in PARTS]
         table.append(["", row.size, row.arm, *(f"{gib:.2f}" for gib in held), f"{row.est_peak_gib:.2f}"])
     title = wrapped("", "peak memory of one process by part (of each size and arm the run that needs most):")
-    return "\n".join([title, aligned([line[1:] for line in table], left={0, 1})])
+    return "\n".join([title, aligned(within(WIDTH, [line[1:] for line in table], PARTS_LEFT_OUT), left={0, 1})])
 
 
 _SHORT = {"gradients": "grads", "optimiser": "moments", "activations": "activ.", "workspace": "work", "gathered": "gather"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lst.config import Arm, ModelConfig
 from lst.flops import GROUPS, num_non_embedding_params, num_params, parameter_counts
 from lst.ladder import SIZES, BaselineMatch, model_shape, named_count
-from sweeps.show import aligned
+from sweeps.text import aligned
 
 COUNTED = tuple(size for size in SIZES if named_count(size) is not None or size == "table7_1b")
 

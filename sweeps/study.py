@@ -21,10 +21,12 @@ from typing import Any
 from lst.config import Arm, DataConfig, EvalConfig, ExecutionConfig, ModelConfig, PatchingConfig, TrainConfig
 from lst.errors import ConfigError, did_you_mean
 from lst.ladder import SIZES, SPEECH_BPE_VOCAB, BaselineMatch, model_shape, named_count, require_baseline_match
-from lst.plain import from_dict
+from lst.plain import from_dict, merge, to_dict
 from sweeps.admit import AdmissionConfig
+from sweeps.after_options import AfterOptions
 from sweeps.price import PriceConfig
 from sweeps.recipe import RecipeConfig
+from sweeps.variants import VARIANT_SECTIONS, Variants, arm_of, read_variants
 
 STUDY_FOLDER = Path(__file__).parent / "conf" / "study"
 
@@ -130,8 +132,9 @@ class StudyConfig:
     """A study. Collections are tuples; an empty one means what its line says."""
 
     name: str  # name of the study, in every row of its plan
-    data: str = "embedded"  # folder of a prepared data set, or 'embedded'
-    arms: tuple[str, ...] = (Arm.BASELINE, Arm.LST_STATIC)  # arms to compare
+    data: str = "embedded"  # folder of a prepared data set, 'embedded', or stated statistics: 'paper', or a YAML file
+    arms: tuple[str, ...] = (Arm.BASELINE, Arm.LST_STATIC)  # arms to compare, variants of arms among them
+    variants: Variants = field(default_factory=dict)  # ARM:NAME -> options of patching, model and mixture that differ
     reference_arm: str = Arm.BASELINE  # the arm that the others are matched to
     sizes: tuple[str, ...] = ("tiny",)  # rungs of the ladder (lst.ladder.SIZES)
     arm_sizes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # arms that are planned at some sizes only
@@ -155,6 +158,7 @@ class StudyConfig:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     price: PriceConfig = field(default_factory=PriceConfig)
+    after: AfterOptions = field(default_factory=AfterOptions)
     notes: tuple[str, ...] = ()  # what a reader of the plan must know, printed with it
 
     @property
@@ -177,11 +181,28 @@ class StudyConfig:
         wanted = self.arm_sizes.get(arm, self.sizes)
         return tuple(size for size in SIZES if size in wanted and size in self.sizes)
 
+    @property
+    def ordered_arms(self) -> tuple[str, ...]:
+        """The arms in their order (lst.config.Arm), each followed by its variants as they are listed."""
+        return tuple(sorted(self.arms, key=lambda name: (list(Arm).index(arm_of(name)), name in self.variants)))
+
+    def of_arm(self, name: str) -> StudyConfig:
+        """The study as the arm `name` sees it: a variant with the options that it changes."""
+        changed = self.variants.get(name, {})
+        if not changed:
+            return self
+        sections: dict[str, Any] = {}
+        for key in VARIANT_SECTIONS:
+            section = getattr(self, key)
+            sections[key] = from_dict(type(section), merge(to_dict(section), changed.get(key, {})), f"variants.{name}.{key}")
+        return dataclasses.replace(self, reference_arm=changed.get("reference", self.reference_arm), **sections)
+
     def validate(self) -> None:
         """Raises ConfigError on the first value that cannot be."""
-        _check_names("arms", self.arms, list(Arm))
+        names = [*Arm, *self.variants]
+        _check_names("arms", self.arms, names)
         _check_names("sizes", self.sizes, SIZES)
-        _check_names("arm_sizes", self.arm_sizes, list(Arm))
+        _check_names("arm_sizes", self.arm_sizes, names)
         for arm, sizes in self.arm_sizes.items():
             _check_names(f"arm_sizes.{arm}", sizes, SIZES)
         for arm in self.arms:
@@ -196,8 +217,11 @@ class StudyConfig:
                 if not (math.isfinite(value) and value > 0):
                     raise ConfigError(f"{axis.value}[{place}]={value} must be a positive finite number.")
         self._validate_choices()
-        for section in (self.recipe, self.model, self.train, self.evaluation, self.execution, self.admission, self.price):
+        sections = (self.recipe, self.model, self.train, self.evaluation, self.execution, self.admission, self.price, self.after)
+        for section in sections:
             section.validate()
+        for name in self.variants:
+            self.of_arm(name).model.validate()
         if self.train.init_from and not self.execution.init_path:
             raise ConfigError(
                 f"train.init_from='{self.train.init_from}' names weights, but execution.init_path is empty; give their folder."
@@ -218,33 +242,34 @@ class StudyConfig:
                 raise ConfigError(f"seeds has {seed}; a seed is 0 or more, below 2^63.")
         needs_reference = self.matching is not Matching.FLOP or self.length is not Length.BUDGETS
         if needs_reference or self.context_match is ContextMatch.TOKENS:
-            self._require_reference()
+            for arm in self.arms:
+                self._require_reference(arm)
         if self.matching is Matching.UNIT and self.context_match is ContextMatch.TOKENS:
             raise ConfigError(
                 "matching=unit wants equal units a step, context_match=tokens wants sequences of fewer units for patched arms; "
                 "choose context_match=units, or matching=flop or data."
             )
 
-    def _require_reference(self) -> None:
-        """The other arms are solved from the reference arm's rows, so there must be one for each of theirs."""
-        reference = self.reference_arm
+    def _require_reference(self, arm: str) -> None:
+        """An arm is solved from its reference arm's rows, so there must be one for each of its own."""
+        reference = self.of_arm(arm).reference_arm
         if reference not in self.arms:
             raise ConfigError(
                 f"reference_arm='{reference}' is not among arms={list(self.arms)}; the others are matched to it: add it."
             )
-        have = set(self.sizes_of(reference))
-        for arm in self.arms:
-            missing = [size for size in self.sizes_of(arm) if size not in have]
-            if missing:
-                raise ConfigError(
-                    f"arm '{arm}' is planned at size '{missing[0]}', where the reference arm '{reference}' is not; "
-                    f"add the size to arm_sizes.{reference}."
-                )
+        if self.of_arm(reference).reference_arm != reference:
+            raise ConfigError(f"arm '{arm}' is matched to '{reference}', which is matched to another one; give it no reference.")
+        missing = [size for size in self.sizes_of(arm) if size not in self.sizes_of(reference)]
+        if missing:
+            raise ConfigError(
+                f"arm '{arm}' is planned at size '{missing[0]}', where the reference arm '{reference}' is not; "
+                f"add the size to arm_sizes.{reference}."
+            )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StudyConfig:
         """Read strictly: an unknown key, a wrong type or an impossible value is a ConfigError that names it."""
-        scalars = {k: v for k, v in values.items() if k not in _LISTS and k != "arm_sizes"}
+        scalars = {k: v for k, v in values.items() if k not in _LISTS and k not in ("arm_sizes", "variants")}
         study = from_dict(cls, scalars)
         lists: dict[str, Any] = {k: _read_list(k, values[k], kind) for k, kind in _LISTS.items() if k in values}
         if "arm_sizes" in values:
@@ -252,6 +277,8 @@ class StudyConfig:
             if not isinstance(filters, Mapping):
                 raise ConfigError(f"arm_sizes={filters!r} is no mapping; write arm_sizes={{arm: [size, ...]}}.")
             lists["arm_sizes"] = {str(arm): _read_list(f"arm_sizes.{arm}", sizes, str) for arm, sizes in filters.items()}
+        if "variants" in values:
+            lists["variants"] = read_variants(values["variants"])
         study = dataclasses.replace(study, **lists)
         study.validate()
         return study
@@ -271,8 +298,6 @@ _LISTS: dict[str, type] = {
 
 def study_to_dict(study: StudyConfig) -> dict[str, Any]:
     """A study as plain values, as `StudyConfig.from_dict` reads them."""
-    from lst.plain import to_dict
-
     plain = to_dict(study)
     plain["arm_sizes"] = {arm: list(sizes) for arm, sizes in study.arm_sizes.items()}
     return plain

@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lst.config import DataConfig, EvalConfig, Patching, RunConfig
+from lst.config import DataConfig, EvalConfig, ModelConfig, Patching, RunConfig
 from lst.data.columns import draw_places
 from lst.data.interleave import Document
 from lst.data.ngram import NgramModel
@@ -53,9 +54,14 @@ class SequenceTable:
 
     def flops(self, config: RunConfig) -> NDArray[np.float64]:
         """Training FLOPs of each counted sequence. FLOPs are linear in the counts, so unit costs suffice."""
-        costs = [training_flops(config, SequenceCounts(**{name: 1})).total for name in FIELDS]
-        flops: NDArray[np.float64] = self.counts @ np.array(costs)
+        flops: NDArray[np.float64] = self.counts @ np.array(_unit_costs(config.model))
         return flops
+
+
+@lru_cache(maxsize=256)
+def _unit_costs(model: ModelConfig) -> tuple[float, ...]:
+    """Training FLOPs of one of each of FIELDS."""
+    return tuple(training_flops(model, SequenceCounts(**{name: 1})).total for name in FIELDS)
 
 
 def count_sequences(dataset: Dataset, config: RunConfig, limit: int = 4096) -> SequenceTable:
@@ -111,6 +117,21 @@ def corpus_statistics(dataset: Dataset) -> dict[str, Any]:
         "text_documents": written.rows,
         "unique_text_tokens": written.tokens,
     }
+
+
+def document_lengths(dataset: Dataset, places: int) -> dict[str, NDArray[np.int64]]:
+    """Lengths in tokens, rising, of the training split's documents in which `places` even places of the stream lie.
+
+    Of `speech` and of `text`; none of a kind without tokens. Memory does not grow with the documents.
+    """
+    lengths = {}
+    for kind in ("speech", "text"):
+        split, found = dataset.documents(kind, "train"), []
+        for token in ((np.arange(places) + 0.5) / places * split.tokens).astype(np.int64).tolist() if split.tokens else ():
+            place = next(split.from_token(token))
+            found.append(place.chunk[split.column].total(place.row, place.row + 1))
+        lengths[kind] = np.sort(np.array(found, np.int64))
+    return lengths
 
 
 def references(dataset: Dataset, evaluation: EvalConfig, data: DataConfig | None = None) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sweeps.cli import compose_study, main
-from sweeps.show import WIDTH
 from sweeps.study import StudyConfig, load_study, study_names
+from sweeps.text import WIDTH
 
 ROOT = Path(__file__).parents[2]
 

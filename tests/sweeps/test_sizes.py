@@ -18,9 +18,10 @@ from lst.ladder import NAME_TOLERANCE, SIZES, model_shape, named_count
 from sweeps.cli import compose_study, main
 from sweeps.measure import Measurements
 from sweeps.plan import plan_with
-from sweeps.show import WIDTH, assumptions_touched
+from sweeps.show import assumptions_touched
 from sweeps.sizes import COUNTED, size_rows
 from sweeps.study import StudyConfig
+from sweeps.text import WIDTH
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "sizes.md"
 PAPER_SIZES = ("420M", "630M", "810M", "1.1B", "1.4B", "1.8B", "7B")

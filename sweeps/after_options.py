@@ -1,0 +1,40 @@
+"""The section `after` of a study: what follows each of its pretraining runs. The rows themselves: `sweeps.after`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lst.errors import ConfigError, did_you_mean
+
+TASKS = {
+    "finetune": {"asr": "speech, then its transcript", "tts": "a transcript, then its speech"},
+    "eval": {"swuggy_sblimp": "sWUGGY and sBLIMP"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AfterOptions:
+    """What follows every pretraining run of the study."""
+
+    kind: str = ""  # finetune | eval; "" = nothing
+    task: str = ""  # asr | tts (finetune), swuggy_sblimp (eval)
+    steps: tuple[int, ...] = ()  # finetune: optimiser steps, a row each
+    batch_sequences: int = 0  # finetune: sequences of a batch
+    lr_scale: float = 0.1  # finetune: peak learning rate as a share of the pretraining's (assumed; the paper gives none)
+
+    def validate(self) -> None:
+        """Raises ConfigError on a value that cannot be."""
+        if self.kind and self.kind not in TASKS:
+            raise ConfigError(f"after.kind='{self.kind}' is unknown; {did_you_mean(self.kind, TASKS)}")
+        tasks = TASKS.get(self.kind, {"": ""})
+        if self.task not in tasks:
+            raise ConfigError(
+                f"after.task='{self.task}' is unknown for after.kind='{self.kind}'; {did_you_mean(self.task, tasks)}"
+            )
+        tuned = self.kind == "finetune"
+        if tuned and not (self.steps and min(self.steps) > 0 and self.batch_sequences > 0 and self.lr_scale > 0):
+            raise ConfigError("after.kind=finetune needs after.steps, after.batch_sequences and after.lr_scale above 0.")
+        if not tuned and (self.steps or self.batch_sequences):
+            raise ConfigError(
+                f"after.steps and after.batch_sequences have no meaning for after.kind='{self.kind}'; leave them out."
+            )
