@@ -178,7 +178,7 @@ class Join:
             count = sum(reasons.values())
             total = sum(counts["rows"] + counts["refused"] for counts in self.counts[table])
             if not total:
-                raise DataError(f"the {table} input has no record; give a file that has some.")
+                raise DataError(f"the {table} input has no record in its {self.blocks[table]} blocks; give one that has some.")
             if self.options["refuse"] == "stop" and count:
                 raise DataError(f"{first}; mend it, or go on without such records by refuse=skip.")
             if count > self.options["max_refused"] * total:

@@ -21,6 +21,7 @@ docs/data.md explains the formats and every option.
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import os
 import re
@@ -176,7 +177,9 @@ def _values(arguments: Sequence[str]) -> dict[str, Any]:
     """key=value arguments as values of the options' types. Raises ConfigError."""
     wrong = [a for a in arguments if "=" not in a]
     if wrong:
-        raise ConfigError(f"'{wrong[0]}' is no key=value; write for example: {EXAMPLE}")
+        close = difflib.get_close_matches(wrong[0], VERBS, n=1) if wrong[0] == arguments[0] else []
+        what = f"no verb; did you mean '{close[0]}'?" if close else f"no key=value; write for example: {EXAMPLE}"
+        raise ConfigError(f"'{wrong[0]}' is {what}")
     keys = Counter(a.split("=", 1)[0] for a in arguments)
     twice = [key for key, count in keys.items() if count > 1]
     if twice:
@@ -229,7 +232,9 @@ def _merge(arguments: Sequence[str]) -> int:
     folder = _folder("merge", [a.removeprefix("out=") for a in arguments if "=" not in a or a.startswith("out=")])
     given = _values([a for a in options if not a.startswith("out=")])
     for key in given:
-        if key not in JOINING and key in PrepareConfig.__dataclass_fields__:
+        if key not in PrepareConfig.__dataclass_fields__:
+            raise ConfigError(f"unknown key '{key}'; {did_you_mean(key, JOINING)}")
+        if key not in JOINING:
             raise ConfigError(f"{key} was decided when the parts were read; merge takes only {', '.join(JOINING)}.")
     merge(Path(folder), given)
     _describe(Path(folder))
@@ -276,12 +281,15 @@ def prepare(config: PrepareConfig) -> bool:
     from lst.data.building import read_part
     from lst.data.joining import Join
     from lst.data.sources import open_sources
+    from lst.data.text import TextTokenizer
     from lst.data.work_folder import ONE_PART, WorkFolder, fingerprint, fingerprint_files
 
     work, part = WorkFolder(Path(config.out)), config.part_of
     if work.out.exists() and not work.path.exists():
         raise _there(work.out)
     sources = open_sources(config)
+    if config.tokenizer:
+        TextTokenizer(Path(config.tokenizer))  # now, and not after hours of reading
     blocks = {table: source.blocks() for table, source in sources.items()}
     options = to_dict(config)
     joining = {key: options[key] for key in JOINING} | {"tokenizer": config.tokenizer and str(Path(config.tokenizer).resolve())}

@@ -16,13 +16,14 @@ from lst.data.splits import rank
 from lst.data.vocab import BOS, EOS
 from lst.errors import DataError
 
-SAMPLE_BYTES = 1 << 25  # 32 MiB of UTF-8, about six million words
+SAMPLE_BYTES = 1 << 25  # 32 MiB of memory, about five million words of long documents
+DOCUMENT_BYTES = 200  # what a document takes beside its text
 SENTENCE_BYTES = 4_000  # SentencePiece skips longer ones
 
 
 @dataclass
 class TextSample:
-    """The texts of the lowest ranks, at most `limit` bytes together, whatever order they come in."""
+    """The texts of the lowest ranks, at most `limit` bytes of memory together, whatever order they come in."""
 
     limit: int = SAMPLE_BYTES
     _heap: list[tuple[int, int, str, str]] = field(default_factory=list)  # (-rank, -number, name, text): the highest rank first
@@ -36,10 +37,10 @@ class TextSample:
         if place >= self._cut:
             return
         heapq.heappush(self._heap, (-place, -self._seen, name, text))
-        self._size += len(text.encode())
+        self._size += len(text.encode()) + DOCUMENT_BYTES
         while self._size > self.limit and len(self._heap) > 1:
             highest, _, _, text = heapq.heappop(self._heap)
-            self._size -= len(text.encode())
+            self._size -= len(text.encode()) + DOCUMENT_BYTES
             self._cut = min(self._cut, -highest)
 
     @property

@@ -15,6 +15,7 @@ from lst.data.overlap import describe_overlap, measure_overlap
 from lst.data.prepare import main
 from lst.data.shard_writer import write_dataset
 from lst.data.shards import open_dataset
+from lst.data.text_training import DOCUMENT_BYTES
 from tests.toy_corpus import SPEECH_VOCAB, write_toy_jsonl
 
 
@@ -90,12 +91,13 @@ def test_the_option_decides_what_is_stored(tmp_path):
 
 
 def test_a_large_held_out_side_is_measured_on_a_sample(tmp_path, toy_dataset, monkeypatch):
-    monkeypatch.setattr(overlap, "SAMPLE_BYTES", 200)
-    spoken = [(f"d{i}", "", "", "heldout", "the cat sat on a mat and saw the moon") for i in range(40)]
+    text = "the cat sat on a mat and saw the moon"
+    monkeypatch.setattr(overlap, "SAMPLE_BYTES", 5 * (len(text) + DOCUMENT_BYTES) + 3)
+    spoken = [(f"d{i}", "", "", "heldout", text) for i in range(40)]
     found = dataset(tmp_path / "d", toy_dataset / "tokenizer.model", [("t", "", "", "train", "so it goes"), *spoken])
     table = measure_overlap(found.path, found.manifest, ngram=3)["text"]["speech"]
     assert not table["whole"]
-    assert table["documents"] == 200 // len(spoken[0][4])
+    assert table["documents"] == 5
 
 
 @pytest.mark.parametrize(
