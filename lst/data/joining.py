@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from lst.data.building import RAW, read_refusals, refusal_line
 from lst.data.overlap import describe_overlap, measure_overlap, write_overlap
 from lst.data.piece_spans import CHARACTER_START
+from lst.data.quality.summary import summarise, write_summary
 from lst.data.shard_files import file_batches
 from lst.data.shard_writer import (
     TOKENS,
@@ -37,7 +38,7 @@ from lst.data.shard_writer import (
     with_text_tokens,
     write_manifest,
 )
-from lst.data.shards import FORMAT_VERSION, SPLITS, table_schema
+from lst.data.shards import FORMAT_VERSION, MANIFEST, SPLITS, Dataset, table_schema
 from lst.data.sources.base import Refused
 from lst.data.splits import Groups, Sides, ranks
 from lst.data.text import TextTokenizer, tokenizer_file
@@ -95,8 +96,11 @@ class Join:
         overlap = measure_overlap(folder, manifest, self.options["ngram"])
         write_overlap(folder, overlap)
         self._write_refusals(folder)
+        write_manifest(folder, manifest)
+        write_summary(folder, summarise(Dataset(folder)))
         known = {s["file"]: s.pop("sha256") for entries in manifest["shards"].values() for s in entries}
-        manifest["files"] = {p.name: known.get(p.name) or file_sha256(p) for p in sorted(folder.iterdir())}
+        written = sorted(p for p in folder.iterdir() if p.name != MANIFEST)
+        manifest["files"] = {p.name: known.get(p.name) or file_sha256(p) for p in written}
         write_manifest(folder, manifest)
         folder.rename(self.work.out)
         self.work.remove()

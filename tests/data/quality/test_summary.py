@@ -101,6 +101,13 @@ def test_a_budget_is_what_the_stream_of_that_arm_holds(arm: Arm, toy_dataset: Pa
     assert row["speech_epochs"] == pytest.approx(row["speech_tokens"] / unique)
 
 
+def test_preparation_stores_the_summary_with_a_checksum(toy_dataset: Path) -> None:
+    toy = Dataset(toy_dataset)
+    assert json.loads((toy_dataset / STATISTICS).read_text()) == summarise(toy)
+    assert STATISTICS in toy.manifest["files"]
+    assert summarise(toy)["refused"] == {}
+
+
 def test_twice_the_tokens_are_twice_the_epochs(toy_dataset: Path) -> None:
     toy = Dataset(toy_dataset)
     once, twice = (
