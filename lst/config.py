@@ -17,6 +17,8 @@ from enum import StrEnum
 from typing import Any, get_type_hints
 
 from lst.checks import require_choice, require_positive, require_seed, require_share
+from lst.config_mixture import Format as Format
+from lst.config_mixture import MixtureConfig as MixtureConfig
 from lst.config_patching import Patching as Patching
 from lst.config_patching import PatchingConfig as PatchingConfig
 from lst.errors import ConfigError, did_you_mean
@@ -141,6 +143,10 @@ class DataConfig:
     text_span_words: tuple[int, int] = (4, 16)  # words of a text span: smallest and largest, uniform
     speech_per_text_words: float = 0.5  # words of the following speech span, as a share of the text span's
     first_modality: str = "random"  # random | text | speech: how an interleaved document begins
+    pair_words: int = 64  # asr, tts: words of a pair of speech and text; a longer document is several pairs
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)  # shares by format, in place of interleaved_token_share
+    mixture_sequences_static: tuple[float, ...] = ()  # shares of sequences by format (Format's order) that keep the mixture
+    mixture_sequences_aligned: tuple[float, ...] = ()  # the same under the aligned patching; the planner fills in both
 
     def validate(self) -> None:
         require_positive("data.seq_len_units", self.seq_len_units)
@@ -152,9 +158,44 @@ class DataConfig:
         if not self.speech_per_text_words > 0:
             raise ConfigError(f"data.speech_per_text_words={self.speech_per_text_words} must be positive (the paper's is 0.5).")
         require_choice("data.first_modality", self.first_modality, ("random", "text", "speech"))
+        require_positive("data.pair_words", self.pair_words)
+        self.mixture.validate()
+        if self.mixture.given and self.interleaved_token_share != DataConfig.interleaved_token_share:
+            raise ConfigError(
+                f"data.interleaved_token_share={self.interleaved_token_share} and data.mixture both say what is interleaved; "
+                "give one of them."
+            )
+        for key in ("mixture_sequences_static", "mixture_sequences_aligned"):
+            shares = getattr(self, key)
+            if shares and (len(shares) != len(Format) or min(shares) < 0 or abs(sum(shares) - 1) > 1e-4):
+                raise ConfigError(f"data.{key}={list(shares)} are no {len(Format)} shares that sum to 1; plan the run again.")
+
+    @property
+    def format_shares(self) -> dict[Format, float]:
+        """The share of each format in tokens (or words: mixture.of)."""
+        if self.mixture.given:
+            return self.mixture.shares
+        return dict.fromkeys(Format, 0.0) | {
+            Format.INTERLEAVED: self.interleaved_token_share,
+            Format.TEXT: 1 - self.interleaved_token_share,
+        }
+
+    def sequence_shares(self, patching: Patching) -> tuple[float, ...]:
+        """Shares of sequences by format, in Format's order, under `patching`. Raises ConfigError where they are not solved."""
+        aligned = patching is Patching.ALIGNED
+        if not self.mixture.given:
+            share = self.interleaved_sequence_share_aligned if aligned else self.interleaved_sequence_share_static
+            return (share, 0.0, 0.0, 0.0, 1 - share)
+        shares = self.mixture_sequences_aligned if aligned else self.mixture_sequences_static
+        if not shares:
+            raise ConfigError(
+                "data.mixture is given, but not the sequences' shares that keep it; plan the run (plan-sweep), or fill "
+                "config.data by lst.data.statistics.solve_mixture."
+            )
+        return shares
 
 
-DATA_FIELDS_SINCE = ("first_modality",)
+DATA_FIELDS_SINCE = ("first_modality", "pair_words", "mixture", "mixture_sequences_static", "mixture_sequences_aligned")
 """Fields of DataConfig that came after runs had ids. At their defaults they change nothing, and are no part of the identity."""
 
 
@@ -321,7 +362,7 @@ class RunConfig:
         content = to_dict(self)
         del content["execution"]
         for name in DATA_FIELDS_SINCE:
-            if getattr(self.data, name) == getattr(DataConfig, name):
+            if getattr(self.data, name) == getattr(DataConfig(), name):
                 del content["data"][name]
         return content_hash(content)
 

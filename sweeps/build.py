@@ -168,19 +168,13 @@ def base_config(study: StudyConfig, measure: Measure, group: Group, name: str) -
     evaluation = study.evaluation
     if group.length < study.stories_from or not measure.has_stories:
         evaluation = dataclasses.replace(evaluation, story_items=0)
-    mixture = study.mixture
     named = study.data == ExecutionConfig.data_path or measure.stated is not None
     path = study.data if named else str(Path(study.data).resolve())
     init = str(Path(study.execution.init_path).resolve()) if study.execution.init_path else ""
     config = RunConfig(
         model=arm_model(study, measure, group.size, arm),
         patching=arm_patching(study, arm),
-        data=DataConfig(
-            seq_len_units=study.seq_len_units,
-            interleaved_token_share=mixture.interleaved_token_share,
-            text_span_words=mixture.text_span_words,
-            speech_per_text_words=mixture.speech_per_text_words,
-        ),
+        data=study.mixture.applied_to(DataConfig(seq_len_units=study.seq_len_units)),
         train=study.train.applied_to(TrainConfig(seed=group.seed, dtype=study.dtype)),
         evaluation=evaluation,
         execution=dataclasses.replace(study.execution, data_path=path, init_path=init),

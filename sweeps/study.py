@@ -18,7 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from lst.config import Arm, DataConfig, EvalConfig, ExecutionConfig, ModelConfig, PatchingConfig, TrainConfig
+from lst.config import Arm, DataConfig, EvalConfig, ExecutionConfig, MixtureConfig, ModelConfig, PatchingConfig, TrainConfig
 from lst.errors import ConfigError, did_you_mean
 from lst.ladder import SIZES, SPEECH_BPE_VOCAB, BaselineMatch, model_shape, named_count, require_baseline_match
 from lst.plain import from_dict, merge, to_dict
@@ -76,6 +76,20 @@ class MixtureOptions:
     interleaved_token_share: float = DataConfig.interleaved_token_share  # tokens from interleaved documents
     text_span_words: tuple[int, int] = DataConfig.text_span_words  # words of a text span, smallest and largest
     speech_per_text_words: float = DataConfig.speech_per_text_words  # words of the speech span after it, as a share
+    first_modality: str = DataConfig.first_modality  # random | text | speech: how an interleaved document begins
+    pair_words: int = DataConfig.pair_words  # asr, tts: words of a pair of speech and text
+    formats: MixtureConfig = field(default_factory=MixtureConfig)  # shares by format, in place of interleaved_token_share
+
+    def applied_to(self, data: DataConfig) -> DataConfig:
+        return dataclasses.replace(
+            data,
+            interleaved_token_share=self.interleaved_token_share,
+            text_span_words=self.text_span_words,
+            speech_per_text_words=self.speech_per_text_words,
+            first_modality=self.first_modality,
+            pair_words=self.pair_words,
+            mixture=self.formats,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,21 +88,23 @@ class SpokenDocument:
         """The first word that starts at `frame` or later; `words` where there is none."""
         return int(np.searchsorted(self.starts, self.starts.dtype.type(frame))) if frame else 0
 
-    def border(self, word: int) -> int:
-        """The first frame of `word` and of the silence before the first; a word owns the frames up to the next one's."""
-        if word == 0:
-            return 0
-        return int(self.starts[word]) if word < self.words else len(self.tokens)
+    def begin(self, word: int) -> int:
+        """The first frame of `word`; of the first one, that of the silence before it."""
+        return self.starts.item(word) if word else 0
+
+    def end(self, last: int) -> int:
+        """One past the frames of the words before `last`: a word owns the frames up to the next one's start."""
+        return self.starts.item(last) if last < self.words else len(self.tokens)
 
     def piece_border(self, word: int) -> int:
         """Text pieces before `word`."""
         if self._piece_ends is None:
             self._piece_ends = np.cumsum(self.word_lengths, dtype=np.int64)
-        return int(self._piece_ends[word - 1]) if word else 0
+        return self._piece_ends.item(word - 1) if word else 0
 
     def speech(self, first: int, last: int) -> NDArray[np.integer]:
-        """Speech tokens of words `first` .. `last` - 1, with the silences that they own."""
-        return self.tokens[self.border(first) : self.border(last)]
+        """Speech tokens of words `first` .. `last` - 1, with the silences that they own; all where there are no words."""
+        return self.tokens[self.begin(first) : self.end(last)]
 
     def text(self, first: int, last: int) -> NDArray[np.integer]:
         """Their text pieces."""
@@ -148,7 +150,7 @@ class SpokenDocuments:
         else:
             characters = self.characters[document.text(first, last)]
             spans, _ = divide_words(starts, ends, document.word_lengths[first:last].astype(np.int64), characters)
-        return spans - document.border(first)
+        return spans - document.begin(first)
 
 
 def piece_times(document: SpokenDocument, first: int, last: int) -> NDArray[np.int64]:

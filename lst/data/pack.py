@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lst.config import ModelConfig, Patching
+from lst.config import Format, ModelConfig, Patching
 from lst.data.interleave import Document
 from lst.data.vocab import BOS, EOS, SPEECH, TEXT, Vocabulary
 from lst.flops import SequenceCounts
@@ -105,7 +105,7 @@ class PackedRow:
     frames: IntArray  # (T,) speech tokens that each id stands for
     unit_doc: IntArray  # (U,) document of each unit
     unit_position: IntArray  # (U,) position of the unit in its document
-    interleaved: bool  # False: text only
+    format: Format  # how its documents are laid out
 
     @classmethod
     def pack(cls, documents: Sequence[EncodedDocument], vocabulary: Vocabulary, *, interleaved: bool) -> PackedRow:
@@ -128,8 +128,12 @@ class PackedRow:
             frames=np.concatenate([d.frames for d in documents]),
             unit_doc=np.repeat(np.arange(len(documents)), units_per_doc),
             unit_position=count_within(units_per_doc),
-            interleaved=interleaved,
+            format=Format.INTERLEAVED if interleaved else Format.TEXT,
         )
+
+    @property
+    def interleaved(self) -> bool:
+        return self.format is Format.INTERLEAVED
 
     @property
     def tokens(self) -> int:
@@ -164,8 +168,8 @@ class PackedRow:
             units=self.units,
             tokens=tokens,
             text_tokens=text,
-            text_only_tokens=0 if self.interleaved else text,
-            interleaved_tokens=tokens if self.interleaved else 0,
+            text_only_tokens=text if self.format is Format.TEXT else 0,
+            interleaved_tokens=tokens if self.format is Format.INTERLEAVED else 0,
             speech_tokens=int(self.frames.sum()),
             patches=_distinct(self.unit[speech]),
             predicted=int((self.target >= 0).sum()),

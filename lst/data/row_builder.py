@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lst.config import Patching, PatchingConfig
+from lst.config import Format, Patching, PatchingConfig
 from lst.data.interleave import SpokenDocument, SpokenDocuments, piece_times
 from lst.data.pack import IntArray, PackedRow, count_within
 from lst.data.piece_spans import divide_words
@@ -56,9 +56,9 @@ class RowBuilder:
         self._add(tokens if count <= self.limit else tokens[: self.limit], TEXT, count)
 
     def speech(self, document: SpokenDocument, first: int, last: int) -> None:
-        """The speech of words `first` .. `last` - 1."""
-        begin = document.border(first)
-        tokens = document.tokens[begin : document.border(last)]
+        """The speech of words `first` .. `last` - 1; of a document without words, all of it."""
+        begin = document.begin(first)
+        tokens = document.tokens[begin : document.end(last)]
         if self._speech_bpe is not None:
             (pieces,) = self._speech_bpe.encode([tokens])
             self._add(pieces, SPEECH, len(pieces))
@@ -79,7 +79,7 @@ class RowBuilder:
             self._units += 1
         self._open = False
 
-    def row(self, *, interleaved: bool) -> PackedRow:
+    def row(self, *, format: Format) -> PackedRow:
         """The row of what was collected, cut at `units` units."""
         lengths = np.array([len(content) for content in self._contents])
         speech = np.array(self._kinds) == SPEECH
@@ -104,11 +104,11 @@ class RowBuilder:
         closes[cut_short] = False
         size = len(ids) if unit[-1] < self.limit else int(np.searchsorted(unit, self.limit))
         first_tokens = starts[self._first] - 2
-        return self._packed(size, first_tokens[first_tokens < size], ids, unit, unit + closes, frames, interleaved=interleaved)
+        return self._packed(size, first_tokens[first_tokens < size], ids, unit, unit + closes, frames, format=format)
 
     def _packed(
         self, size: int, first_tokens: IntArray, ids: IntArray, unit: IntArray, visible: IntArray, frames: IntArray,
-        *, interleaved: bool,
+        *, format: Format,
     ) -> PackedRow:  # fmt: skip
         """The first `size` tokens as a row; documents begin at `first_tokens`."""
         ids, unit = ids[:size], unit[:size]
@@ -129,7 +129,7 @@ class RowBuilder:
             frames=frames[:size],
             unit_doc=np.repeat(np.arange(len(units)), units),
             unit_position=count_within(units),
-            interleaved=interleaved,
+            format=format,
         )
 
     def _beginnings(self, tokens: int, starts: IntArray, lengths: IntArray) -> tuple[NDArray[np.bool_], IntArray]:

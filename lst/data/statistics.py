@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lst.config import DataConfig, EvalConfig, ModelConfig, Patching, RunConfig
+from lst.config import DataConfig, EvalConfig, Format, ModelConfig, Patching, RunConfig
 from lst.data.columns import draw_places
 from lst.data.interleave import Document
 from lst.data.ngram import NgramModel
@@ -26,7 +26,7 @@ from lst.data.vocab import FRAMES_PER_SECOND
 from lst.errors import DataError
 from lst.flops import SequenceCounts, training_flops
 
-MIXTURE_SAMPLE = 384  # sequences by which the mixture's shares are solved
+MIXTURE_SAMPLE = 1024  # of each format: sequences by which the shares are solved
 REFERENCE_TOKENS = 1 << 25  # of each modality that the references are counted on at most
 FIELDS = tuple(f.name for f in dataclasses.fields(SequenceCounts))
 
@@ -78,26 +78,22 @@ def solve_mixture(dataset: Dataset, config: RunConfig) -> DataConfig:
     Arm `bpe`'s speech pieces are made here where the data set has none yet.
 
     An interleaved sequence of mean length T_i tokens and a text-only one of T_t, drawn with shares f and 1 - f, hold the
-    token share s if f T_i / (f T_i + (1 - f) T_t) = s, so f = s T_t / (s T_t + (1 - s) T_i).
+    token share s if f T_i / (f T_i + (1 - f) T_t) = s, so f = s T_t / (s T_t + (1 - s) T_i). With data.mixture, in general: a
+    format of share s_k, whose mean sequence holds a_k tokens (or words), has f_k in proportion to s_k / a_k.
     """
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, data_id="", speech_bpe_id=""))
     pieces = run_pieces(config, dataset)
     if pieces:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, speech_bpe_id=remember(pieces).id))
-    share = config.data.interleaved_token_share
     static = Patching.TOKEN if config.patching.kind is Patching.TOKEN else Patching.STATIC
-    shares = {"static": _sequence_share(dataset, config, static, share)}
+    kinds = {"static": static}
     if config.patching.kind in (Patching.ALIGNED, Patching.MIXED, Patching.CURRICULUM):
-        shares["aligned"] = _sequence_share(dataset, config, Patching.ALIGNED, share)
-    else:
-        shares["aligned"] = shares["static"]
-    return dataclasses.replace(
-        config.data,
-        data_id=dataset.data_id,
-        speech_bpe_id=pieces.id if pieces else "",
-        interleaved_sequence_share_static=shares["static"],
-        interleaved_sequence_share_aligned=shares["aligned"],
-    )
+        kinds["aligned"] = Patching.ALIGNED
+    solve = _format_shares if config.data.mixture.given else _interleaved_share
+    shares = {name: solve(dataset, config, kind) for name, kind in kinds.items()}
+    prefix = "mixture_sequences" if config.data.mixture.given else "interleaved_sequence_share"
+    solved: dict[str, Any] = {f"{prefix}_{name}": shares.get(name, shares["static"]) for name in ("static", "aligned")}
+    return dataclasses.replace(config.data, data_id=dataset.data_id, speech_bpe_id=pieces.id if pieces else "", **solved)
 
 
 def corpus_statistics(dataset: Dataset) -> dict[str, Any]:
@@ -163,19 +159,52 @@ def _segments(document: Document) -> Sequence[Any]:
     return [segment for segment in document if len(segment.tokens)]
 
 
-def _sequence_share(dataset: Dataset, config: RunConfig, kind: Patching, share: float) -> float:
+def _interleaved_share(dataset: Dataset, config: RunConfig, kind: Patching) -> float:
     """Rounded to six digits, since it becomes part of the run's identity."""
+    share = config.data.interleaved_token_share
     if share in (0.0, 1.0):
         return share
     interleaved = dataclasses.replace(config.data, interleaved_sequence_share_static=1.0, interleaved_sequence_share_aligned=1.0)
-    fixed = dataclasses.replace(config.patching, kind=kind)
-    train = dataclasses.replace(config.train, seed=0, steps=MIXTURE_SAMPLE, batch_sequences=1, final_batch_sequences=0)
-    sample = dataclasses.replace(config, data=interleaved, patching=fixed, train=train)
-    counts = count_sequences(dataset, sample).mean()
-    if not counts.tokens:
-        raise DataError(f"data '{dataset.path}' gives empty sequences; prepare it with longer documents.")
+    counts = _mean_sequence(dataset, config, kind, interleaved)
     text_tokens = config.data.seq_len_units  # a text token is a unit
     return round(share * text_tokens / (share * text_tokens + (1 - share) * counts.tokens), 6)
+
+
+def _format_shares(dataset: Dataset, config: RunConfig, kind: Patching) -> tuple[float, ...]:
+    """Shares of sequences by format: a format's share of tokens (or words) over what its mean sequence holds of them."""
+    data, wanted = config.data, config.data.format_shares
+    rates = _tokens_per_word(dataset) if data.mixture.of == "words" else None
+    weights = []
+    for name in Format:
+        if not wanted[name]:
+            weights.append(0.0)
+            continue
+        alone = tuple(float(name is other) for other in Format)
+        only = dataclasses.replace(data, mixture_sequences_static=alone, mixture_sequences_aligned=alone)
+        counts = _mean_sequence(dataset, config, kind, only)
+        amount = counts.speech_tokens / rates[0] + counts.text_tokens / rates[1] if rates else counts.tokens
+        weights.append(wanted[name] / amount)
+    shares = [round(weight / sum(weights), 6) for weight in weights]
+    shares[int(np.argmax(shares))] += 1 - sum(shares)
+    return tuple(round(share, 6) for share in shares)
+
+
+def _tokens_per_word(dataset: Dataset) -> tuple[float, float]:
+    """Speech tokens and text tokens of a mean spoken word of the training split: what words are counted by, in texts too."""
+    sizes = corpus_statistics(dataset)
+    if not sizes["spoken_words"] or not sizes["unique_transcript_tokens"]:
+        raise DataError(f"data '{dataset.path}' has no spoken words, so data.mixture.of=words has no meaning; give of=tokens.")
+    return sizes["unique_speech_tokens"] / sizes["spoken_words"], sizes["unique_transcript_tokens"] / sizes["spoken_words"]
+
+
+def _mean_sequence(dataset: Dataset, config: RunConfig, kind: Patching, data: DataConfig) -> SequenceCounts:
+    """The mean of MIXTURE_SAMPLE sequences of `data` under `kind` alone. Raises DataError where they are empty."""
+    fixed = dataclasses.replace(config.patching, kind=kind)
+    train = dataclasses.replace(config.train, seed=0, steps=MIXTURE_SAMPLE, batch_sequences=1, final_batch_sequences=0)
+    counts = count_sequences(dataset, dataclasses.replace(config, data=data, patching=fixed, train=train)).mean()
+    if not counts.tokens:
+        raise DataError(f"data '{dataset.path}' gives empty sequences; prepare it with longer documents.")
+    return counts
 
 
 def _count_rows(stream: Stream, indices: Sequence[int]) -> NDArray[np.float64]:

@@ -4,38 +4,40 @@ Sequence i of a run (i = step x batch_sequences + its place in the batch) draws 
 order does not depend on world size, workers or restarts, any step can be made without the ones before it, and memory
 does not grow with the corpus:
 
-- its kind (interleaved or text only) is u_i < share, and its start is the fraction v_i of that kind's token stream, where
-  (u_i, v_i) are the points of the R2 sequence (an additive recurrence with the plastic number), shifted by the seed. They
-  fill the unit square evenly: shares hold closely over any window, and starts cover the corpus evenly without a shuffle;
+- its format (interleaved, text, ..) is the one into whose share u_i falls, and its start is the fraction v_i of the token
+  stream of the spoken or the text documents, where (u_i, v_i) are the points of Sobol's sequence in two dimensions, shifted
+  by the seed. Of any 2^m consecutive points from a multiple of 2^m on, each box of 2^-a by 2^(a-m) holds exactly one: shares
+  hold closely over any window, and the starts of each format cover the corpus evenly without a shuffle, whatever its size
+  (points of a lattice, such as the R2 sequence's, do one or the other, but leave holes in the starts of a format);
 - its patching (mixed, curriculum) and its interleaving are drawn by a counter-based generator keyed by (seed, i); with
   patching.draw=step the patching is drawn by one keyed by (seed, step), for the whole batch.
 
-From its start a sequence reads documents in file order, wrapping round, until `seq_len_units` units are full.
+From its start a sequence reads documents in file order, wrapping round, until `seq_len_units` units are full. A spoken document
+is begun at its first word from there on. One without words is speech alone: sequences that need words pass it over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import accumulate
 
 import numpy as np
 
-from lst.config import DataConfig, Patching, PatchingConfig, RunConfig
+from lst.config import Format, Patching, PatchingConfig, RunConfig
 from lst.data.columns import Place
 from lst.data.draws import Draws
-from lst.data.interleave import SpokenDocument, SpokenDocuments, interleaved_spans
+from lst.data.interleave import SpokenDocument, SpokenDocuments, interleaved_spans, stretches
 from lst.data.pack import LocalTokens, PackedBatch, PackedRow, encode_document
+from lst.data.repetition import Repetition
 from lst.data.row_builder import RowBuilder
 from lst.data.shards import Dataset
 from lst.data.speech_bpe import run_pieces
 from lst.data.vocab import Vocabulary
 from lst.errors import DataError
 
-_PLASTIC = 1.32471795724474602596  # the real root of x^3 = x + 1
-_SCALE = 1 << 64
-
+_BITS = 52  # of a coordinate; a run has fewer than 2^52 sequences
 ROWS_BETWEEN_RELEASES = 64  # rows after which mapped pages are let go of: what stays resident in between is theirs
-_STEPS = (int(_SCALE / _PLASTIC), int(_SCALE / _PLASTIC**2))
 
 
 class Stream:
@@ -56,9 +58,13 @@ class Stream:
         self._speech_bpe = run_pieces(config, dataset)
         self._spoken = SpokenDocuments(dataset, config.patching.aligned_unit)
         self._documents = {name: dataset.documents(name, "train") for name in ("speech", "text")}
-        for name, documents in self._documents.items():
-            if not documents.tokens:
-                raise DataError(f"the data set has no {name} documents in its split 'train'; prepare it with some.")
+        kinds = {Patching.ALIGNED, Patching.STATIC} if config.patching.kind is not Patching.TOKEN else {Patching.TOKEN}
+        used = {name for kind in kinds for name, share in self._shares(kind) if share}
+        for table in {"text" if name is Format.TEXT else "speech" for name in used}:
+            if not self._documents[table].tokens:
+                raise DataError(f"the data set has no {table} documents in its split 'train'; prepare it with some.")
+        sizes = {f"{name}_tokens": documents.tokens for name, documents in self._documents.items()}
+        self.repetition = Repetition.of(config.data, **sizes)
         self._rows_made = 0
         self.local = LocalTokens.of(config.model)
 
@@ -86,7 +92,7 @@ class Stream:
         if self._rows_made % ROWS_BETWEEN_RELEASES == 0:
             for documents in self._documents.values():
                 documents.release()
-        kind, interleaved, v, generator = self._outline(index)
+        kind, layout, start, generator = self._outline(index)
         builder = RowBuilder(
             vocabulary=self.vocabulary,
             kind=kind,
@@ -95,16 +101,23 @@ class Stream:
             spoken=self._spoken,
             speech_bpe=self._speech_bpe,
         )
-        documents = self._documents["speech" if interleaved else "text"]
-        places = documents.from_token(int(v * documents.tokens))
-        if interleaved:
-            self._interleave(builder, places, Draws(generator))
-        else:
+        documents = self._documents["text" if layout is Format.TEXT else "speech"]
+        places = documents.from_token(int(start * documents.tokens))
+        if layout is Format.TEXT:
             self._read_text(builder, places)
-        return builder.row(interleaved=interleaved)
+        elif layout is Format.INTERLEAVED:
+            self._interleave(builder, places, Draws(generator))
+        elif layout is Format.SPEECH:
+            self._read_speech(builder, places, needs_words=kind is Patching.ALIGNED)
+        else:
+            self._read_pairs(builder, places, speech_first=layout is Format.ASR)
+        return builder.row(format=layout)
 
-    def _outline(self, index: int) -> tuple[Patching, bool, float, np.random.Generator]:
-        """Patching, whether interleaved, start, and the generator for the rest, of sequence `index`: without reading data."""
+    def _shares(self, kind: Patching) -> list[tuple[Format, float]]:
+        return list(zip(Format, self.config.data.sequence_shares(kind), strict=True))
+
+    def _outline(self, index: int) -> tuple[Patching, Format, float, np.random.Generator]:
+        """Patching, format, start, and the generator for the rest, of sequence `index`: without reading data."""
         config = self.config
         generator = np.random.Generator(np.random.Philox(key=(config.train.seed << 64) + index))
         u, v = _even_point(config.train.seed, index)
@@ -113,14 +126,12 @@ class Stream:
         if config.patching.draw == "step":
             draw = _step_draw(config.train.seed, step)
         kind = draw_patching(config.patching, step / config.train.steps, draw)
-        return kind, u < sequence_share(config.data, kind), v, generator
+        ends = accumulate(config.data.sequence_shares(kind))
+        layout = next((layout for layout, end in zip(Format, ends, strict=True) if u < end), Format.TEXT)
+        return kind, layout, v, generator
 
     def _interleave(self, builder: RowBuilder, places: Iterator[Place], draws: Draws) -> None:
-        for place in places:
-            document = SpokenDocument(place)
-            if not document.words:
-                continue  # nothing to interleave
-            first_word = document.first_word_at(place.offset)
+        for document, first_word in self._spoken_from(places):
             for speech, first, last in interleaved_spans(document.words, self.config.data, draws, first_word=first_word):
                 if speech:
                     builder.speech(document, first, last)
@@ -129,6 +140,37 @@ class Stream:
                 if builder.full:
                     return
             builder.end_document()
+
+    def _read_pairs(self, builder: RowBuilder, places: Iterator[Place], *, speech_first: bool) -> None:
+        for document, first_word in self._spoken_from(places):
+            for first, last in stretches(document.words, self.config.data.pair_words, first_word=first_word):
+                if speech_first:
+                    builder.speech(document, first, last)
+                builder.text(document.text(first, last))
+                if not speech_first:
+                    builder.speech(document, first, last)
+                builder.end_document()
+                if builder.full:
+                    return
+
+    def _read_speech(self, builder: RowBuilder, places: Iterator[Place], *, needs_words: bool) -> None:
+        for document, first_word in self._spoken_from(places, needs_words=needs_words):
+            if first_word < document.words or not document.words:
+                builder.speech(document, first_word, document.words)
+                builder.end_document()
+            if builder.full:
+                return
+
+    def _spoken_from(self, places: Iterator[Place], *, needs_words: bool = True) -> Iterator[tuple[SpokenDocument, int]]:
+        """Documents, and the first word to read of each. Those without words are passed over where words are needed."""
+        passed_over = 0
+        for place in places:
+            document = SpokenDocument(place)
+            if document.words or (len(document.tokens) and not needs_words):
+                passed_over = 0
+                yield document, document.first_word_at(place.offset)
+            elif (passed_over := passed_over + 1) > self._documents["speech"].rows:
+                raise DataError("no spoken document of the split 'train' has words; prepare the data with alignments.")
 
     def _read_text(self, builder: RowBuilder, places: Iterator[Place]) -> None:
         for chunk, row, offset in places:
@@ -147,23 +189,25 @@ def draw_patching(patching: PatchingConfig, progress: float, draw: float) -> Pat
     return Patching.ALIGNED if draw < patching.aligned_probability(progress) else Patching.STATIC
 
 
-def sequence_share(data: DataConfig, kind: Patching) -> float:
-    """Share of sequences that are interleaved under `kind`, such that the mixture holds in tokens."""
-    return data.interleaved_sequence_share_aligned if kind is Patching.ALIGNED else data.interleaved_sequence_share_static
-
-
 def _step_draw(seed: int, step: int) -> float:
     """The number that all sequences of a step share (patching.draw=step); its keys are no sequence's."""
     return float(np.random.Generator(np.random.Philox(key=(1 << 127) + (seed << 64) + step)).random())
 
 
 def _even_point(seed: int, index: int) -> tuple[float, float]:
-    """Point `index` of the R2 sequence, shifted by the seed, in [0, 1)^2."""
-    u, v = (((s << 1) + (index + 1) * step) % _SCALE for s, step in zip(_shift(seed), _STEPS, strict=True))
-    return u / _SCALE, v / _SCALE
+    """Point `index` of the first two dimensions of Sobol's sequence, digitally shifted by the seed, in [0, 1)^2."""
+    u = int(f"{index:0{_BITS}b}"[::-1], 2)  # van der Corput: the bits mirrored at the point
+    v, direction = 0, 1 << (_BITS - 1)
+    while index:
+        if index & 1:
+            v ^= direction
+        direction ^= direction >> 1  # the rows of Pascal's triangle modulo 2
+        index >>= 1
+    shift_u, shift_v = _shifts(seed)
+    return (u ^ shift_u) / (1 << _BITS), (v ^ shift_v) / (1 << _BITS)
 
 
 @cache
-def _shift(seed: int) -> list[int]:
-    shift: list[int] = np.random.Generator(np.random.Philox(key=seed)).integers(0, 1 << 63, 2).tolist()
-    return shift
+def _shifts(seed: int) -> list[int]:
+    shifts: list[int] = np.random.Generator(np.random.Philox(key=seed)).integers(0, 1 << _BITS, 2).tolist()
+    return shifts

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from lst.config import Format
 from lst.data.interleave import Document
 from lst.data.text import TextTokenizer
 from lst.data.vocab import FRAMES_PER_SECOND, SPEECH, TEXT
@@ -33,7 +34,9 @@ def heldout_metrics(scorer: Scorer, documents: Mapping[str, Sequence[Document]],
     speech = _sums(scorer.score(documents["speech"]))
     text = _sums(scorer.score(documents["text"]))
     mixed = _sums(scorer.score(documents["interleaved"]))
-    interleaved_share = scorer.config.data.interleaved_token_share
+    shares = scorer.config.data.format_shares
+    both = shares[Format.INTERLEAVED] + shares[Format.TEXT]
+    interleaved_share = shares[Format.INTERLEAVED] / both if both else 1.0
     per_token = {"speech": speech[SPEECH].mean, "text": text[TEXT].mean, "interleaved": mixed[None].mean}
     mixture = interleaved_share * per_token["interleaved"] + (1 - interleaved_share) * per_token["text"]
 

@@ -41,19 +41,19 @@ def train_record(
     losses: LossSums,
     lr: float,
     grad_norm: float,
-    batch_hash: str,
+    known: dict[str, Any],
     clock: dict[str, float],
     skipped: str = "",
 ) -> dict[str, Any]:
-    """The record of the step that `state` has just done; `clock` has the wall-clock fields.
+    """The record of the step that `state` has just done; `known` what is known of its batch, `clock` the wall-clock fields.
 
     `skipped` says why the step left the weights as they were, if it did; what is no finite number is then left out.
     """
     optimiser = {"lr": lr, "grad_norm": grad_norm}
     measured = {name: value for name, value in (losses.means() | optimiser).items() if math.isfinite(value)}
     why = {"skipped": skipped} if skipped else {}
-    known = spent(state, COUNTS) | {"spent_flops": state.spent_flops}
-    return {"step": state.step} | branch_field(state) | why | measured | known | {"batch_hash": batch_hash} | clock
+    so_far = spent(state, COUNTS) | {"spent_flops": state.spent_flops}
+    return {"step": state.step} | branch_field(state) | why | measured | so_far | known | clock
 
 
 def eval_record(state: TrainState, metric: Metric) -> dict[str, Any]:

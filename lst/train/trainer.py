@@ -33,7 +33,7 @@ from lst.model.warm_start import describe, warm_start
 from lst.records import EXIT, write_json
 from lst.schedule import learning_rate
 from lst.train.bad_steps import judge_step
-from lst.train.batches import StepBatch, equally_many
+from lst.train.batches import Prefetch, StepBatch, equally_many
 from lst.train.branches import branch_tag, due_branch, fork_off, rejoin
 from lst.train.checkpoint import Snapshot, TrainState, resume, save_budget, save_final
 from lst.train.distributed import Ranks
@@ -64,6 +64,7 @@ class Trainer:
         self.device = ranks.together(lambda: choose_device(config, ranks))
         _set_up_torch(config, self.device)
         self.stream = ranks.together(lambda: Stream(dataset, config))
+        self.rows = Prefetch(self.stream, rank=ranks.rank, size=ranks.size, steps=config.train.steps)
         self.evaluation = Evaluation(dataset, config)
         self.model = make_network(config, ranks, self.device)
         use_backend(self.model, config.execution.attention)
@@ -91,6 +92,7 @@ class Trainer:
             self.writer.wait()
             raise
         finally:
+            self.rows.close()
             self.writer.finish_quietly()
             self.records.close()
         self._finish()
@@ -127,7 +129,7 @@ class Trainer:
     def train_step(self) -> dict[str, Any]:
         """One optimiser step; its record."""
         started, state, config = time.perf_counter(), self.state, self.config
-        batch = StepBatch.make(self.stream, state.step, self.ranks)
+        batch = StepBatch.make(self.rows, state.step, self.ranks)
         data_seconds = time.perf_counter() - started
         losses, smaller = self.micro_batches.run(batch.own, partial(self._gradients, int(batch.counts.predicted)))
         state.out_of_memory += [event(self.attempt, state.step + 1, tokens) for tokens in smaller]
@@ -150,7 +152,8 @@ class Trainer:
             clock["processes"] = self.ranks.size
         if state.out_of_memory:
             clock["micro_batch_tokens"] = self.micro_batches.tokens
-        return train_record(state, losses=losses, lr=lr, grad_norm=grad_norm, batch_hash=batch.hash, clock=clock, skipped=bad)
+        known = self.stream.repetition.record(state.counts) | {"batch_hash": batch.hash}
+        return train_record(state, losses=losses, lr=lr, grad_norm=grad_norm, known=known, clock=clock, skipped=bad)
 
     def _gradients(self, predicted: int, parts: list[PackedBatch]) -> LossSums:
         """The gradients of a global batch that predicts `predicted` tokens, from this rank's parts; its summed losses."""

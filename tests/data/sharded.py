@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lst.data.shards import MANIFEST, SPLITS, TOKEN_COLUMNS, TOKENIZER, open_dataset
+from lst.data.shards import MANIFEST, SPLITS, TOKEN_COLUMNS, open_dataset
+from lst.data.text import tokenizer_file
 
 
 def write_shards(source: Path, out: Path, *, shard_rows: int = 17, batch_rows: int = 5) -> Path:
@@ -18,9 +19,19 @@ def write_shards(source: Path, out: Path, *, shard_rows: int = 17, batch_rows: i
     out.mkdir(parents=True)
     manifest = dict(dataset.manifest)
     manifest["shards"] = {name: _write_table(dataset, name, out, shard_rows, batch_rows) for name in TOKEN_COLUMNS}
-    shutil.copyfile(dataset.path / TOKENIZER, out / TOKENIZER)
+    shutil.copy(tokenizer_file(dataset.path), out)
     (out / MANIFEST).write_text(json.dumps(manifest))
     return out
+
+
+def without_words(folder: Path, *, every: int) -> Path:
+    """The data set in shards, changed in place: every so manieth spoken document of a shard has no words."""
+    for shard in json.loads((folder / MANIFEST).read_text())["shards"]["speech"]:
+        table = pa.ipc.open_file(pa.BufferReader((folder / shard["file"]).read_bytes())).read_all()
+        lists = [f.name for f in table.schema if f.name.startswith("word")]
+        rows = [row | {key: [] for key in lists} if i % every == 0 else row for i, row in enumerate(table.to_pylist())]
+        write_arrow(folder / shard["file"], pa.Table.from_pylist(rows, table.schema), 5)
+    return folder
 
 
 def _write_table(dataset, name: str, out: Path, shard_rows: int, batch_rows: int) -> list[dict]:

@@ -5,13 +5,14 @@ What it shares with the product is `encode_document` and `PackedRow.pack` (teste
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, count
 from typing import Any
 
 import numpy as np
 
-from lst.config import DataConfig, RunConfig
+from lst.config import DataConfig, Format, Patching, RunConfig
 from lst.data.interleave import Document, Segment
 from lst.data.pack import EncodedDocument, PackedRow, encode_document
 from lst.data.piece_spans import divide_words
@@ -45,7 +46,6 @@ def interleave(
     spans = spans or document_spans(row, "word", None)
     words = len(row["words"])
     borders = [0, *row["word_start"][1:], len(row["speech_tokens"])]
-    offsets = [0, *accumulate(row["word_text_lengths"])]
     speak = generator.random() < 0.5 if data.first_modality == "random" else data.first_modality == "speech"
     segments: Document = []
     word = text_span = 0
@@ -61,9 +61,14 @@ def interleave(
         else:
             text_span = int(generator.integers(*data.text_span_words, endpoint=True))
             last = min(words, word + text_span)
-            segments.append(Segment("text", np.array(row["word_text_tokens"][offsets[word] : offsets[last]], np.int64)))
+            segments.append(text_of(row, word, last))
         word, speak = last, not speak
     return segments
+
+
+def text_of(row: dict[str, Any], first: int, last: int) -> Segment:
+    offsets = [0, *accumulate(row["word_text_lengths"])]
+    return Segment("text", np.array(row["word_text_tokens"][offsets[first] : offsets[last]], np.int64))
 
 
 def pack_units(documents: Sequence[EncodedDocument] | Iterator[EncodedDocument], units: int) -> list[EncodedDocument]:
@@ -84,28 +89,57 @@ class SlowStream:
         self.config, self.speech_bpe = config, speech_bpe
         self.vocabulary = Vocabulary.of(config.model)
         self.characters = dataset.tokenizer.characters
-        self.spoken = [r for r in dataset.speech.to_pylist() if r["split"] == "train" and r["words"]]
+        self.spoken = [r for r in dataset.speech.to_pylist() if r["split"] == "train"]
         self.text = [r["text_tokens"] for r in dataset.text.to_pylist() if r["split"] == "train" and r["text_tokens"]]
 
-    def row(self, outline: tuple[Any, bool, float, np.random.Generator]) -> PackedRow:
-        kind, interleaved, start, generator = outline
-        documents = self._interleaved(start, generator) if interleaved else self._texts(start)
+    def row(self, outline: tuple[Any, Format, float, np.random.Generator]) -> PackedRow:
+        kind, layout, start, generator = outline
+        if layout is Format.TEXT:
+            documents = self._texts(start)
+        elif layout is Format.INTERLEAVED:
+            documents = self._interleaved(start, generator)
+        else:
+            documents = self._whole(start, layout, needs_words=layout is not Format.SPEECH or kind is Patching.ALIGNED)
         options = self.config.patching
         encoded = (
             encode_document(d, self.vocabulary, kind, options.patch_size, ends=True, silence=options.silence_rule)
             for d in map(self._in_pieces, documents)
         )
         packed = pack_units(encoded, self.config.data.seq_len_units)
-        return PackedRow.pack(packed, self.vocabulary, interleaved=interleaved)
+        return dataclasses.replace(PackedRow.pack(packed, self.vocabulary, interleaved=True), format=layout)
+
+    def _whole(self, start: float, layout: Format, *, needs_words: bool) -> Iterator[Document]:
+        """Speech alone, or pairs of speech and text of `pair_words` words."""
+        size = self.config.data.pair_words
+        for row, first in self._spoken_from(start, needs_words):
+            words = len(row["words"])
+            if layout is Format.SPEECH:
+                if first < words or not words:
+                    yield [self._speech(row, first, words)]
+                continue
+            for begin in range(first, words, size):
+                pair = [self._speech(row, begin, min(words, begin + size)), text_of(row, begin, min(words, begin + size))]
+                yield pair if layout is Format.ASR else pair[::-1]
+
+    def _speech(self, row: dict[str, Any], first: int, last: int) -> Segment:
+        begin = row["word_start"][first] if first else 0
+        end = row["word_start"][last] if last < len(row["words"]) else len(row["speech_tokens"])
+        spans = document_spans(row, self.config.patching.aligned_unit, self.characters)[first:last]
+        words = np.array([(a - begin, b - begin) for w in spans for a, b in w], np.int64).reshape(-1, 2)
+        return Segment("speech", np.array(row["speech_tokens"][begin:end]), words)
+
+    def _spoken_from(self, start: float, needs_words: bool) -> Iterator[tuple[dict[str, Any], int]]:
+        place, frame = locate([len(r["speech_tokens"]) for r in self.spoken], start)
+        for number in count(place):
+            row = self.spoken[number % len(self.spoken)]
+            if row["words"] or not needs_words:
+                yield row, sum(s < frame for s in row["word_start"]) if number == place else 0
 
     def _in_pieces(self, document: Document) -> Document:
         return self.speech_bpe.encode_document(document) if self.speech_bpe else document
 
     def _interleaved(self, start: float, generator: np.random.Generator) -> Iterator[Document]:
-        first, frame = locate([len(r["speech_tokens"]) for r in self.spoken], start)
-        for place in count(first):
-            row = self.spoken[place % len(self.spoken)]
-            skip = sum(s < frame for s in row["word_start"]) if place == first else 0
+        for row, skip in self._spoken_from(start, True):
             spans = document_spans(row, self.config.patching.aligned_unit, self.characters)
             document = interleave(row, self.config.data, generator, first_word=skip, spans=spans)
             if document:

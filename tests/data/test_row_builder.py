@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lst.config import Arm, DataConfig, Patching, PatchingConfig
+from lst.config import Arm, DataConfig, Format, Patching, PatchingConfig
 from lst.data.columns import Chunk, Place
 from lst.data.draws import Draws
 from lst.data.interleave import SpokenDocument, SpokenDocuments, interleaved_spans
@@ -22,7 +22,7 @@ from lst.data.shards import open_dataset
 from lst.data.speech_bpe import run_pieces
 from lst.data.stream import Stream
 from lst.data.vocab import Vocabulary
-from tests.data.sharded import write_shards
+from tests.data.sharded import without_words, write_shards
 from tests.data.slow_stream import SlowStream, document_spans, interleave, pack_units
 from tests.data.test_stream import run_config
 
@@ -120,7 +120,7 @@ def test_random_documents_become_the_same_row(rows, kind, patch_size, rule, unit
         if builder.full:
             break
     assert builder.full
-    equal_rows(builder.row(interleaved=True), expected)
+    equal_rows(builder.row(format=Format.INTERLEAVED), expected)
 
 
 OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -146,6 +146,22 @@ def test_the_stream_is_the_slow_one(toy_dataset: Path, tmp_path: Path, arm: str,
     slow = SlowStream(dataset, config, run_pieces(config, dataset))
     for index in [*range(0, 24), 100, 159]:
         equal_rows(stream.row(index), slow.row(stream._outline(index)))
+
+
+@pytest.mark.parametrize("arm", ["baseline", "bpe", "lst_static", "lst_aligned", "lst_mixed"])
+def test_sequences_of_every_format_are_the_slow_ones(toy_dataset: Path, tmp_path: Path, arm: str) -> None:
+    """Some documents have no words: they are speech alone, and under aligned patches nothing."""
+    dataset = open_dataset(without_words(write_shards(toy_dataset, tmp_path / "d"), every=3))
+    mixture = {"interleaved": 0.2, "speech": 0.2, "asr": 0.2, "tts": 0.2, "text": 0.2}
+    data = {"seq_len_units": 64, "mixture": mixture, "pair_words": 7}
+    config = run_config(dataset, arm, data=data, train={"steps": 40, "batch_sequences": 4, "seed": 3})
+    stream, seen = Stream(dataset, config), set()
+    slow = SlowStream(dataset, config, run_pieces(config, dataset))
+    for index in range(48):
+        outline = stream._outline(index)
+        seen.add(outline[1])
+        equal_rows(stream.row(index), slow.row(outline))
+    assert seen == set(Format)
 
 
 @given(st.integers(0, 2**32), st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), max_size=80))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from lst.config import Arm, DataConfig, Patching, arm_config
+from lst.config import Arm, DataConfig, Format, Patching, arm_config
 from lst.data.draws import Draws
 from lst.data.interleave import SpokenDocument, SpokenDocuments, interleaved_spans
 from lst.data.shards import open_dataset
@@ -89,8 +89,8 @@ def test_sequences_cover_the_corpus_evenly(dataset):
     lengths = np.array([len(dataset.text["text_tokens"][int(r)]) for r in dataset.rows("text", "train")])
     seen = np.zeros(len(lengths))
     for index in range(1600):
-        _, interleaved, start, _ = stream._outline(index)
-        if not interleaved:
+        _, layout, start, _ = stream._outline(index)
+        if layout is Format.TEXT:
             seen[np.searchsorted(np.cumsum(lengths), int(start * lengths.sum()), side="right")] += 1
     share = lengths / lengths.sum()
     expected = share * seen.sum()

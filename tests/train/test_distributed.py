@@ -13,14 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lst.data.pack import PackedBatch
 from lst.data.shards import open_dataset
 from lst.data.stream import Stream
-from lst.errors import ConfigError
+from lst.errors import ConfigError, DataError
 from lst.model import build_model
 from lst.records import read_json, read_jsonl
 from lst.shapes import sharded_shapes
 from lst.train.__main__ import main
-from lst.train.batches import StepBatch
+from lst.train.batches import Prefetch, StepBatch
 from lst.train.distributed import LAST_WORDS_SECONDS, Place, Ranks, first_host
 from lst.train.folder import RunLock, read_run_config
 from lst.train.sharding import row_range
@@ -153,9 +154,36 @@ def test_shares_make_up_the_batch_and_are_even_in_every_kind_of_row(tiny_data: P
 
 def test_batch_of_one_process_is_the_whole_one(tiny_data: Path) -> None:
     stream = Stream(open_dataset(tiny_data), tiny_config("lst_static", tiny_data))
-    batch, whole = StepBatch.make(stream, 2, Ranks()), stream.batch(2)
+    rows = Prefetch(stream, rank=0, size=1, steps=12)
+    batch, whole = StepBatch.make(rows, 2, Ranks()), stream.batch(2)
+    rows.close()
     assert (batch.counts, batch.hash) == (whole.counts, whole.hash)
     assert stream.batch(1).hash != whole.hash
+
+
+@pytest.mark.parametrize("steps", [[0, 1, 2, 3], [5, 6, 3, 4, 5, 11], [11, 0]])
+def test_prefetched_batches_are_those_of_their_steps_in_any_order(tiny_data: Path, steps: list[int]) -> None:
+    """A branch or a resumed run asks for another step than the one that was made ahead."""
+    stream = Stream(open_dataset(tiny_data), tiny_config("lst_mixed", tiny_data))
+    rows = Prefetch(stream, rank=0, size=1, steps=12)
+    assert [rows.batch(step).hash for step in steps] == [stream.batch(step).hash for step in steps]
+    rows.close()
+
+
+def test_what_a_row_raises_ahead_is_raised_where_it_is_asked_for(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = Prefetch(Stream(open_dataset(tiny_data), tiny_config("lst_mixed", tiny_data)), rank=0, size=1, steps=12)
+    whole = Stream.batch
+
+    def broken(stream: Stream, step: int, **share: int) -> PackedBatch:
+        if step == 1:
+            raise DataError("a damaged document")
+        return whole(stream, step, **share)
+
+    monkeypatch.setattr(Stream, "batch", broken)
+    rows.batch(0)
+    with pytest.raises(DataError, match="a damaged document"):
+        rows.batch(1)
+    rows.close()
 
 
 def test_hash_sees_every_row_twice_too(tiny_data: Path) -> None:

@@ -38,7 +38,8 @@ ARMS = ("baseline", "bpe", "lst_static", "lst_aligned", "lst_mixed", "lst_curric
 TRAIN_FIELDS = {
     "step", "loss", "loss_text", "loss_speech", "lr", "grad_norm", "train_flops", "units", "tokens", "text_tokens",
     "text_only_tokens", "speech_tokens", "spent_flops", "batch_hash", "time", "seconds", "data_seconds", "data_wait_share",
-    "tokens_per_second", "units_per_second", "audio_seconds_per_second", "peak_memory_mib",
+    "tokens_per_second", "units_per_second", "audio_seconds_per_second", "peak_memory_mib", "unique_speech_tokens",
+    "unique_text_tokens", "speech_epochs", "text_epochs",
 }  # fmt: skip
 EVAL_FIELDS = {
     "step", "train_flops", "units", "text_tokens", "speech_tokens", "task", "direction", "metric", "value", "n_items",
