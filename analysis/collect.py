@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ RESULT_COLUMNS = [
 RUN_COLUMNS = [
     "run_id",
     "study",
+    "kind",
     "arm",
     "size",
     "seed",
@@ -60,6 +61,7 @@ RUN_COLUMNS = [
     "num_params_global",
     "flops_budget",
     "planned_flops",
+    "planned_spent_flops",
     "train_flops",
     "spent_flops",
     "units",
@@ -119,9 +121,10 @@ class RunFiles:
 
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
+        """Of a run's own path."""
         steps = _once(records.iter_jsonl(folder / records.TRAIN_RECORDS), ("step",))
         return cls(
-            train=[row for row in steps if row.get("branch") is None and ("loss" in row or "skipped" in row)],
+            train=_path(steps, None),
             spent_flops=max((row["spent_flops"] for row in steps if "spent_flops" in row), default=None),
             evaluations=_once(
                 records.iter_jsonl(folder / records.EVAL_RECORDS), ("step", "task", "direction", "metric"), ("value",)
@@ -131,10 +134,30 @@ class RunFiles:
             failure=records.read_json(folder / records.FAILURE),
         )
 
+    @classmethod
+    def read_branch(cls, folder: Path, branch: int) -> RunFiles:
+        """Of a run's branch of so many steps: the trunk up to its fork and its own records. Its tag says that it is done."""
+        whole = cls.read(folder)
+        tag = records.read_json(folder / records.CHECKPOINTS / f"budget-{branch}" / "tag.json")
+        steps = _once(records.iter_jsonl(folder / records.TRAIN_RECORDS), ("step",))
+        return cls(
+            train=_path(steps, branch),
+            spent_flops=0.0,
+            evaluations=[row for row in whole.evaluations if row.get("branch") == branch],
+            items=[row for row in whole.items if row.get("branch") == branch],
+            exit=None if tag is None else tag | {"status": "done", "step": branch, "spent_flops": 0.0},
+            failure=whole.failure,
+        )
+
     @property
     def good(self) -> list[dict[str, Any]]:
         """The training records of steps that were not skipped."""
         return [row for row in self.train if "skipped" not in row]
+
+    def without(self, branches: set[int]) -> RunFiles:
+        """The same without the results of `branches`."""
+        evaluations = [row for row in self.evaluations if row.get("branch") not in branches]
+        return replace(self, evaluations=evaluations, items=[row for row in self.items if row.get("branch") not in branches])
 
     @property
     def last(self) -> dict[str, Any]:
@@ -164,9 +187,17 @@ def collect(folder: Path, *, progress: Progress | None = None) -> Collected:
     plan = read_plan(folder)
     results: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
+    planned: dict[str, set[int]] = {}  # run_id -> its branches that are rows of their own
+    for row in plan:
+        if (steps := branch_of(row)) is not None:
+            planned.setdefault(row["parent_run_id"], set()).add(steps)
     curves, items = [CURVE_SCHEMA.empty_table()], [ITEM_SCHEMA.empty_table()]
     for done, row in enumerate(plan):
-        files = RunFiles.read(folder / "runs" / row["run_id"])
+        branch = branch_of(row)
+        if branch is None:
+            files = RunFiles.read(folder / "runs" / row["run_id"]).without(planned.get(row["run_id"], set()))
+        else:
+            files = RunFiles.read_branch(folder / "runs" / row["parent_run_id"], branch)
         names = {name: row[name] for name in ("run_id", "arm", "size")}
         results += [{**record, **names} for record in files.evaluations]
         runs.append(run_row(row, files))
@@ -194,7 +225,7 @@ def run_row(plan: dict[str, Any], files: RunFiles) -> dict[str, Any]:
     reason = exclude.state_reason(state, plan, step, files.exit, files.failure)
     losses = [float(r["loss"]) for r in files.good]
     steps = _number(plan.get("steps"))
-    evaluated = any(int(r["step"]) == step and r.get("branch") is None for r in files.evaluations)
+    evaluated = any(int(r["step"]) == step and r.get("branch") == branch_of(plan) for r in files.evaluations)
     groups = last.get("num_params") if isinstance(last.get("num_params"), dict) else {}
     return {
         **{name: plan.get(name) for name in RUN_COLUMNS},
@@ -209,6 +240,20 @@ def run_row(plan: dict[str, Any], files: RunFiles) -> dict[str, Any]:
         "final_loss": exclude.final_loss(losses),
         "excluded": exclude.exclusion(state, reason, losses, step, None if steps is None else int(steps), evaluated),
     }
+
+
+def branch_of(plan: dict[str, Any]) -> int | None:
+    """The steps of a plan's row that is a branch of another's run (docs/columns.md), else None."""
+    return int(plan["branch"]) if plan.get("kind") == "branch" else None
+
+
+def _path(steps: list[dict[str, Any]], branch: int | None) -> list[dict[str, Any]]:
+    """The training records on the way to the run's end, or to the branch's: the trunk's before its first step, then its own."""
+    rows = [row for row in steps if "loss" in row or "skipped" in row]
+    own = [row for row in rows if row.get("branch") == branch]
+    if branch is None or not own:
+        return own
+    return [row for row in rows if row.get("branch") is None and row["step"] < own[0]["step"]] + own
 
 
 def attempt_rows(folder: Path, run_ids: set[str]) -> list[dict[str, Any]]:

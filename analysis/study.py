@@ -104,7 +104,9 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
 def final_losses(runs: pd.DataFrame, results: pd.DataFrame, target: str) -> pd.DataFrame:
     """Runs that enter fits, with the target's loss at their final step in column `loss` and exact FLOPs in `train_flops`."""
     used = runs[(runs["state"] == "done") & runs["excluded"].isna()]
-    rows = results[(results["task"] == TARGETS[target]) & (results["metric"] == METRIC) & results["branch"].isna()]
+    branches = set(runs["run_id"][runs["kind"] == "branch"]) if "kind" in runs else set()
+    own = results["branch"].isna() | results["run_id"].isin(branches)  # of the run's own path, or of a branch that has a row
+    rows = results[(results["task"] == TARGETS[target]) & (results["metric"] == METRIC) & own]
     joined = used.merge(rows[["run_id", "step", "value"]].rename(columns={"value": "loss"}), on=["run_id", "step"])
     return joined[joined["loss"].notna()].reset_index(drop=True)
 
@@ -285,9 +287,13 @@ def flop_shares(plan: pd.DataFrame) -> list[dict[str, Any]]:
 
 def spending_warnings(runs: pd.DataFrame) -> list[str]:
     """Runs whose spent FLOPs, those of branches included, differ from the plan's."""
-    spent = runs["spent_flops"].fillna(runs["train_flops"])
-    used = runs[(runs["state"] == "done") & runs["planned_flops"].notna() & spent.notna()]
-    off = spent[used.index] / used["planned_flops"] - 1
+    planned, spent = runs["planned_flops"], runs["spent_flops"].fillna(runs["train_flops"])
+    if "planned_spent_flops" in runs:  # of a branch nothing: its run spends it, and the way to its weights is compared
+        apart = runs["planned_spent_flops"] == 0
+        planned = runs["planned_spent_flops"].where(~apart & runs["planned_spent_flops"].notna(), planned)
+        spent = spent.where(~apart, runs["train_flops"])
+    used = runs[(runs["state"] == "done") & planned.notna() & spent.notna()]
+    off = spent[used.index] / planned[used.index] - 1
     return [
         f"run {run_id} spent {gap:+.1%} against its planned FLOPs"
         for run_id, gap in zip(used["run_id"], off, strict=True)

@@ -19,6 +19,7 @@ PLAN = "plan.csv"
 RUNS = "runs"
 ADMITTED = "admitted"
 STATED = "stated:"  # how the data_id of stated statistics begins (sweeps/stated_file.py)
+BRANCH = "branch"  # of the column kind
 RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 NEEDED = ("run_id", "arm", "size", "steps", "planned_flops", "gpus", "est_gpu_hours", "status", "reason")
 
@@ -62,7 +63,8 @@ def read_rows(study: Path) -> list[Row]:
                 f"'{path}' lacks the columns {', '.join(missing)}: it was written by another version; "
                 "plan the study again with plan-sweep."
             )
-        rows = [_row(path, number, record) for number, record in enumerate(table, start=2)]
+        # a branch is no run of its own: its parent's run yields it
+        rows = [_row(path, number, record) for number, record in enumerate(table, start=2) if record.get("kind") != BRANCH]
     seen: set[str] = set()
     for row in rows:
         if row.run_id in seen:

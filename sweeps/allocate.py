@@ -12,7 +12,9 @@ iterated to a fixed point. The rounding is at most half a sequence. Not here: wh
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -88,6 +90,24 @@ def copy_length(config: RunConfig, measure: Measure, reference: Allocation) -> A
     else:
         table = measure.prefix(config, reference.sequences, batch_sequences=reference.batch_sequences)
     return _allocation(config, table, reference.sequences, reference.batch_sequences)
+
+
+def whole_batches(config: RunConfig, measure: Measure, allocation: Allocation) -> Allocation:
+    """The nearest length that ends with a full batch, as a branch of a longer run does (lst.train.branches)."""
+    steps = max(1, round(allocation.sequences / allocation.batch_sequences))
+    full = dataclasses.replace(allocation, steps=steps, sequences=steps * allocation.batch_sequences, final_batch_sequences=0)
+    return copy_length(config, measure, full)
+
+
+def flops_until(measure: Measure) -> Callable[[RunConfig, int], float]:
+    """FLOPs of the first steps of a run whose sequences do not depend on its length."""
+
+    def flops(config: RunConfig, steps: int) -> float:
+        sequences = steps * config.train.batch_sequences
+        table = measure.prefix(config, sequences, batch_sequences=config.train.batch_sequences)
+        return training_flops(config, _counts_of_first(table, sequences)).total
+
+    return flops
 
 
 def _solve_prefix(config: RunConfig, measure: Measure, batch: int, target: Target) -> tuple[int, SequenceTable]:

@@ -23,7 +23,7 @@ from lst.errors import PlanError
 from lst.flops import num_params, parameter_counts, six_nd, training_flops
 from lst.ladder import SIZES, BaselineMatch
 from sweeps.admit import admit, group_warnings, modality_warnings
-from sweeps.allocate import Allocation, Quantity, Target, allocate, copy_length
+from sweeps.allocate import Allocation, Quantity, Target, allocate, copy_length, flops_until, whole_batches
 from sweeps.arms import arm_model, arm_patching
 from sweeps.columns import PlanRow, format_value
 from sweeps.estimate import price_run
@@ -31,6 +31,7 @@ from sweeps.measure import Measure
 from sweeps.price import AUTO
 from sweeps.recipe import RECIPES, Hyperparameters, Situation, choose_hyperparameters
 from sweeps.study import ContextMatch, Length, Matching, StudyConfig
+from sweeps.trunk import LENGTH_DECIDES, share_trunks
 from sweeps.variants import arm_of
 
 CONTEXT_PROBE = 256  # sequences by which context_match=tokens measures an arm's tokens per unit
@@ -87,8 +88,12 @@ def build_runs(
             progress(done, len(groups))
     ordered = [run for _, run in sorted(runs, key=lambda item: item[0])]
     _require_distinct(ordered)
+    told: list[str] = []
+    if study.recipe.share_trunk:
+        shared, told = share_trunks([(r.row, r.config) for r in ordered], study.price, flops_until(measure))
+        ordered = [PlannedRun(row=row, config=config) for row, config in shared]
     rows = [run.row for run in ordered]
-    return ordered, _warnings(study, measure, rows, outside)
+    return ordered, _warnings(study, measure, rows, outside) + told
 
 
 def _groups(study: StudyConfig) -> Iterator[Group]:
@@ -114,6 +119,8 @@ def _group_runs(study: StudyConfig, measure: Measure, group: Group) -> Iterator[
             )
         else:
             allocation = _match(own, measure, group, config, reference)
+        if own.recipe.share_trunk and group.length < study.lengths[-1] and arm_of(arm) not in LENGTH_DECIDES:
+            allocation = whole_batches(config, measure, allocation)
         cell = cells[arm] = _Cell(name=arm, config=_finished(own, config, allocation, hyper), allocation=allocation, hyper=hyper)
         yield _planned_run(own, measure, group, cell, reference or cell), hyper
 
@@ -146,7 +153,12 @@ def _axis_target(study: StudyConfig, measure: Measure, group: Group) -> Target:
 
 
 def _hyperparameters(study: StudyConfig, measure: Measure, group: Group) -> Hyperparameters:
-    """The recipe's answer for the group: of the baseline's shape and the run's tokens, whatever the arm."""
+    """The recipe's answer for the group: of the baseline's shape and the run's tokens, whatever the arm.
+
+    Budgets that share a trunk take the longest one's.
+    """
+    if study.recipe.share_trunk:
+        group = dataclasses.replace(group, length=study.lengths[-1])
     plain = dataclasses.replace(study, baseline_match=BaselineMatch.GLOBAL_SHAPE.value)  # LST's runs do not hang on the match
     baseline = arm_model(plain, measure, group.size, Arm.BASELINE)
     params = num_params(baseline)

@@ -290,8 +290,8 @@ def _compose(groups: list[str], overrides: dict[str, str]) -> dict[str, Any]:
     words = [f"++{key}={value}" for key, value in overrides.items()]
     try:
         with initialize_config_module("sweeps.conf", version_base="1.3"):
-            composed = compose(overrides=[*groups, *words])
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+            found = compose(overrides=[*groups, *words])
+        values = OmegaConf.to_container(found, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException) as error:
         reason = (str(error.__cause__ or error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(

@@ -18,6 +18,7 @@ from typing import Any
 from lst.errors import PlanError
 
 PLAN_TABLE = "plan.csv"
+BRANCH = "branch"  # a value of the column `kind`: a row whose run is its parent_run_id's
 
 
 class Status:

@@ -20,7 +20,7 @@ from lst.config import RunConfig
 from lst.errors import PlanError
 from lst.plain import to_dict
 from lst.records import RUN_CONFIG, write_atomically
-from sweeps.columns import PLAN_TABLE, format_value, read_rows
+from sweeps.columns import BRANCH, PLAN_TABLE, format_value, read_rows
 
 STUDY_FILE = "study.yaml"
 REFERENCES = "references.json"
@@ -148,7 +148,7 @@ def _require_growth(out: Path, files: Mapping[str, bytes], *, widen: bool) -> No
     """PlanError unless `out` holds a plan whose admitted rows all stay, and widening was asked for."""
     if not (out / PLAN_TABLE).is_file() or not (out / STUDY_FILE).is_file():
         raise PlanError(f"out={out} holds other files and no plan of ours; choose another folder.")
-    old = [row for row in read_rows(out) if row.admitted]
+    old = [row for row in read_rows(out) if row.admitted and row.kind != BRANCH]
     lost = [row for row in old if run_file(row.run_id) not in files]
     if lost:
         first = lost[0]

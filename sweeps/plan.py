@@ -155,12 +155,13 @@ def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None
     """`plan` on data that is open already: several studies of one data set share what is measured."""
     from sweeps.after import after_rows
     from sweeps.build import build_runs
+    from sweeps.columns import BRANCH
 
     runs, warnings = build_runs(study, measure, progress)
     return Plan(
         study=study,
         rows=(*(run.row for run in runs), *after_rows(study, measure, runs)),
-        run_configs={run.row.run_id: run.config for run in runs if run.row.admitted},
+        run_configs={run.row.run_id: run.config for run in runs if run.row.admitted and run.row.kind != BRANCH},
         warnings=tuple(warnings),
         _measure=measure,
     )

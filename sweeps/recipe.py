@@ -31,6 +31,7 @@ class RecipeConfig:
     schedule: str = OptimConfig.schedule  # cosine | wsd
     decay_share: float = OptimConfig.decay_share  # wsd: share of the steps that decays
     decay_shape: str = OptimConfig.decay_shape  # wsd: sqrt | linear
+    share_trunk: bool = False  # wsd: one run for all budgets of a size, arm and seed, at the longest one's hyperparameters
 
     def validate(self) -> None:
         if self.name not in RECIPES:
@@ -47,6 +48,10 @@ class RecipeConfig:
                 raise ConfigError(f"recipe.{key}='{value}' is unknown; {did_you_mean(value, known)}")
         if not 0 < self.decay_share <= 1:
             raise ConfigError(f"recipe.decay_share={self.decay_share} must lie in (0, 1].")
+        if self.share_trunk and self.schedule != "wsd":
+            raise ConfigError(
+                "recipe.share_trunk=true needs recipe.schedule=wsd: a cosine's learning rates depend on the run's length."
+            )
         for key in ("decay_share", "decay_shape"):
             if self.schedule != "wsd" and getattr(self, key) != getattr(OptimConfig, key):
                 raise ConfigError(f"recipe.{key}={getattr(self, key)} has no meaning for a cosine; set recipe.schedule=wsd.")

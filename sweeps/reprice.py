@@ -13,17 +13,18 @@ from typing import Any
 from lst.config import RunConfig
 from lst.errors import PlanError
 from sweeps.canary import Canary
-from sweeps.columns import PlanRow, Status
+from sweeps.columns import BRANCH, PlanRow, Status
 from sweeps.estimate import price_run
 from sweeps.folder import from_yaml, run_file
 from sweeps.plan import StoredPlan
-from sweeps.price import PriceConfig
+from sweeps.price import PriceConfig, Work
 
 
 def reprice(stored: StoredPlan, price: PriceConfig, canary: Canary | None = None) -> tuple[PlanRow, ...]:
-    """The plan's rows with new price columns; refused rows, which have no configuration, as they stand."""
+    """The plan's rows with new price columns; refused rows and branches, which have no run.yaml, as they stand."""
     return tuple(
-        _repriced(row, load_run_config(stored, row.run_id), price, canary) if row.admitted else row for row in stored.rows
+        _repriced(row, load_run_config(stored, row.run_id), price, canary) if row.admitted and row.kind != BRANCH else row
+        for row in stored.rows
     )
 
 
@@ -63,7 +64,8 @@ def _read_any_yaml(text: str) -> dict[str, Any]:
 
 def _repriced(row: PlanRow, config: RunConfig, price: PriceConfig, canary: Canary | None) -> PlanRow:
     speed_of = None if canary is None else functools.partial(canary.speed, row, price)
-    estimate = price_run(config, price, train_flops=row.planned_flops, tokens=row.tokens, speed_of=speed_of)
+    spent = Work(flops=row.planned_spent_flops, steps=row.planned_spent_steps, branches=len(config.train.branch_steps))
+    estimate = price_run(config, price, train_flops=row.planned_flops, tokens=row.tokens, spent=spent, speed_of=speed_of)
     repriced = dataclasses.replace(row, **estimate.columns())
     misfit = estimate.placement.refusal
     return dataclasses.replace(repriced, status=Status.REFUSED, reason=misfit) if misfit else repriced

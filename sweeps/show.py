@@ -45,12 +45,13 @@ _ALIGNED = {"silence", "aligned unit"}
 
 def describe(plan: Plan, cores: int) -> str:
     """Everything that `plan-sweep` prints of a plan, but for where it was written."""
-    from sweeps.show_price import price_text
+    from sweeps.show_price import price_text, savings_text
 
     parts = [
         _title(plan),
         run_table(plan.rows),
         price_text(plan.rows, plan.totals, plan.wall_minutes(cores), cores),
+        *([trunks] if (trunks := savings_text(plan.rows, plan.study)) else []),
         matching_text(plan.study, plan.rows),
         accounting_text(plan.study, plan.rows),
         *([speech_text(plan.stated)] if plan.stated else []),

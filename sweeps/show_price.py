@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from lst.memory import PARTS
 from sweeps.canary import Canary
 from sweeps.columns import PlanRow
 from sweeps.plan import Totals
+from sweeps.study import StudyConfig
 from sweeps.text import WIDTH, aligned, scientific, short, within, wrapped
+from sweeps.trunk import savings
 
 LEFT_OUT = ("kept GiB", "disk GiB", "micro")  # columns that long names push out, one after another; plan.csv has them
 PARTS_LEFT_OUT = ("runtime", "logits")  # parts of memory, the same; `all` counts them
@@ -102,6 +105,30 @@ def canary_text(canary: Canary, rows: Sequence[PlanRow]) -> str:
     if canary.foreign:
         text += f" {canary.foreign} run folders belong to another plan and were left out."
     return aligned(table, left={0, 1, 2}) + "\n" + wrapped("", text)
+
+
+def savings_text(rows: Sequence[PlanRow], study: StudyConfig) -> str:
+    """What a shared trunk saves, or would save, by group and in total; empty where no two budgets could share one."""
+    planned = study.recipe.share_trunk
+    if planned:
+        rows = [dataclasses.replace(row, kind="pretrain") for row in rows]
+    found = savings(rows, study.recipe.decay_share)
+    if not found:
+        return ""
+    apart, saved = sum(group.flops for group in found), sum(group.saved_flops for group in found)
+    hours = sum(group.saved_gpu_hours for group in found)
+    text = (
+        f"shared trunks {'save' if planned else 'would save'} about {scientific(saved)} of {scientific(apart)} FLOPs "
+        f"({saved / apart:.0%}){f', {amount(hours)} GPU-hours' if hours and not planned else ''}"
+    )
+    if not planned:
+        how = "one WSD run for all budgets of a size, arm and seed (recipe.schedule=wsd recipe.share_trunk=true)"
+        return wrapped("trunk: ", f"{text}: {how}")
+    table = [["size", "arm", "seed", "budgets", "FLOPs apart", "saved"]]
+    for group in found:
+        cells = [group.size, group.arm, str(group.seed), str(group.budgets), scientific(group.flops)]
+        table.append([*cells, f"{scientific(group.saved_flops)} ({group.saved_flops / group.flops:.0%})"])
+    return "\n".join([wrapped("trunk: ", text), aligned(table, left={0, 1})])
 
 
 def duration(minutes: float) -> str:

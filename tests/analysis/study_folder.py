@@ -63,7 +63,13 @@ def plan_row(arm: str, size: str, n: int, tokens: float, budget: float) -> PlanR
         values[f.name] = {"str": "", "int": 1, "float": 1.0}[getattr(f.type, "__name__", f.type)]
     values |= {"run_id": f"{abs(hash_of(arm, size, budget)):012x}"[:12], "study": "synthetic", "kind": "pretrain"}
     values |= {"arm": arm, "size": size, "num_params": n, "num_non_embedding_params": n // 2, "num_params_global": n // 4}
-    values |= {"matching": "flop", "match_group": f"{budget:g}-{size}", "flops_budget": budget, "planned_flops": budget}
+    values |= {
+        "matching": "flop",
+        "match_group": f"{budget:g}-{size}",
+        "flops_budget": budget,
+        "planned_flops": budget,
+        "planned_spent_flops": budget,
+    }
     values |= {"steps": STEPS, "tokens": tokens, "units": tokens / 2, "text_tokens": tokens / 2, "speech_tokens": tokens / 2}
     return PlanRow(**(values | {"seed": 0, "status": "admitted", "data_id": "toy", "flops_convention": "exact"}))
 
