@@ -106,5 +106,22 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "the paper uses a cosine; shares and shape as in arXiv 2405.18392, after arXiv 2404.06395",
     ),
     Assumption("bad steps", "a loss or gradient norm that is no finite number halts the run; nothing is skipped", "not said"),
+    Assumption(
+        "document lengths",
+        "where a plan is made from the paper's statistics: each sequence is one document; only attention's pairs depend on it",
+        "not said, nor whether documents in a sequence are kept apart",
+    ),
+    Assumption(
+        "mean patch lengths",
+        "where a plan is made from the paper's statistics: a word with its silence is 9.4 speech tokens, so (9.4 - 5.8) / 3.7 "
+        "silences a word; 5.8 / 5.0 pieces a word",
+        "Table 6 has the means of words, silences and merged patches, and how many there are of each is not said (gap 9)",
+    ),
+    Assumption(
+        "fine-tuning",
+        "a tenth of the pretraining's peak learning rate (after.lr_scale), no warm-up, sequences of words in both modalities, "
+        "static patches",
+        "Table 5 gives steps, and a batch for ASR alone",
+    ),
     Assumption("epochs", "sequences start at evenly drawn places; a pass is complete in expectation", "not said (gap 5)"),
 )

@@ -285,8 +285,7 @@ def _compose(groups: list[str], overrides: dict[str, str]) -> dict[str, Any]:
     file = overrides.get("price.profiles", "")
     if file.endswith((".yaml", ".yml", ".json")):
         overrides = {key: value for key, value in overrides.items() if key != "price.profiles"}
-        composed = _compose(groups, overrides)
-        return merge(composed, {"price": {"profiles": _profiles(file)}})
+        return merge(_compose(groups, overrides), {"price": {"profiles": _profiles(file)}})
     words = [f"++{key}={value}" for key, value in overrides.items()]
     try:
         with initialize_config_module("sweeps.conf", version_base="1.3"):

@@ -24,6 +24,8 @@ REASONS_SHOWN = 10  # reasons of refused rows that are printed; all of them are 
 LEFT_OUT = ("batch", "params", "gap %")
 """Columns that a table of runs does without, one after another, where long names would pass WIDTH; plan.csv has them."""
 
+PAPER_STATISTICS = "paper"  # sweeps/conf/statistics
+
 MATCHED = {
     Matching.FLOP: "true training FLOPs (lst/flops.py: local modules and head included)",
     Matching.UNIT: "steps and units (the paper's compute-controlled comparison)",
@@ -147,6 +149,10 @@ def assumptions_touched(study: StudyConfig) -> tuple[Assumption, ...]:
         names.add("context")
     if study.evaluation.story_items:
         names.add("ending scores")
+    if study.data == PAPER_STATISTICS:
+        names |= {"document lengths", "mean patch lengths"}
+    if study.after.kind == "finetune":
+        names.add("fine-tuning")
     return tuple(assumption for assumption in ASSUMPTIONS if assumption.name in names)
 
 

@@ -13,6 +13,7 @@ from sweeps.cli import main
 from sweeps.columns import PlanRow
 from sweeps.contradictions import contradictions
 from sweeps.plan import Plan, plan
+from sweeps.show import assumptions_touched
 from sweeps.stated_file import SPEECH_TOKENS_PER_HOUR, read_stated
 from sweeps.study import load_study, study_names
 from sweeps.text import WIDTH
@@ -183,6 +184,13 @@ def test_an_evaluation_names_its_parent_and_costs_nothing_that_is_known() -> Non
     assert {row.parent_run_id for row in evaluated} == parents
     assert all(row.planned_flops == row.steps == row.gap == 0 for row in evaluated)
     assert len({row.run_id for row in found}) == len(found)
+
+
+def test_what_the_paper_leaves_open_of_a_study_is_among_its_assumptions() -> None:
+    names = {name: {a.name for a in assumptions_touched(planned(name).study)} for name in ("lst_table3", "lst_table5_tts")}
+    assert {"document lengths", "mean patch lengths"} <= names["lst_table3"]
+    assert names["lst_table5_tts"] - names["lst_table3"] == {"fine-tuning"}
+    assert "document lengths" not in {a.name for a in assumptions_touched(load_study("demo"))}
 
 
 @pytest.mark.parametrize(("gap", "sentence"), SENTENCES.items())
