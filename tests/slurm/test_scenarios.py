@@ -61,7 +61,15 @@ def test_a_preempted_run_saves_is_queued_again_and_ends_as_if_undisturbed(tmp_pa
     study = make_study(tmp_path / "study", data, rows=1)
     call("submit", study.folder, "cluster=slurm", "cluster.partition=low", "cluster.nodelist=node1", "cluster.cpus_per_task=8")
     wait_for_step(study, study.run_ids[0], 20)
-    other = slurm("sbatch", "--parsable", "--partition=high", "--nodelist=node1", "--cpus-per-task=8", "--wrap=sleep 2").strip()
+    other = slurm(
+        "sbatch",
+        "--parsable",
+        "--partition=high",
+        "--nodelist=node1",
+        "--cpus-per-task=8",
+        "--output=/dev/null",
+        "--wrap=sleep 2",
+    ).strip()
     wait_for(lambda: other not in slurm("squeue", "--noheader", "--format=%i").split(), "the higher job to end")
     wait_until_done(study)
     require_whole(study, alone)
