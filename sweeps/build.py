@@ -13,7 +13,7 @@ Not here: how a length is solved (`sweeps.allocate`), files (`sweeps.folder`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from sweeps.estimate import price_run
 from sweeps.measure import Measure
 from sweeps.price import AUTO
 from sweeps.recipe import RECIPES, Hyperparameters, Situation, choose_hyperparameters
+from sweeps.spending import Level
 from sweeps.study import ContextMatch, Length, Matching, StudyConfig
 from sweeps.trunk import LENGTH_DECIDES, share_trunks
 from sweeps.variants import arm_of
@@ -71,13 +72,16 @@ class _Cell:
 
 
 def build_runs(
-    study: StudyConfig, measure: Measure, progress: Callable[[int, int], None] | None = None
+    study: StudyConfig, measure: Measure, levels: Sequence[Level], progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[PlannedRun], list[str]]:
-    """All runs of a study in a stable order (length, size, arm, seed), and what a reader must be warned of."""
+    """All runs of a study in a stable order (length, size, arm, seed), and what a reader must be warned of.
+
+    `levels` are its lengths, each with the sizes that it is crossed with.
+    """
     runs: list[tuple[tuple[float, int, int, int], PlannedRun]] = []
     outside: dict[str, str] = {}
     sizes, arms = list(SIZES), study.ordered_arms
-    groups = list(_groups(study))
+    groups = list(_groups(study, levels))
     for done, group in enumerate(groups, start=1):
         for run, hyper in _group_runs(study, measure, group):
             place = (group.length, sizes.index(run.row.size), arms.index(run.row.arm), run.row.seed)
@@ -93,16 +97,15 @@ def build_runs(
         shared, told = share_trunks([(r.row, r.config) for r in ordered], study.price, flops_until(measure))
         ordered = [PlannedRun(row=row, config=config) for row, config in shared]
     rows = [run.row for run in ordered]
-    return ordered, _warnings(study, measure, rows, outside) + told
+    return ordered, _warnings(study, measure, rows, outside, longest=max(level.length for level in levels)) + told
 
 
-def _groups(study: StudyConfig) -> Iterator[Group]:
+def _groups(study: StudyConfig, levels: Sequence[Level]) -> Iterator[Group]:
     """Longest first, so that what is counted for the longest run serves the others."""
-    sizes = sorted({size for arm in study.arms for size in study.sizes_of(arm)}, key=list(SIZES).index)
-    for length in reversed(study.lengths):
-        for size in sizes:
+    for level in sorted(levels, key=lambda level: -level.length):
+        for size in sorted(level.sizes, key=list(SIZES).index):
             for seed in study.seeds:
-                yield Group(length, size, seed)
+                yield Group(level.length, size, seed)
 
 
 def _group_runs(study: StudyConfig, measure: Measure, group: Group) -> Iterator[tuple[PlannedRun, Hyperparameters]]:
@@ -351,7 +354,7 @@ def _require_distinct(runs: list[PlannedRun]) -> None:
             )
 
 
-def _warnings(study: StudyConfig, measure: Measure, rows: list[PlanRow], outside: dict[str, str]) -> list[str]:
+def _warnings(study: StudyConfig, measure: Measure, rows: list[PlanRow], outside: dict[str, str], longest: float) -> list[str]:
     warnings = group_warnings(rows)
     if study.matching is Matching.DATA:
         warnings += modality_warnings(rows, study.admission.max_match_gap)
@@ -376,7 +379,7 @@ def _warnings(study: StudyConfig, measure: Measure, rows: list[PlanRow], outside
         warnings.append(
             f"evaluation.story_items={study.evaluation.story_items}, but the data set has no stories: none will be scored."
         )
-    if study.evaluation.story_items and study.stories_from > study.lengths[-1]:
+    if study.evaluation.story_items and study.stories_from > longest:
         warnings.append(f"stories_from={study.stories_from:g} lies above every run's length: no run scores stories.")
     repeated = [row for row in rows if row.speech_epochs > study.admission.max_speech_epochs]
     if repeated:

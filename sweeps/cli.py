@@ -112,18 +112,28 @@ def _plan(options: argparse.Namespace) -> int:
         raise ConfigError(f"out is missing; give the folder to write, as in: {EXAMPLE} (or --dry-run to write nothing).")
     if out == "":
         raise ConfigError(f"out is empty; give the folder to write, as in: {EXAMPLE}")
+    explained = _flag("explain", overrides.pop("explain", "false"))
     study = compose_study(overrides)
     planned = plan(study, progress=_progress if sys.stderr.isatty() else None)
     written = None if options.dry_run or out is None else planned.write(Path(out), widen=options.widen).value
     if options.json:
         print(json.dumps(_plan_json(planned, options.cores, out, written), indent=1))
         return 0
+    from sweeps.explain import explain_text
     from sweeps.show import describe
 
     print(describe(planned, options.cores))
+    if explained:
+        print("\n" + explain_text(planned))
     message = {None: "dry run: nothing was written", "new": f"written: {out}", "widened": f"widened: {out}"}
     print("\n" + message.get(written, f"unchanged: {out} holds this plan already"))
     return 0
+
+
+def _flag(key: str, text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ConfigError(f"{key}={text} must be true or false.")
+    return text == "true"
 
 
 def _plan_json(planned: Plan, cores: int, out: str | None, written: str | None) -> dict[str, Any]:

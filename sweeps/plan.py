@@ -11,7 +11,7 @@ about (`sweeps.build`), how a folder is kept whole (`sweeps.folder`), what is pr
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sweeps.columns import PlanRow
     from sweeps.folder import Written
     from sweeps.measure import Measure
+    from sweeps.spend import Ladder
+    from sweeps.spending import Level
     from sweeps.stated_file import StatedStatistics
     from sweeps.study import StudyConfig
 
@@ -73,6 +75,8 @@ class Plan:
     rows: tuple[PlanRow, ...]
     run_configs: Mapping[str, RunConfig]  # run_id -> configuration, admitted rows only
     warnings: tuple[str, ...]
+    levels: tuple[Level, ...]  # lengths with their sizes
+    ladder: Ladder | None  # where a total has chosen them
     _measure: Measure = field(repr=False)
 
     @property
@@ -156,11 +160,23 @@ def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None
     from sweeps.after import after_rows
     from sweeps.build import build_runs
     from sweeps.columns import BRANCH
+    from sweeps.spending import choose_ladder, ladder_levels, levels_of, require_within
 
-    runs, warnings = build_runs(study, measure, progress)
+    def rows_of(levels: Sequence[Level]) -> tuple[PlanRow, ...]:
+        runs, _ = build_runs(study, measure, levels)
+        return (*(run.row for run in runs), *after_rows(study, measure, runs))
+
+    ladder = choose_ladder(study, measure, rows_of) if study.spend.total and not study.lengths else None
+    levels = ladder_levels(ladder) if ladder else levels_of(study, measure)
+    runs, warnings = build_runs(study, measure, levels, progress)
+    rows = (*(run.row for run in runs), *after_rows(study, measure, runs))
+    if study.spend.total:
+        require_within(study, rows)
     return Plan(
         study=study,
-        rows=(*(run.row for run in runs), *after_rows(study, measure, runs)),
+        rows=rows,
+        levels=levels,
+        ladder=ladder,
         run_configs={run.row.run_id: run.config for run in runs if run.row.admitted and run.row.kind != BRANCH},
         warnings=tuple(warnings),
         _measure=measure,

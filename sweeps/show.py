@@ -47,10 +47,12 @@ _ALIGNED = {"silence", "aligned unit"}
 
 def describe(plan: Plan, cores: int) -> str:
     """Everything that `plan-sweep` prints of a plan, but for where it was written."""
+    from sweeps.explain import ladder_text
     from sweeps.show_price import price_text, savings_text
 
     parts = [
         _title(plan),
+        *([ladder_text(plan)] if plan.ladder else []),
         run_table(plan.rows),
         price_text(plan.rows, plan.totals, plan.wall_minutes(cores), cores),
         *([trunks] if (trunks := savings_text(plan.rows, plan.study)) else []),

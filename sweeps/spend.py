@@ -4,20 +4,21 @@ The budgets rise in equal log steps to the largest that the total pays for. Each
 expected optimum N*(C), so that an isoFLOP profile has its minimum inside. The largest budget is the one that fits are tested
 on (fit-scaling holds it out), and takes at most a share of the total.
 
-Costs are told by the caller, in FLOPs, GPU-hours or money; the sum never passes the total. Not here: what a run costs
-(`sweeps.price`), how its length is solved (`sweeps.allocate`).
+Costs are told by the caller, as FLOPs, GPU-hours or money a FLOP of the budget; the sum never passes the total. Not here:
+what a run costs (`sweeps.price`), how its length is solved (`sweeps.allocate`), how the rows come to be (`sweeps.spending`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lst.errors import ConfigError, PlanError
 
 SIGNIFICANT_DIGITS = 2  # of a budget: it is read by people
 LEAST_SIZES = 4  # of a profile: a parabola has three coefficients
+USUAL_SIZES = 5
 _SOLVER_STEPS = 60  # halvings of a bracket: far below the digits that are kept
 
 
@@ -31,13 +32,18 @@ class SpendConfig:
     budgets: int = 7  # rungs, the held-out one included
     step: float = 10**0.5  # factor between two budgets
     largest_share: float = 0.7  # the largest budget's runs cost at most this share of the total
-    sizes_per_budget: int = 5  # sizes nearest to the expected optimum
+    sizes_per_budget: int = 0  # sizes nearest to the expected optimum; 0 = 5 under a total, else all sizes
     tokens_per_param: float = 20.0  # the expected optimum reads so many tokens a parameter (arXiv 2203.15556)
 
     @property
     def total(self) -> float:
         """The total that is given, whatever it counts; 0 = none."""
         return self.total_flops or self.total_gpu_hours or self.total_money
+
+    @property
+    def window(self) -> int:
+        """Sizes of a budget; 0 = all."""
+        return self.sizes_per_budget or (USUAL_SIZES if self.total else 0)
 
     @property
     def currency(self) -> str:
@@ -59,7 +65,7 @@ class SpendConfig:
             raise ConfigError(f"spend.step={self.step:g} must be over 1; it is the factor from one budget to the next.")
         if not 0 < self.largest_share <= 1:
             raise ConfigError(f"spend.largest_share={self.largest_share:g} must lie in (0, 1].")
-        if self.sizes_per_budget < LEAST_SIZES:
+        if self.sizes_per_budget and self.sizes_per_budget < LEAST_SIZES:
             raise ConfigError(
                 f"spend.sizes_per_budget={self.sizes_per_budget} is under {LEAST_SIZES}; fewer sizes have no minimum to fit."
             )
@@ -93,10 +99,6 @@ class Ladder:
         return self.total - self.cost
 
 
-Cost = Callable[[float, str], float]
-"""(budget, size) -> what all runs of that cell cost, every arm and seed."""
-
-
 def expected_optimum(budget: float, tokens_per_param: float) -> float:
     """N* of `budget` = 6 N D with D = `tokens_per_param` N: sqrt(C / (6 tokens_per_param))."""
     return math.sqrt(budget / (6 * tokens_per_param))
@@ -109,7 +111,7 @@ def sizes_around(optimum: float, params: Mapping[str, int], count: int) -> tuple
     """
     rising = sorted(params, key=lambda size: params[size])
     if len(rising) < count:
-        raise PlanError(f"{len(rising)} sizes are fewer than spend.sizes_per_budget={count}; give more sizes.")
+        raise PlanError(f"{len(rising)} sizes are fewer than the {count} of a budget (spend.sizes_per_budget); give more sizes.")
     smallest, largest = params[rising[0]], params[rising[-1]]
     if not smallest < optimum < largest:
         raise PlanError(
@@ -126,47 +128,52 @@ def sizes_around(optimum: float, params: Mapping[str, int], count: int) -> tuple
     return tuple(sorted(nearest, key=lambda size: params[size]))
 
 
-def spread(config: SpendConfig, params: Mapping[str, int], cost: Cost) -> Ladder:
-    """The ladder with the largest top budget that `config.total` pays for.
+def spread(config: SpendConfig, params: Mapping[str, int], per_flop: Mapping[str, float], total: float) -> Ladder:
+    """The ladder with the largest top budget that `total` pays for.
 
-    `params` are the sizes' parameters. Raises PlanError where no ladder over these sizes fits.
+    `params` are the sizes' parameters, `per_flop` what all runs of a size cost (every arm and seed) over their budget. Raises
+    PlanError where no ladder over these sizes fits.
     """
+
+    def at(top: float) -> Ladder:
+        return _ladder(config, params, per_flop, total, top)
+
     low, high = _reachable(config, params)
-    if _affordable(config, _ladder(config, params, cost, high)):
+    if _affordable(config, at(high)):
         top = high
-    elif not _affordable(config, _ladder(config, params, cost, low)):
-        cheapest = _ladder(config, params, cost, low)
+    elif not _affordable(config, at(low)):
+        cheapest = at(low)
         raise PlanError(
-            f"a total of {config.total:.3g} {config.currency} pays for no ladder of {config.budgets} budgets over these sizes: "
+            f"a total of {total:.3g} {config.currency} pays for no ladder of {config.budgets} budgets over these sizes: "
             f"the cheapest costs {cheapest.cost:.3g}; give more, smaller sizes, or fewer spend.budgets."
         )
     else:
         for _ in range(_SOLVER_STEPS):
             middle = math.sqrt(low * high)
-            low, high = (middle, high) if _affordable(config, _ladder(config, params, cost, middle)) else (low, middle)
+            low, high = (middle, high) if _affordable(config, at(middle)) else (low, middle)
         top = low
     for candidate in _readable_below(top):
         try:
-            ladder = _ladder(config, params, cost, candidate)
+            ladder = at(candidate)
         except PlanError:
             break
         if _affordable(config, ladder):
             return ladder
-    return _ladder(config, params, cost, top)
+    return at(top)
 
 
-def _ladder(config: SpendConfig, params: Mapping[str, int], cost: Cost, top: float) -> Ladder:
+def _ladder(config: SpendConfig, params: Mapping[str, int], per_flop: Mapping[str, float], total: float, top: float) -> Ladder:
     rungs = []
     for place in range(config.budgets):
         budget = readable(top / config.step ** (config.budgets - 1 - place)) if place < config.budgets - 1 else top
         optimum = expected_optimum(budget, config.tokens_per_param)
-        sizes = sizes_around(optimum, params, config.sizes_per_budget)
-        rungs.append(Rung(budget, optimum, sizes, math.fsum(cost(budget, size) for size in sizes)))
-    return Ladder(tuple(rungs), config.total)
+        sizes = sizes_around(optimum, params, config.window)
+        rungs.append(Rung(budget, optimum, sizes, budget * math.fsum(per_flop[size] for size in sizes)))
+    return Ladder(tuple(rungs), total)
 
 
 def _affordable(config: SpendConfig, ladder: Ladder) -> bool:
-    return ladder.cost <= config.total and ladder.rungs[-1].cost <= config.largest_share * config.total
+    return ladder.cost <= ladder.total and ladder.rungs[-1].cost <= config.largest_share * ladder.total
 
 
 def _reachable(config: SpendConfig, params: Mapping[str, int]) -> tuple[float, float]:

@@ -26,6 +26,7 @@ from sweeps.admit import AdmissionConfig
 from sweeps.after_options import AfterOptions
 from sweeps.price import PriceConfig
 from sweeps.recipe import RecipeConfig
+from sweeps.spend import SpendConfig
 from sweeps.variants import VARIANT_SECTIONS, Variants, arm_of, read_variants
 
 STUDY_FOLDER = Path(__file__).parent / "conf" / "study"
@@ -173,20 +174,25 @@ class StudyConfig:
     admission: AdmissionConfig = field(default_factory=AdmissionConfig)
     price: PriceConfig = field(default_factory=PriceConfig)
     after: AfterOptions = field(default_factory=AfterOptions)
+    spend: SpendConfig = field(default_factory=SpendConfig)  # one total instead of a length axis, or above one
     notes: tuple[str, ...] = ()  # what a reader of the plan must know, printed with it
 
     @property
     def length(self) -> Length:
-        """The length axis that is given. Raises ConfigError unless it is exactly one."""
+        """The length axis that is given; budgets where a total chooses them. Raises ConfigError unless it is exactly one."""
         given = [axis for axis in Length if getattr(self, axis.value)]
+        if not given and self.spend.total:
+            return Length.BUDGETS
         if len(given) != 1:
             found = " and ".join(given) or "none"
-            raise ConfigError(f"a study has exactly one length axis of {', '.join(Length)}; this one has {found}.")
+            raise ConfigError(
+                f"a study has exactly one length axis of {', '.join(Length)}, or a total (spend); this one has {found}."
+            )
         return given[0]
 
     @property
     def lengths(self) -> tuple[float, ...]:
-        """The values of the length axis, rising."""
+        """The values of the length axis, rising; none where a total chooses them (sweeps.spending)."""
         values: tuple[float, ...] = getattr(self, self.length.value)
         return tuple(sorted(values))
 
@@ -231,7 +237,17 @@ class StudyConfig:
                 if not (math.isfinite(value) and value > 0):
                     raise ConfigError(f"{axis.value}[{place}]={value} must be a positive finite number.")
         self._validate_choices()
-        sections = (self.recipe, self.model, self.train, self.evaluation, self.execution, self.admission, self.price, self.after)
+        sections = (
+            self.recipe,
+            self.model,
+            self.train,
+            self.evaluation,
+            self.execution,
+            self.admission,
+            self.price,
+            self.after,
+            self.spend,
+        )
         for section in sections:
             section.validate()
         for name in self.variants:

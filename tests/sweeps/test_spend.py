@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from lst.errors import ConfigError, PlanError
 from lst.ladder import SIZES, named_count
-from sweeps.spend import SpendConfig, expected_optimum, sizes_around, spread
+from sweeps.spend import Ladder, SpendConfig, expected_optimum, sizes_around, spread
 
 PARAMS = {size: int(count) for size in SIZES if (count := named_count(size)) is not None}
 
 
-def flops_of_two_arms(budget: float, size: str) -> float:
-    return 2 * budget
+def ladder_of_two_arms(config: SpendConfig, params: dict[str, int] = PARAMS) -> Ladder:
+    return spread(config, params, dict.fromkeys(params, 2.0), config.total)
 
 
 def test_the_expected_optimum_spends_the_budget_at_twenty_tokens_a_parameter() -> None:
@@ -48,7 +48,7 @@ def test_a_ladder_never_costs_more_than_its_total(total: float, budgets: int, sh
     config = SpendConfig(total_flops=total, budgets=budgets, largest_share=share, sizes_per_budget=count)
     config.validate()
     try:
-        ladder = spread(config, PARAMS, flops_of_two_arms)
+        ladder = ladder_of_two_arms(config)
     except PlanError:
         return
     assert len(ladder.rungs) == budgets
@@ -67,26 +67,26 @@ def test_a_ladder_never_costs_more_than_its_total(total: float, budgets: int, sh
 
 def test_the_total_is_used_up_as_far_as_two_digits_allow() -> None:
     config = SpendConfig(total_flops=1e22, budgets=4, largest_share=1.0)
-    ladder = spread(config, PARAMS, flops_of_two_arms)
+    ladder = ladder_of_two_arms(config)
     assert 0.9 < ladder.cost / ladder.total <= 1.0
 
 
 def test_the_share_of_the_largest_budget_holds() -> None:
-    free = spread(SpendConfig(total_flops=1e22, budgets=4, largest_share=1.0), PARAMS, flops_of_two_arms)
-    capped = spread(SpendConfig(total_flops=1e22, budgets=4, largest_share=0.5), PARAMS, flops_of_two_arms)
+    free = ladder_of_two_arms(SpendConfig(total_flops=1e22, budgets=4, largest_share=1.0))
+    capped = ladder_of_two_arms(SpendConfig(total_flops=1e22, budgets=4, largest_share=0.5))
     assert free.rungs[-1].cost > 0.6 * free.total
     assert 0.4 * capped.total < capped.rungs[-1].cost <= 0.5 * capped.total
 
 
 def test_a_total_that_pays_for_nothing_says_what_the_least_costs() -> None:
     with pytest.raises(PlanError, match=r"pays for no ladder of 7 budgets.* cheapest costs"):
-        spread(SpendConfig(total_flops=1e15), PARAMS, flops_of_two_arms)
+        ladder_of_two_arms(SpendConfig(total_flops=1e15))
 
 
 def test_more_budgets_than_the_sizes_can_hold_are_refused() -> None:
     near = {"a": 100, "b": 120, "c": 140, "d": 160, "e": 180}
     with pytest.raises(PlanError, match=r"give more sizes, or fewer spend\.budgets"):
-        spread(SpendConfig(total_flops=1e22), near, flops_of_two_arms)
+        ladder_of_two_arms(SpendConfig(total_flops=1e22), near)
 
 
 @pytest.mark.parametrize(
