@@ -20,7 +20,7 @@ from typing import Any
 
 from lst.config import Arm, DataConfig, ExecutionConfig, OptimConfig, RunConfig, TrainConfig
 from lst.errors import PlanError
-from lst.flops import num_params, parameter_counts, six_nd, training_flops
+from lst.flops import num_non_embedding_params, num_params, parameter_counts, six_nd, training_flops
 from lst.ladder import SIZES, BaselineMatch
 from sweeps.admit import admit, group_warnings, modality_warnings
 from sweeps.allocate import Allocation, Quantity, Target, allocate, copy_length, flops_until, whole_batches
@@ -172,7 +172,11 @@ def _hyperparameters(study: StudyConfig, measure: Measure, group: Group) -> Hype
         Length.TOKENS_PER_PARAM: group.length * params,
     }
     situation = Situation(
-        num_params=params, width=baseline.global_stack.dim, tokens=axis[study.length], seq_len_units=study.seq_len_units
+        num_params=params,
+        num_non_embedding_params=num_non_embedding_params(baseline),
+        width=baseline.global_stack.dim,
+        tokens=axis[study.length],
+        seq_len_units=study.seq_len_units,
     )
     return choose_hyperparameters(study.recipe, situation)
 

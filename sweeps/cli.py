@@ -2,6 +2,7 @@
 
     plan-sweep study=demo out=studies/demo
     plan-sweep study=demo out=studies/demo budgets=[1e11,3e11] recipe.lr_scale=0.5 --dry-run
+    plan-sweep study=isoflop spend.total_flops=5e22 budgets=[] --dry-run explain=true
     plan-sweep diff studies/a studies/b
     plan-sweep price studies/demo price.device=h100
     plan-sweep sizes
@@ -70,7 +71,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     parser = argparse.ArgumentParser(prog="plan-sweep", description=__doc__, formatter_class=raw)
     verbs = parser.add_subparsers(title="verbs (plan, if none is given)")
     plan = verbs.add_parser("plan", help="plan a study", description=__doc__, formatter_class=raw)
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help="study=NAME, out=DIR, and fields of the study")
+    plan.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="study=NAME, out=DIR, explain=true, and fields of the study"
+    )
     plan.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
     plan.add_argument("--widen", action="store_true", help="let the plan in out grow, if all its runs stay")
     diff = verbs.add_parser("diff", help="compare two plans", description="What differs between the plans in folders A and B.")

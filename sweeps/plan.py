@@ -160,7 +160,7 @@ def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None
     from sweeps.after import after_rows
     from sweeps.build import build_runs
     from sweeps.columns import BRANCH
-    from sweeps.spending import choose_ladder, ladder_levels, levels_of, require_within
+    from sweeps.spending import choose_ladder, edge_warnings, ladder_levels, levels_of, require_within
 
     def rows_of(levels: Sequence[Level]) -> tuple[PlanRow, ...]:
         runs, _ = build_runs(study, measure, levels)
@@ -178,7 +178,7 @@ def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None
         levels=levels,
         ladder=ladder,
         run_configs={run.row.run_id: run.config for run in runs if run.row.admitted and run.row.kind != BRANCH},
-        warnings=tuple(warnings),
+        warnings=(*warnings, *edge_warnings(study, measure, levels)),
         _measure=measure,
     )
 

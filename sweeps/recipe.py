@@ -62,6 +62,7 @@ class Situation:
     """What a recipe may look at."""
 
     num_params: int  # all parameters of the baseline of this size
+    num_non_embedding_params: int  # of the same
     width: int  # width of the global transformer
     tokens: float  # tokens of the run, about (FLOPs budgets: budget / 6 N)
     seq_len_units: int  # units of a sequence
@@ -91,6 +92,14 @@ class Hyperparameters:
     outside: str  # why the situation lies outside the recipe's range, or ""
 
 
+PAPER_WARMUP = 2_000  # steps (PAPER: A.3)
+
+
+def short_warmup(steps: int) -> int:
+    """The paper's 2,000 steps, in a short run 5% of it."""
+    return min(PAPER_WARMUP, max(1, round(0.05 * steps)))
+
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
@@ -101,7 +110,33 @@ RECIPES: dict[str, Recipe] = {
             tokens_range=(2e10, 1e12),
             lr=lambda _: 4e-4,
             batch_units=lambda _: 524_288,
-            warmup_steps=lambda _: 2_000,
+            warmup_steps=lambda _: PAPER_WARMUP,
+        ),
+        Recipe(
+            name="step_law",
+            source=(
+                "arXiv 2503.04715, fitted on language models of 60M to 1B non-embedding parameters, 2B to 100B tokens: peak LR "
+                "1.79 N^-0.713 D^0.307, batch 0.58 D^0.571 tokens, N without embeddings; the warm-up is ours: 2,000 steps as in "
+                "the LST paper, 5% of a short run"
+            ),
+            num_params_range=(6e7, 1.5e9),
+            tokens_range=(2e9, 1e11),
+            lr=lambda s: 1.79 * s.num_non_embedding_params**-0.713 * s.tokens**0.307,
+            batch_units=lambda s: 0.58 * s.tokens**0.571,
+            warmup_steps=short_warmup,
+        ),
+        Recipe(
+            name="deepseek",
+            source=(
+                "arXiv 2401.02954, fitted on language models at 1e17 to 2e19 FLOPs: peak LR 0.3118 C^-0.125, batch 0.292 "
+                "C^0.3271 tokens, C about 6 N D without embeddings; the warm-up is ours: 2,000 steps as in both papers, 5% of a short "
+                "run"
+            ),
+            num_params_range=(1e7, 1e9),
+            tokens_range=(1e8, 3e10),
+            lr=lambda s: 0.3118 * (6.0 * s.num_non_embedding_params * s.tokens) ** -0.125,
+            batch_units=lambda s: 0.292 * (6.0 * s.num_non_embedding_params * s.tokens) ** 0.3271,
+            warmup_steps=short_warmup,
         ),
         Recipe(
             name="small",

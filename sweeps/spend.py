@@ -105,26 +105,18 @@ def expected_optimum(budget: float, tokens_per_param: float) -> float:
 
 
 def sizes_around(optimum: float, params: Mapping[str, int], count: int) -> tuple[str, ...]:
-    """The `count` sizes nearest to `optimum` in log parameters, at least one of them on each side; rising.
+    """The `count` sizes nearest to `optimum` in log parameters, at least one on each side where there is one; rising.
 
-    Raises PlanError where `optimum` lies outside the sizes, or there are fewer than `count`.
+    Raises PlanError where there are fewer than `count`.
     """
     rising = sorted(params, key=lambda size: params[size])
     if len(rising) < count:
         raise PlanError(f"{len(rising)} sizes are fewer than the {count} of a budget (spend.sizes_per_budget); give more sizes.")
-    smallest, largest = params[rising[0]], params[rising[-1]]
-    if not smallest < optimum < largest:
-        raise PlanError(
-            f"the expected optimum of {optimum:.3g} parameters lies outside the sizes ({smallest:.3g} to {largest:.3g}); "
-            "give further sizes, or another total."
-        )
     nearest = sorted(rising, key=lambda size: abs(math.log(params[size] / optimum)))[:count]
-    for outside in (
-        [size for size in rising if params[size] < optimum][-1],
-        next(size for size in rising if params[size] >= optimum),
-    ):
-        if outside not in nearest:
-            nearest[-1] = outside
+    below, above = ([size for size in rising if (params[size] < optimum) is side] for side in (True, False))
+    for neighbour in (*below[-1:], *above[:1]):
+        if neighbour not in nearest:
+            nearest[-1] = neighbour
     return tuple(sorted(nearest, key=lambda size: params[size]))
 
 

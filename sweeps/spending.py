@@ -18,7 +18,7 @@ from lst.ladder import BaselineMatch
 from sweeps.arms import arm_model
 from sweeps.columns import PlanRow
 from sweeps.measure import Measure
-from sweeps.spend import Ladder, expected_optimum, sizes_around, spread
+from sweeps.spend import LEAST_SIZES, Ladder, expected_optimum, sizes_around, spread
 from sweeps.study import Length, StudyConfig
 
 ROUNDS = 8
@@ -41,10 +41,7 @@ def size_params(study: StudyConfig, measure: Measure) -> dict[str, int]:
 
 
 def levels_of(study: StudyConfig, measure: Measure) -> tuple[Level, ...]:
-    """The lengths that the study names, each with all its sizes, or with those around its expected optimum.
-
-    Raises PlanError where an expected optimum lies outside the sizes.
-    """
+    """The lengths that the study names, each with all its sizes, or with those around its expected optimum."""
     params = size_params(study, measure)
     if study.length is not Length.BUDGETS or not study.spend.window:
         return tuple(Level(length, tuple(params)) for length in study.lengths)
@@ -52,6 +49,23 @@ def levels_of(study: StudyConfig, measure: Measure) -> tuple[Level, ...]:
     return tuple(
         Level(budget, sizes_around(expected_optimum(budget, per_param), params, study.spend.window)) for budget in study.lengths
     )
+
+
+def edge_warnings(study: StudyConfig, measure: Measure, levels: Sequence[Level]) -> list[str]:
+    """A sentence for each budget whose expected optimum lies outside its sizes: its profile may have no minimum inside."""
+    if study.length is not Length.BUDGETS:
+        return []
+    params, found = size_params(study, measure), []
+    for level in levels:
+        optimum = expected_optimum(level.length, study.spend.tokens_per_param)
+        counts = sorted(params[size] for size in level.sizes)
+        if len(counts) >= LEAST_SIZES and not counts[0] < optimum < counts[-1]:
+            found.append(
+                f"budget {level.length:.3g} has its expected optimum at {optimum:.3g} parameters "
+                f"({study.spend.tokens_per_param:g} tokens each), outside its sizes ({counts[0]:.3g} to {counts[-1]:.3g}): its "
+                "profile may have its minimum at the edge."
+            )
+    return found
 
 
 Build = Callable[[Sequence[Level]], Sequence[PlanRow]]

@@ -64,7 +64,7 @@ def test_every_arm_is_planned_on_the_embedded_corpus(
         "patching.silence=merged",
         "recipe.batch_sequences=2",
     ]
-    call = ["study=isoflop", *lists, *options, f"out={tmp_path / 'study'}", "--json"]
+    call = ["study=isoflop_small", *lists, *options, f"out={tmp_path / 'study'}", "--json"]
     assert main(call) == 0
     planned = json.loads(capsys.readouterr().out)
     assert [row["arm"] for row in planned["rows"]] == arms
@@ -100,7 +100,7 @@ def test_an_empty_mapping_clears_the_studys_sizes_of_arms() -> None:
     assert study.sizes_of("lst_curriculum") == study.sizes
     study = compose_study({"study": "demo", "arm_sizes": "{ }", "arm_sizes.lst_static": "[w48]"})
     assert study.arm_sizes == {"lst_static": ("w48",)}
-    assert compose_study({"study": "isoflop", "arm_sizes": "{}"}).arm_sizes == {}
+    assert compose_study({"study": "isoflop_small", "arm_sizes": "{}"}).arm_sizes == {}
 
 
 def test_an_arm_without_sizes_is_told_what_to_type(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:

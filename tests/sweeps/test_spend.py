@@ -32,10 +32,14 @@ def test_sizes_are_the_nearest_with_one_on_each_side() -> None:
     assert sizes_around(170, params, 4) == ("c", "d", "e", "f")  # f is farther than b, but the only one above
 
 
-@pytest.mark.parametrize("optimum", [5, 10, 10_000, 20_000])
-def test_an_optimum_outside_the_sizes_is_refused(optimum: float) -> None:
-    with pytest.raises(PlanError, match="outside the sizes"):
-        sizes_around(optimum, {"a": 10, "b": 20, "c": 40, "f": 10_000}, 4)
+@pytest.mark.parametrize(("optimum", "sizes"), [(5, ("a", "b", "c", "d")), (20_000, ("c", "d", "e", "f"))])
+def test_an_optimum_outside_the_sizes_has_the_nearest_on_one_side(optimum: float, sizes: tuple[str, ...]) -> None:
+    assert sizes_around(optimum, {"a": 10, "b": 20, "c": 40, "d": 80, "e": 160, "f": 10_000}, 4) == sizes
+
+
+def test_too_few_sizes_for_a_window_are_refused() -> None:
+    with pytest.raises(PlanError, match="3 sizes are fewer than the 4 of a budget"):
+        sizes_around(45, {"a": 10, "b": 20, "c": 40}, 4)
 
 
 @given(
