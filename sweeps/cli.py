@@ -316,7 +316,8 @@ def _compose(groups: list[str], overrides: dict[str, str]) -> dict[str, Any]:
 def _require_known_keys(overrides: dict[str, str]) -> None:
     """ConfigError for a dotted key that is no field of a study."""
     from lst.config import TrainConfig
-    from sweeps.study import StudyConfig, TrainOptions
+    from sweeps.options import TrainOptions
+    from sweeps.study import StudyConfig
 
     for dotted in overrides:
         section: Any = StudyConfig

@@ -129,8 +129,7 @@ RECIPES: dict[str, Recipe] = {
             name="deepseek",
             source=(
                 "arXiv 2401.02954, fitted on language models at 1e17 to 2e19 FLOPs: peak LR 0.3118 C^-0.125, batch 0.292 "
-                "C^0.3271 tokens, C about 6 N D without embeddings; the warm-up is ours: 2,000 steps as in both papers, 5% of a short "
-                "run"
+                "C^0.3271 tokens, C about 6 N D without embeddings; the warm-up is ours: 2,000 steps, 5% of a short run"
             ),
             num_params_range=(1e7, 1e9),
             tokens_range=(1e8, 3e10),

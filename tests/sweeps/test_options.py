@@ -13,8 +13,9 @@ from lst.config import RunConfig, arm_config
 from lst.errors import ConfigError, PlanError
 from sweeps.folder import write_run
 from sweeps.measure import Measurements
+from sweeps.options import ModelOptions, TrainOptions
 from sweeps.plan import Plan, plan_with
-from sweeps.study import ModelOptions, StudyConfig, TrainOptions
+from sweeps.study import StudyConfig
 
 ARMS = ["baseline", "bpe", "lst_static"]
 WEIGHTS = "0123456789ab"

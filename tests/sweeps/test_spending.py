@@ -1,4 +1,4 @@
-"""A study that gives one total: its rows cost no more, the same study by hand has the same rows, each row says why it is there."""
+"""A study that gives one total: its rows cost no more, the same study by hand has the same rows, each row has its reason."""
 
 from __future__ import annotations
 
