@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from sweeps.plan import Plan, plan
 from sweeps.recipe import RECIPES, Situation
 from sweeps.spending import row_cost
 
+DOCUMENT = Path(__file__).parents[2] / "docs/planning.md"
 TOTALS: list[tuple[str, str, dict[str, str]]] = [
     ("total_flops", "5e22", {}),
     ("total_gpu_hours", "20000", {"price.device": "h100"}),
@@ -97,3 +100,23 @@ def test_published_recipes_give_their_formulas_values() -> None:
     # C = 6e9 * 2e10 = 1.2e20: 10^(log10 0.3118 - 0.125 * 20.07918) and 10^(log10 0.292 + 0.3271 * 20.07918)
     assert RECIPES["deepseek"].lr(situation) == pytest.approx(9.64e-4, rel=2e-3)
     assert RECIPES["deepseek"].batch_units(situation) == pytest.approx(1.0776e6, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "until"),
+    [
+        ("one total", ["budgets=[]", "spend.total_gpu_hours=20000"], "\n\n budget  size"),
+        ("worked example", ["budgets=[1e19,1e20,1e21]", "spend.sizes_per_budget=4"], "\n\npeak memory"),
+    ],
+)
+def test_the_document_shows_what_the_command_prints(
+    name: str, options: list[str], until: str, capsys: pytest.CaptureFixture[str], update_golden: bool
+) -> None:
+    """.venv/bin/python -m pytest tests/sweeps/test_spending.py --update-golden     writes the tables of docs/planning.md anew"""
+    assert main(["study=isoflop", *options, "--dry-run"]) == 0
+    printed = capsys.readouterr().out.partition("\n\n")[2].partition(until)[0] + "\n"
+    text = DOCUMENT.read_text()
+    if update_golden:
+        text = re.sub(rf"```text {name}\n.*?```", lambda _: f"```text {name}\n{printed}```", text, flags=re.DOTALL)
+        DOCUMENT.write_text(text)
+    assert re.findall(rf"```text {name}\n(.*?)```", text, flags=re.DOTALL) == [printed]
