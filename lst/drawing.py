@@ -24,6 +24,23 @@ if TYPE_CHECKING:
 INK, MUTED, GRID, PAPER = "#1b1b1b", "#5f6368", "#dfe1e5", "#fefefe"
 FONT_STACK = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans'"
 PANEL = (4.8, 3.7)  # inches
+ARM_COLOURS = {
+    "baseline": "#0072b2",
+    "bpe": "#56b4e9",
+    "lst_static": "#d55e00",
+    "lst_aligned": "#b8860b",
+    "lst_mixed": "#aa4499",
+    "lst_curriculum": "#009e73",
+}
+ARM_MARKERS = {"baseline": "o", "bpe": "v", "lst_static": "s", "lst_aligned": "D", "lst_mixed": "P", "lst_curriculum": "^"}
+OTHER_COLOURS = ("#444466", "#7a5c3e", "#996699")
+"""One colour and marker an arm, of Okabe and Ito's colour-blind-safe set."""
+
+
+def arm_style(arm: str) -> tuple[str, str]:
+    """Colour and marker of an arm; arms this module doesn't know get one by their name, always the same."""
+    fallback = OTHER_COLOURS[sum(arm.encode()) % len(OTHER_COLOURS)]
+    return ARM_COLOURS.get(arm, fallback), ARM_MARKERS.get(arm, "X")
 
 
 @contextmanager

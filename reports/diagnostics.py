@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from lst.drawing import MUTED, PANEL, PAPER, Panel, drawing, legend_below, new_panel, slug
+from lst.drawing import MUTED, PANEL, PAPER, Panel, arm_style, drawing, legend_below, new_panel, slug
 from reports import style
 from reports.figures import FLOPS_LABEL
 from reports.numbers import clipped, listed, percent, plural, scientific, short
@@ -56,7 +56,7 @@ def residual_panels(study: Study, target: str) -> list[Panel]:
             figure, axes = new_panel(f"against {label}", label, "residual of ln loss (%)")
             axes.axhline(0, color=MUTED, linewidth=1.2)
             for arm in dict.fromkeys(table["arm"]):
-                rows, (colour, marker) = table[table["arm"] == arm], style.arm_style(arm)
+                rows, (colour, marker) = table[table["arm"] == arm], arm_style(arm)
                 axes.plot(rows[column], 100 * rows["residual"], marker, color=colour, label=arm)
             log_x(axes, table[column], formatter)
             limit = 1.15 * max(100 * table["residual"].abs().max(), 0.01)

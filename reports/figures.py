@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lst.drawing import INK, MUTED, PANEL, PAPER, Panel, drawing, legend_below, new_panel, slug
+from lst.drawing import INK, MUTED, PANEL, PAPER, Panel, arm_style, drawing, legend_below, new_panel, slug
 from reports import style
 from reports.laws import ArmFit, Comparison, Profile
 from reports.numbers import clipped, fixed, interval, is_number, level_name, listed, percent, plural, scientific, short
@@ -121,7 +121,7 @@ def loss_panels(study: Study) -> list[Panel]:
 
 def _draw_arm(axes: Axes, fit: ArmFit | None, arm: str, rows: pd.DataFrame) -> None:
     """Every run, pale; the isoFLOP minima with their band, or the best run of each budget; and the fitted L(C)."""
-    colour, marker = style.arm_style(arm)
+    colour, marker = arm_style(arm)
     axes.plot(rows["flops"], rows["loss"], marker, color=colour, alpha=0.45, markersize=4.5, markeredgewidth=0)
     minima = sorted((p for p in fit.profiles() if p.inside), key=lambda p: p.flops) if fit else []
     label = f"{arm} (conditional)" if is_conditional(arm) else arm
@@ -230,7 +230,7 @@ def _stories_by_size(axes: Axes, scores: Sequence[StoryScore]) -> None:
 
 
 def _draw_scores(axes: Axes, arm: str, x: list[float], rows: Sequence[StoryScore]) -> None:
-    colour, marker = style.arm_style(arm)
+    colour, marker = arm_style(arm)
     y = [100 * s.accuracy for s in rows]
     below = [100 * (s.accuracy - s.low) for s in rows]
     above = [100 * (s.high - s.accuracy) for s in rows]
@@ -263,7 +263,7 @@ def _multiplier_curve(curves: Sequence[Comparison], target: str) -> Panel:
     figure, axes = new_panel(f"along the overlap ({target})", f"{curves[0].baseline}'s {FLOPS_LABEL}", "compute multiplier (×)")
     axes.axhline(1, color=MUTED, linewidth=1.2)
     for curve in curves:
-        colour, marker = style.arm_style(curve.arm)
+        colour, marker = arm_style(curve.arm)
         x = [p.flops for p in curve.curve]
         if all(p.multiplier.has_interval for p in curve.curve):
             low, high = [p.multiplier.low for p in curve.curve], [p.multiplier.high for p in curve.curve]
@@ -285,7 +285,7 @@ def _multiplier_forest(comparisons: Sequence[Comparison]) -> Panel:
     axes.axvline(1, color=MUTED, linewidth=1.2)
     named = set()
     for c in comparisons:
-        colour, marker = style.arm_style(c.arm)
+        colour, marker = arm_style(c.arm)
         y = rows.index((c.arm, c.target)) + (0.2 if c.shared else -0.12) * both
         if c.multiplier.has_interval:
             axes.plot([c.multiplier.low, c.multiplier.high], [y, y], "-", color=colour, linewidth=1.3)

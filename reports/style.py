@@ -1,6 +1,6 @@
-"""Colours, markers and axes of the study's figures: Okabe and Ito's colour-blind-safe set, one colour and marker an arm.
+"""Colours of budgets and parts of FLOPs, and axes, of the study's figures: Okabe and Ito's colour-blind-safe set.
 
-Not here: panels and SVG (lst/drawing.py), what a figure shows (`figures`, `diagnostics`).
+Not here: panels, SVG and the arms' colours (lst/drawing.py), what a figure shows (`figures`, `diagnostics`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ON_COLOUR = "#101010"  # text on a light colour; the same in dark mode
-ARM_COLOURS = {
-    "baseline": "#0072b2",
-    "bpe": "#56b4e9",
-    "lst_static": "#d55e00",
-    "lst_aligned": "#b8860b",
-    "lst_mixed": "#aa4499",
-    "lst_curriculum": "#009e73",
-}
-ARM_MARKERS = {"baseline": "o", "bpe": "v", "lst_static": "s", "lst_aligned": "D", "lst_mixed": "P", "lst_curriculum": "^"}
-OTHER_COLOURS = ("#444466", "#7a5c3e", "#996699")
 BUDGET_COLOURS = ("#c4a000", "#5aae61", "#1b9e9e", "#2f6db5", "#5e3c99", "#3b1f5e")
 BUDGET_MARKERS = ("o", "s", "^", "D", "v", "P")
 GROUP_COLOURS = {
@@ -37,12 +27,6 @@ GROUP_COLOURS = {
 }
 LABEL_BOX = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0, "alpha": 0.85}
 """Under a label that may cross a line."""
-
-
-def arm_style(arm: str) -> tuple[str, str]:
-    """Colour and marker of an arm; arms this module doesn't know get one by their name, always the same."""
-    fallback = OTHER_COLOURS[sum(arm.encode()) % len(OTHER_COLOURS)]
-    return ARM_COLOURS.get(arm, fallback), ARM_MARKERS.get(arm, "X")
 
 
 def budget_style(index: int) -> tuple[str, str]:

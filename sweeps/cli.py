@@ -5,6 +5,7 @@
     plan-sweep study=isoflop spend.total_flops=5e22 budgets=[] --dry-run explain=true
     plan-sweep diff studies/a studies/b
     plan-sweep price studies/demo price.device=h100
+    plan-sweep picture studies/demo
     plan-sweep sizes
     plan-sweep savings
     plan-sweep statistics study=demo data=FOLDER out=FILE.yaml
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from sweeps.plan import Plan
     from sweeps.study import StudyConfig
 
-VERBS = ("plan", "diff", "price", "sizes", "savings", "statistics")
+VERBS = ("plan", "diff", "price", "picture", "sizes", "savings", "statistics")
 EXAMPLE = "plan-sweep study=demo out=studies/demo"
 
 
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "plan": _plan,
         "diff": _diff,
         "price": _price,
+        "picture": _picture,
         "sizes": _sizes,
         "savings": _savings,
         "statistics": _statistics,
@@ -83,6 +85,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     price.add_argument("folder", metavar="DIR")
     price.add_argument("overrides", nargs="*", metavar="price.key=value", help="fields of the study's section price")
     price.add_argument("--from-canary", metavar="RUNS", help="take speeds from the records of runs of the plan below RUNS")
+    picture = verbs.add_parser("picture", help="draw a plan's grid", description="Write plan.svg and plan.png into DIR.")
+    picture.add_argument("folder", metavar="DIR")
     sizes = verbs.add_parser("sizes", help="print the ladder of sizes", description="Shapes and parameters of every size.")
     savings = verbs.add_parser("savings", help="print what patching saves in true FLOPs", description="By size and option.")
     statistics = verbs.add_parser(
@@ -91,13 +95,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     statistics.add_argument(
         "overrides", nargs="*", metavar="key=value", help="study=NAME, out=FILE.yaml, and fields of the study"
     )
-    for verb in (plan, diff, price, sizes, savings, statistics):
+    for verb in (plan, diff, price, picture, sizes, savings, statistics):
         verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     for verb in (plan, price):
         verb.add_argument(
             "--cores", type=_positive, default=os.cpu_count() or 1, help="runs at a time, for the wall-clock estimate"
         )
-    return parser, dict(zip(VERBS, (plan, diff, price, sizes, savings, statistics), strict=True))
+    return parser, dict(zip(VERBS, (plan, diff, price, picture, sizes, savings, statistics), strict=True))
 
 
 def _positive(text: str) -> int:
@@ -192,6 +196,15 @@ def _price(options: argparse.Namespace) -> int:
         misfits = [row for row, before in zip(rows, stored.rows, strict=True) if before.admitted and not row.admitted]
         if misfits:
             print("\n" + refusals_text(misfits, label="does not fit: "))
+    return 0
+
+
+def _picture(options: argparse.Namespace) -> int:
+    from sweeps.picture import write_picture
+    from sweeps.plan import read_plan
+
+    files = [str(file) for file in write_picture(read_plan(options.folder))]
+    print(json.dumps({"files": files}) if options.json else f"written: {' and '.join(files)}")
     return 0
 
 

@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "lst.errors",
             "lst.records",
             "lst.assumptions",
+            "lst.drawing",
             "lst.data.statistics",
             "lst.data.shards",  # to open the data set that statistics are made of
         }
