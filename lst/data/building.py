@@ -11,6 +11,7 @@ Raw shards have the raw columns of lst/data/shards.py and, for what only a look 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -99,6 +100,7 @@ def _read_block(work: WorkFolder, source: Source, table: str, number: int, block
     shard, refusals = work.block(table, number, "arrow"), work.block(table, number, "refused")
     aside, refusals_aside = shard.with_name(f".{shard.name}"), refusals.with_name(f".{refusals.name}")
     refused = 0
+    durations: list[float] = []
     writer = ShardWriter(aside, RAW[table], COUNTED[table])
     try:
         with refusals_aside.open("w", encoding="utf-8") as file:
@@ -111,6 +113,7 @@ def _read_block(work: WorkFolder, source: Source, table: str, number: int, block
                     file.write(refusal_line(table, record))
                     refused += 1
                     continue
+                durations.append(record.audio_seconds)
                 rows.append(_raw_row(table, record))
                 waiting += len(rows[-1].get("speech_tokens", ())) + len(rows[-1]["text"])
                 if len(rows) == KEPT_ROWS or waiting > BATCH_TOKENS:
@@ -127,6 +130,7 @@ def _read_block(work: WorkFolder, source: Source, table: str, number: int, block
     aside.replace(shard)
     counts = {
         "file": str(block.file), "rows": written.rows, "tokens": written.tokens, "refused": refused, "sha256": written.sha256,
+        "audio_seconds": math.fsum(durations) if all(durations) else 0.0,  # 0: that of some is not known
     }  # fmt: skip
     write_json(work.block(table, number, "json"), counts)
     return counts

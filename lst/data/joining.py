@@ -11,6 +11,7 @@ of parts, and, interrupted, the join makes the same files again.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections import Counter
@@ -355,10 +356,17 @@ class Join:
             "speech_vocab": made_from["reading"]["speech_vocab"],
             "rows": {table: sum(s["rows"] for s in entries) for table, entries in shards.items()},
             "tokens": {table: sum(s["tokens"] for s in entries) for table, entries in shards.items()},
+            **self._audio_seconds(),
             "refused": refused,
             "shards": shards,
             "about": about | cards.get("speech", {}),  # speech_tokenizer: the card; aligner; how another rate became 25 Hz
         }
+
+    def _audio_seconds(self) -> dict[str, float]:
+        """Seconds of audio that all speech tokens were made from, where every document's are known."""
+        found = [counts["audio_seconds"] for counts in self.counts["speech"] if counts["rows"]]
+        known = all(found) and not any(place.table == "speech" for place in self.twice)
+        return {"audio_seconds": round(math.fsum(found), 3)} if known else {}
 
     def _write_refusals(self, folder: Path) -> None:
         """All refusals of both inputs, if there are any."""

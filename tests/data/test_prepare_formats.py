@@ -135,3 +135,26 @@ def test_fifty_tokens_a_second_are_halved_as_asked_and_it_is_part_of_the_identit
     tokens = dict(zip(dataset.speech["id"].to_pylist(), dataset.speech["speech_tokens"].to_pylist(), strict=True))
     assert tokens == {r["id"]: r["speech_tokens"][::2] for r in documents()}
     assert {key: dataset.manifest["about"][key] for key in ("rate", "reduce")} == {"rate": 50, "reduce": "every-second"}
+
+
+@pytest.mark.parametrize(("name", "known"), [("fairseq", True), ("textless", False)])
+def test_seconds_of_audio_are_kept_where_every_document_tells_them(tmp_path, name, known):
+    FORMATS[name](tmp_path, documents())
+    if known:
+        manifest = tmp_path / "train.tsv"
+        first, second, *rest = manifest.read_text().splitlines()
+        path, samples = second.split("\t")
+        manifest.write_text("\n".join([first, f"{path}\t{int(samples) + 160}", *rest]) + "\n")  # 10 ms more than its tokens
+    status, out = prepare(tmp_path, f"input={tmp_path / INPUT[name]}", texts(tmp_path))
+    assert status == 0
+    seconds = sum(len(record["speech_tokens"]) for record in documents()) / 25 + 0.01
+    assert open_dataset(out).manifest.get("audio_seconds") == (pytest.approx(seconds, abs=1e-3) if known else None)
+
+
+def test_the_unit_rate_is_tokens_over_those_seconds(tmp_path, capsys):
+    FORMATS["fairseq"](tmp_path, documents())
+    assert prepare(tmp_path, f"input={tmp_path / INPUT['fairseq']}", texts(tmp_path))[0] == 0
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "out"), f"out={tmp_path / 'page.html'}"]) == 0
+    tokens = sum(len(record["speech_tokens"]) for record in documents())
+    assert f"{tokens:,} tokens of {tokens / 25:,.1f} s of audio" in (tmp_path / "page.html").read_text()

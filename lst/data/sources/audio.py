@@ -152,7 +152,7 @@ class AudioFiles:
             elif self._aligner:
                 words = spoken_words(row["text"])
                 row = with_words(row, words, self._aligner.times(heard.audio, words))
-            return Record(row, place=f"file {heard.file}")
+            return Record(row, place=f"file {heard.file}", audio_seconds=len(heard.audio) / SAMPLE_RATE)
         except Malformed as error:
             return Refused(error.file, f"{error.reason} (document '{heard.row['id']}')", error.line)
         except (ValueError, DataError) as error:

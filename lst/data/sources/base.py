@@ -41,6 +41,7 @@ class Record(NamedTuple):
     row: Row
     line: int = 0
     place: str = ""
+    audio_seconds: float = 0.0  # of the audio that its tokens were made from; 0 = not known
 
 
 @dataclass(frozen=True)

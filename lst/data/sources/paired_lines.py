@@ -99,15 +99,15 @@ class FairseqLabels(_PairedLines):
         for number, labels, named in self._pairs(block, header=1):
             try:
                 path, _, samples = named.partition("\t")
-                frames = self._samples(path, samples.strip())
+                seconds = self._samples(path, samples.strip()) / self._sample_rate
             except ValueError as error:
                 yield Refused(self._manifest, str(error), number + 1)
                 continue
             try:
                 if not labels.strip():
                     raise ValueError("the line is empty, so its audio file has no tokens")
-                self._require_rate(len(labels.split()), frames)
-                yield Record(self._contract.row({"id": path, "speech_tokens": labels}), number)
+                self._require_rate(len(labels.split()), seconds)
+                yield Record(self._contract.row({"id": path, "speech_tokens": labels}), number, audio_seconds=seconds)
             except ValueError as error:
                 yield Refused(block.file, str(error), number)
 
@@ -119,8 +119,8 @@ class FairseqLabels(_PairedLines):
             raise ValueError(f"'{samples[:20]}' after the tab is no number of audio samples")
         return int(samples)
 
-    def _require_rate(self, tokens: int, samples: int) -> None:
-        rate, seconds = self._contract.rate, samples / self._sample_rate
+    def _require_rate(self, tokens: int, seconds: float) -> None:
+        rate = self._contract.rate
         if abs(tokens - rate * seconds) > SPARE_FRAMES + SPARE_SHARE * rate * seconds:
             raise ValueError(
                 f"{tokens} tokens for {seconds:.2f} s are {tokens / seconds:.1f} a second, not rate={rate} "
