@@ -22,7 +22,7 @@ from lst.config_mixture import MixtureConfig as MixtureConfig
 from lst.config_patching import Patching as Patching
 from lst.config_patching import PatchingConfig as PatchingConfig
 from lst.errors import ConfigError, did_you_mean
-from lst.plain import RUN_ID_DIGITS, content_hash, from_dict, merge, to_dict
+from lst.plain import RUN_ID_DIGITS, check_once, from_dict, kept, merge, sections_hash, to_dict
 from lst.schedule import DECAY_SHAPES, SCHEDULES, check_schedule
 
 
@@ -345,7 +345,7 @@ class RunConfig:
     def validate(self) -> None:
         """Raises ConfigError on the first value that cannot be."""
         for section in dataclasses.fields(self):
-            getattr(self, section.name).validate()
+            check_once(getattr(self, section.name))
         expected = ARM_PATCHING[self.model.arm]
         if self.patching.kind is not expected:
             raise ConfigError(f"patching.kind='{self.patching.kind}' does not fit arm '{self.model.arm}'; use '{expected}'.")
@@ -359,12 +359,7 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """Hash of what decides the result (DESIGN rule 6)."""
-        content = to_dict(self)
-        del content["execution"]
-        for name in DATA_FIELDS_SINCE:
-            if getattr(self.data, name) == getattr(DataConfig(), name):
-                del content["data"][name]
-        return content_hash(content)
+        return kept(self, "_run_id", lambda run: sections_hash(run, without="execution", optional={"data": DATA_FIELDS_SINCE}))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:

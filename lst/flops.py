@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from lst.config import ModelConfig, RunConfig, StackConfig
 from lst.data.vocab import Vocabulary
+from lst.plain import kept
 
 TRAINING_FACTOR = 3  # forward once, and two products in the backward pass for each one of the forward pass
 GROUPS = ("embedding", "encoder", "global", "decoder", "head")
@@ -154,6 +155,10 @@ def dense_forward_flops(model: ModelConfig, shape: DenseShape) -> FlopsBreakdown
 
 def parameter_counts(model: ModelConfig) -> dict[str, int]:
     """Parameters by group, in closed form (tests compare them with the built network)."""
+    return dict(kept(model, "_parameters", _parameter_counts))
+
+
+def _parameter_counts(model: ModelConfig) -> dict[str, int]:
     stack, vocabulary, width = model.global_stack, vocabulary_size(model), _head_width(model)
     counts = dict.fromkeys(GROUPS, 0)
     counts["embedding"] = vocabulary * width

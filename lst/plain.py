@@ -13,7 +13,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -33,16 +33,39 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def content_hash(content: Any, digits: int = RUN_ID_DIGITS) -> str:
     """First hex digits of the SHA-256 of `content` as canonical JSON (sorted keys, shortest round-trip floats)."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:digits]
+    return hashlib.sha256(_canonical_json(content).encode()).hexdigest()[:digits]
+
+
+def _canonical_json(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass as plain JSON-able values (enums as strings, tuples as lists)."""
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    cls: Any = type(config)  # a class is hashable
+    return {name: _plain(getattr(config, name)) for name in _field_names(cls)}
+
+
+@functools.cache
+def _field_names(cls: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(cls))
 
 
 T = TypeVar("T")
+C = TypeVar("C")
+
+
+def kept(config: C, name: str, make: Callable[[C], T]) -> T:
+    """`make(config)`, made once for this object: it is frozen, so what follows from it is kept on it, under `name`.
+
+    By object and not by value, since 1, 1.0 and True are equal and yet other texts. Fields, equality and copies with
+    changes (dataclasses.replace) do not see it.
+    """
+    memory = vars(config)
+    if name not in memory:
+        memory[name] = make(config)
+    found: T = memory[name]
+    return found
 
 
 def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
@@ -101,7 +124,43 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     return value
 
 
+def check_once(section: Any) -> None:
+    """`section.validate()`, unless this object has passed it."""
+    kept(section, "_passed", _passed)
+
+
+def _passed(section: Any) -> bool:
+    section.validate()
+    return True
+
+
+def sections_hash(config: Any, *, without: str, optional: Mapping[str, tuple[str, ...]]) -> str:
+    """`content_hash` of a dataclass of sections but for one, put together from the sections': many runs share most of theirs.
+
+    `optional` names a section's fields that are left out where they have their defaults; it is the same for all of a class.
+    """
+
+    cls: Any = type(config)
+
+    def text(name: str) -> str:
+        return kept(getattr(config, name), "_json", lambda section: _section_json(section, optional.get(name, ())))
+
+    parts = ",".join(f'"{name}":{text(name)}' for name in sorted(_field_names(cls)) if name != without)
+    return hashlib.sha256(f"{{{parts}}}".encode()).hexdigest()[:RUN_ID_DIGITS]
+
+
+def _section_json(section: Any, optional: tuple[str, ...]) -> str:
+    default = type(section)() if optional else None
+    left_out = {name for name in optional if getattr(section, name) == getattr(default, name)}
+    return _canonical_json({name: value for name, value in to_dict(section).items() if name not in left_out})
+
+
+_SCALARS = frozenset((str, int, float, bool, type(None)))
+
+
 def _plain(value: Any) -> Any:
+    if type(value) in _SCALARS:
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
     if isinstance(value, StrEnum):

@@ -15,42 +15,32 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from lst.config import Arm, DataConfig, ExecutionConfig, OptimConfig, RunConfig, TrainConfig
+from lst.config import Arm, RunConfig
 from lst.errors import PlanError
-from lst.flops import num_non_embedding_params, num_params, parameter_counts, six_nd, training_flops
-from lst.ladder import SIZES, BaselineMatch
+from lst.flops import num_params, parameter_counts, six_nd, training_flops
+from lst.ladder import SIZES
 from sweeps.admit import admit, group_warnings, modality_warnings
 from sweeps.allocate import Allocation, Quantity, Target, allocate, copy_length, flops_until, whole_batches
-from sweeps.arms import arm_model, arm_patching
+from sweeps.arms import arm_model
+from sweeps.base import Group, Shared
 from sweeps.columns import PlanRow, format_value
 from sweeps.estimate import price_run
 from sweeps.measure import Measure
 from sweeps.price import AUTO
-from sweeps.recipe import RECIPES, Hyperparameters, Situation, choose_hyperparameters
+from sweeps.recipe import RECIPES, Hyperparameters
 from sweeps.spending import Level
-from sweeps.study import ContextMatch, Length, Matching, StudyConfig
+from sweeps.study import Length, Matching, StudyConfig
 from sweeps.trunk import LENGTH_DECIDES, share_trunks
 from sweeps.variants import arm_of
 
-CONTEXT_PROBE = 256  # sequences by which context_match=tokens measures an arm's tokens per unit
 _AXIS_QUANTITY = {
     Length.BUDGETS: Quantity.FLOPS,
     Length.TOKENS: Quantity.TOKENS,
     Length.UNITS: Quantity.UNITS,
     Length.TOKENS_PER_PARAM: Quantity.TOKENS,
 }
-
-
-@dataclass(frozen=True)
-class Group:
-    """One match group: a length, a size and a seed."""
-
-    length: float
-    size: str
-    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +71,14 @@ def build_runs(
     runs: list[tuple[tuple[float, int, int, int], PlannedRun]] = []
     outside: dict[str, str] = {}
     sizes, arms = list(SIZES), study.ordered_arms
-    groups = list(_groups(study, levels))
+    groups, shared = list(_groups(study, levels)), Shared(study, measure)
+    before, of_group = groups[0], list[tuple[PlannedRun, Hyperparameters]]()
     for done, group in enumerate(groups, start=1):
-        for run, hyper in _group_runs(study, measure, group):
+        # stated statistics know no seed, so that seeds differ in nothing else (data read by another seed differ in counts)
+        twins = of_group and measure.stated is not None and (group.length, group.size) == (before.length, before.size)
+        of_group = [(_reseeded(run, group.seed), hyper) for run, hyper in of_group] if twins else list(_group_runs(shared, group))
+        before = group
+        for run, hyper in of_group:
             place = (group.length, sizes.index(run.row.size), arms.index(run.row.arm), run.row.seed)
             runs.append((place, run))
             if hyper.outside:
@@ -100,6 +95,13 @@ def build_runs(
     return ordered, _warnings(study, measure, rows, outside, longest=max(level.length for level in levels)) + told
 
 
+def _reseeded(run: PlannedRun, seed: int) -> PlannedRun:
+    """The same run with another seed."""
+    config = dataclasses.replace(run.config, train=dataclasses.replace(run.config.train, seed=seed))
+    group = run.row.match_group.replace(f" seed={run.row.seed}", f" seed={seed}")
+    return PlannedRun(row=dataclasses.replace(run.row, run_id=config.run_id, seed=seed, match_group=group), config=config)
+
+
 def _groups(study: StudyConfig, levels: Sequence[Level]) -> Iterator[Group]:
     """Longest first, so that what is counted for the longest run serves the others."""
     for level in sorted(levels, key=lambda level: -level.length):
@@ -108,13 +110,13 @@ def _groups(study: StudyConfig, levels: Sequence[Level]) -> Iterator[Group]:
                 yield Group(level.length, size, seed)
 
 
-def _group_runs(study: StudyConfig, measure: Measure, group: Group) -> Iterator[tuple[PlannedRun, Hyperparameters]]:
+def _group_runs(shared: Shared, group: Group) -> Iterator[tuple[PlannedRun, Hyperparameters]]:
     """The runs of one group, reference arms first."""
-    hyper = _hyperparameters(study, measure, group)
-    views = {arm: study.of_arm(arm) for arm in study.ordered_arms if group.size in study.sizes_of(arm)}
+    study, measure, hyper = shared.study, shared.measure, shared.hyperparameters(group)
+    views = {arm: own for arm, own in shared.views.items() if group.size in study.sizes_of(arm)}
     cells: dict[str, _Cell] = {}
     for arm, own in sorted(views.items(), key=lambda item: item[0] != item[1].reference_arm):
-        config = base_config(own, measure, group, arm)
+        config = shared.config(arm, group)
         reference = cells.get(own.reference_arm)
         if reference is None:
             allocation = allocate(
@@ -124,7 +126,9 @@ def _group_runs(study: StudyConfig, measure: Measure, group: Group) -> Iterator[
             allocation = _match(own, measure, group, config, reference)
         if own.recipe.share_trunk and group.length < study.lengths[-1] and arm_of(arm) not in LENGTH_DECIDES:
             allocation = whole_batches(config, measure, allocation)
-        cell = cells[arm] = _Cell(name=arm, config=_finished(own, config, allocation, hyper), allocation=allocation, hyper=hyper)
+        cell = cells[arm] = _Cell(
+            name=arm, config=_finished(shared, config, allocation, hyper), allocation=allocation, hyper=hyper
+        )
         yield _planned_run(own, measure, group, cell, reference or cell), hyper
 
 
@@ -155,77 +159,11 @@ def _axis_target(study: StudyConfig, measure: Measure, group: Group) -> Target:
     return Target(quantity=_AXIS_QUANTITY[study.length], value=value)
 
 
-def _hyperparameters(study: StudyConfig, measure: Measure, group: Group) -> Hyperparameters:
-    """The recipe's answer for the group: of the baseline's shape and the run's tokens, whatever the arm.
-
-    Budgets that share a trunk take the longest one's.
-    """
-    if study.recipe.share_trunk:
-        group = dataclasses.replace(group, length=study.lengths[-1])
-    plain = dataclasses.replace(study, baseline_match=BaselineMatch.GLOBAL_SHAPE.value)  # LST's runs do not hang on the match
-    baseline = arm_model(plain, measure, group.size, Arm.BASELINE)
-    params = num_params(baseline)
-    axis = {
-        Length.BUDGETS: group.length / (6 * params),
-        Length.TOKENS: group.length,
-        Length.UNITS: group.length,
-        Length.TOKENS_PER_PARAM: group.length * params,
-    }
-    situation = Situation(
-        num_params=params,
-        num_non_embedding_params=num_non_embedding_params(baseline),
-        width=baseline.global_stack.dim,
-        tokens=axis[study.length],
-        seq_len_units=study.seq_len_units,
-    )
-    return choose_hyperparameters(study.recipe, situation)
-
-
-def base_config(study: StudyConfig, measure: Measure, group: Group, name: str) -> RunConfig:
-    """The run's configuration but for its length and what the recipe adds; `study` as the arm `name` sees it."""
-    arm = arm_of(name)
-    evaluation = study.evaluation
-    if group.length < study.stories_from or not measure.has_stories:
-        evaluation = dataclasses.replace(evaluation, story_items=0)
-    named = study.data == ExecutionConfig.data_path or measure.stated is not None
-    path = study.data if named else str(Path(study.data).resolve())
-    init = str(Path(study.execution.init_path).resolve()) if study.execution.init_path else ""
-    config = RunConfig(
-        model=arm_model(study, measure, group.size, arm),
-        patching=arm_patching(study, arm),
-        data=study.mixture.applied_to(DataConfig(seq_len_units=study.seq_len_units)),
-        train=study.train.applied_to(TrainConfig(seed=group.seed, dtype=study.dtype)),
-        evaluation=evaluation,
-        execution=dataclasses.replace(study.execution, data_path=path, init_path=init),
-    )
-    config.validate()
-    if study.context_match is ContextMatch.TOKENS and name != study.reference_arm:
-        config = _with_equal_tokens(study, measure, group, config)
-    return dataclasses.replace(config, data=measure.mixture(config))
-
-
-def _with_equal_tokens(study: StudyConfig, measure: Measure, group: Group, config: RunConfig) -> RunConfig:
-    """Sequences of as many units as hold the reference arm's tokens a sequence."""
-    reference = base_config(study.of_arm(study.reference_arm), measure, group, study.reference_arm)
-    mixed = dataclasses.replace(config, data=measure.mixture(config))
-    wanted, found = (measure.run(c, steps=CONTEXT_PROBE, batch_sequences=1).mean() for c in (reference, mixed))
-    units = max(1, round(study.seq_len_units * wanted.tokens / found.tokens))
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, seq_len_units=units))
-
-
-def _finished(study: StudyConfig, config: RunConfig, allocation: Allocation, hyper: Hyperparameters) -> RunConfig:
+def _finished(shared: Shared, config: RunConfig, allocation: Allocation, hyper: Hyperparameters) -> RunConfig:
     """The configuration with its length and recipe."""
     finished = dataclasses.replace(
         config,
-        optim=OptimConfig(
-            lr=hyper.lr,
-            weight_decay=study.recipe.weight_decay,
-            warmup_steps=hyper.warmup_steps(allocation.steps),
-            final_lr_ratio=study.recipe.final_lr_ratio,
-            schedule=study.recipe.schedule,
-            decay_share=study.recipe.decay_share,
-            decay_shape=study.recipe.decay_shape,
-        ),
+        optim=shared.optim(hyper, allocation.steps),
         train=dataclasses.replace(
             config.train,
             steps=allocation.steps,

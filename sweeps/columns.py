@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import functools
 import io
+import operator
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +127,8 @@ def rows_to_csv(rows: typing.Iterable[PlanRow]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([format_value(getattr(row, name)) for name in COLUMNS])
+    # the module writes numbers as `format_value` does
+    writer.writerows(map(operator.attrgetter(*COLUMNS), rows))
     return text.getvalue()
 
 
@@ -153,7 +154,7 @@ def format_value(value: Any) -> str:
 
 def _read_row(path: Path, number: int, line: list[str]) -> PlanRow:
     try:
-        values: dict[str, Any] = {name: _column_types()[name](cell) for name, cell in zip(COLUMNS, line, strict=True)}
+        values: dict[str, Any] = {name: of(cell) for (name, of), cell in zip(_column_types().items(), line, strict=True)}
     except ValueError as error:
         raise PlanError(f"'{path}' line {number} is damaged ({error}); plan again into another folder.") from error
     return PlanRow(**values)

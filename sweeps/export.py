@@ -84,7 +84,7 @@ def measure_statistics(dataset: Dataset, configs: list[RunConfig], *, name: str)
 def study_statistics(study: StudyConfig, *, name: str) -> StatedStatistics:
     """The statistics of a study's data set, for the study's plans. Raises ConfigError where its data are stated already."""
     from lst.data.shards import open_dataset
-    from sweeps.build import Group, base_config
+    from sweeps.base import Group, base_config
     from sweeps.measure import Measurements
 
     if is_stated(study.data):

@@ -7,7 +7,9 @@ replaced last, so an interrupted widening leaves the old plan. Not here: what th
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import functools
 import json
 import shutil
 import tempfile
@@ -18,7 +20,7 @@ from typing import Any
 
 from lst.config import RunConfig
 from lst.errors import PlanError
-from lst.plain import to_dict
+from lst.plain import kept, to_dict
 from lst.records import RUN_CONFIG, write_atomically
 from sweeps.columns import BRANCH, PLAN_TABLE, format_value, read_rows
 
@@ -42,7 +44,9 @@ def run_file(run_id: str) -> str:
 
 def run_yaml(config: RunConfig) -> str:
     """The text of the run.yaml of `config`, as `python -m lst.train` reads it."""
-    return to_yaml({"run_id": config.run_id, "config": to_dict(config)})
+    names = (field.name for field in dataclasses.fields(config))
+    sections = (f"  {name}:\n{kept(getattr(config, name), '_yaml', _section_yaml)}" for name in names)
+    return f"{to_yaml({'run_id': config.run_id})}config:\n{''.join(sections)}"
 
 
 def write_run(config: RunConfig, study: Path | str) -> Path:
@@ -168,6 +172,11 @@ def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
+def _section_yaml(section: Any) -> str:
+    """A section's lines inside run.yaml; runs of a plan share most sections, and their text."""
+    return "".join(_yaml_lines(to_dict(section), 2))
+
+
 def _yaml_lines(content: Mapping[str, Any], depth: int) -> list[str]:
     lines = []
     for key, value in content.items():
@@ -192,5 +201,6 @@ def _yaml_value(value: Any) -> str:
     return text.replace("e", ".0e", 1) if isinstance(value, float) and "e" in text and "." not in text else text
 
 
+@functools.lru_cache(maxsize=4096)
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=not text.isprintable())

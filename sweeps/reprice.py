@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
+import typing
 from pathlib import Path
 from typing import Any
 
 from lst.config import RunConfig
 from lst.errors import PlanError
+from lst.plain import from_dict
 from sweeps.canary import Canary
 from sweeps.columns import BRANCH, PlanRow, Status
 from sweeps.estimate import price_run
 from sweeps.folder import from_yaml, run_file
 from sweeps.plan import StoredPlan
 from sweeps.price import PriceConfig, Work
+
+_SECTION = re.compile(r"^(?=  \w+:$)", re.MULTILINE)  # where a section of `config` begins
 
 
 def reprice(stored: StoredPlan, price: PriceConfig, canary: Canary | None = None) -> tuple[PlanRow, ...]:
@@ -45,9 +50,30 @@ def _read(path: Path) -> dict[str, Any]:
     """The file as plain values: as this program writes it, or as any YAML reader takes it. Empty where it is damaged."""
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        return from_yaml(text)
+        return _read_sections(text)
     except ValueError:
         return _read_any_yaml(text)
+
+
+def _read_sections(text: str) -> dict[str, Any]:
+    """As `from_yaml`, with the sections of `config` built: runs of a plan share most of them, and a text is read once."""
+    head, *blocks = _SECTION.split(text)
+    values = from_yaml(head)
+    if list(values)[-1:] != ["config"] or values["config"] != {}:
+        raise ValueError("it has sections of another mapping")
+    sections = [_read_section(block) for block in blocks]
+    values["config"] = dict(sections)
+    if len(values["config"]) != len(sections):
+        raise ValueError("it has a section twice")
+    return values
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_section(block: str) -> tuple[str, Any]:
+    """(name, section) of a section's lines. Raises ConfigError, and ValueError as `from_yaml`."""
+    ((name, values),) = from_yaml(f"config:\n{block}")["config"].items()
+    cls = typing.get_type_hints(RunConfig).get(name)
+    return name, values if cls is None else from_dict(cls, values, name)
 
 
 def _read_any_yaml(text: str) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class StatedMeasurements:
         self.unique_speech_tokens = stated.unique_speech_tokens
         self.has_stories = True  # items are no statistics: what a study asks for is priced
         self._counts: dict[Any, SequenceCounts] = {}
+        self._tables: dict[SequenceCounts, SequenceTable] = {}
 
     def count_limit(self, config: RunConfig) -> int:
         """No sequence is counted: the mean stands for each."""
@@ -79,7 +80,10 @@ class StatedMeasurements:
 
     def prefix(self, config: RunConfig, sequences: int, *, batch_sequences: int) -> SequenceTable:
         """The mean sequence of a run of any length."""
-        return _table(self.mean(config), ENDLESS)
+        mean = self.mean(config)
+        if mean not in self._tables:
+            self._tables[mean] = _table(mean, ENDLESS)
+        return self._tables[mean]
 
     def run(self, config: RunConfig, *, steps: int, batch_sequences: int, limit: int | None = None) -> SequenceTable:
         """The mean sequence of a run of `steps` full batches."""

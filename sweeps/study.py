@@ -15,6 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class StudyConfig:
     spend: SpendConfig = field(default_factory=SpendConfig)  # one total instead of a length axis, or above one
     notes: tuple[str, ...] = ()  # what a reader of the plan must know, printed with it
 
-    @property
+    @cached_property
     def length(self) -> Length:
         """The length axis that is given; budgets where a total chooses them. Raises ConfigError unless it is exactly one."""
         given = [axis for axis in Length if getattr(self, axis.value)]
@@ -105,7 +106,7 @@ class StudyConfig:
             )
         return given[0]
 
-    @property
+    @cached_property
     def lengths(self) -> tuple[float, ...]:
         """The values of the length axis, rising; none where a total chooses them (sweeps.spending)."""
         values: tuple[float, ...] = getattr(self, self.length.value)
@@ -116,7 +117,7 @@ class StudyConfig:
         wanted = self.arm_sizes.get(arm, self.sizes)
         return tuple(size for size in SIZES if size in wanted and size in self.sizes)
 
-    @property
+    @cached_property
     def ordered_arms(self) -> tuple[str, ...]:
         """The arms in their order (lst.config.Arm), each followed by its variants as they are listed."""
         return tuple(sorted(self.arms, key=lambda name: (list(Arm).index(arm_of(name)), name in self.variants)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from lst.data.stream import Stream
 from lst.data.vocab import FRAMES_PER_SECOND
 from lst.errors import DataError
 from lst.flops import SequenceCounts, training_flops
+from lst.plain import kept
 
 MIXTURE_SAMPLE = 1024  # of each format: sequences by which the shares are solved
 REFERENCE_TOKENS = 1 << 25  # of each modality that the references are counted on at most
@@ -50,18 +50,21 @@ class SequenceTable:
 
     def mean(self) -> SequenceCounts:
         """Counts of the mean sequence."""
-        return SequenceCounts(**dict(zip(FIELDS, self.counts.mean(0).tolist(), strict=True)))
+        return kept(self, "_mean", lambda table: _counts(table.counts.mean(0)))
 
     def flops(self, config: RunConfig) -> NDArray[np.float64]:
         """Training FLOPs of each counted sequence. FLOPs are linear in the counts, so unit costs suffice."""
-        flops: NDArray[np.float64] = self.counts @ np.array(_unit_costs(config.model))
+        flops: NDArray[np.float64] = self.counts @ kept(config.model, "_unit_costs", _unit_costs)
         return flops
 
 
-@lru_cache(maxsize=256)
-def _unit_costs(model: ModelConfig) -> tuple[float, ...]:
+def _counts(row: NDArray[np.float64]) -> SequenceCounts:
+    return SequenceCounts(**dict(zip(FIELDS, row.tolist(), strict=True)))
+
+
+def _unit_costs(model: ModelConfig) -> NDArray[np.float64]:
     """Training FLOPs of one of each of FIELDS."""
-    return tuple(training_flops(model, SequenceCounts(**{name: 1})).total for name in FIELDS)
+    return np.array([training_flops(model, SequenceCounts(**{name: 1})).total for name in FIELDS])
 
 
 def count_sequences(dataset: Dataset, config: RunConfig, limit: int = 4096) -> SequenceTable:

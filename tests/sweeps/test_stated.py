@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from launch.rows import STATED as STATED_IN_ROWS
 from launch.rows import read_rows, require_data
-from lst.config import DataConfig, Patching, PatchingConfig, arm_config
+from lst.config import DataConfig, Patching, PatchingConfig, RunConfig, arm_config
 from lst.errors import ConfigError, LaunchError
+from lst.plain import to_dict
 from sweeps.cli import main
-from sweeps.folder import to_yaml
+from sweeps.folder import run_yaml, to_yaml
 from sweeps.plan import plan, read_plan
 from sweeps.stated import Content, StatedMeasurements, aligned_share, interleaved_content, pairs, sequence_counts
 from sweeps.stated_file import STATED, UnitLength, from_plain, read_stated, to_plain
@@ -197,3 +198,15 @@ def test_a_cutting_that_is_not_stated_is_told_with_what_is(capsys: pytest.Captur
 def test_a_missing_file_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study=lst_table8", "data=nowhere.yaml", "--dry-run"]) == 2
     assert "data='nowhere.yaml' is no file" in capsys.readouterr().err
+
+
+def test_text_and_id_put_together_from_sections_are_those_of_the_whole_for_every_seed() -> None:
+    """Shared sections are hashed and written once, and other seeds are copied: as if each run had been made alone."""
+    grid = {"name": "grid", "data": "paper", "arms": ["baseline", "lst_curriculum"], "budgets": [1e11, 3e11]}
+    together, alone = plan({**grid, "seeds": [0, 1, 2]}), plan({**grid, "seeds": [2]})
+    assert {row for row in together.rows if row.seed == 2} == set(alone.rows)
+    for run_id, config in together.run_configs.items():
+        content = to_dict(config)
+        whole = to_yaml({"run_id": run_id, "config": content})
+        assert run_yaml(RunConfig.from_dict(content)) == run_yaml(config) == whole
+        assert RunConfig.from_dict(content).run_id == run_id
