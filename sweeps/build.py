@@ -89,8 +89,8 @@ def build_runs(
     _require_distinct(ordered)
     told: list[str] = []
     if study.recipe.share_trunk:
-        shared, told = share_trunks([(r.row, r.config) for r in ordered], study.price, flops_until(measure))
-        ordered = [PlannedRun(row=row, config=config) for row, config in shared]
+        branched, told = share_trunks([(r.row, r.config) for r in ordered], study.price, flops_until(measure))
+        ordered = [PlannedRun(row=row, config=config) for row, config in branched]
     rows = [run.row for run in ordered]
     return ordered, _warnings(study, measure, rows, outside, longest=max(level.length for level in levels)) + told
 
