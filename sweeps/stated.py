@@ -25,6 +25,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lst.config import DataConfig, EvalConfig, Patching, PatchingConfig, RunConfig
+from lst.errors import ConfigError
 from lst.flops import SequenceCounts
 from sweeps.stated_file import InterleavedStatistics, StatedStatistics, UnitLength
 
@@ -68,7 +69,15 @@ class StatedMeasurements:
         return 1
 
     def mixture(self, config: RunConfig) -> DataConfig:
-        """`config.data` with data_id and the shares of interleaved sequences that keep the mixture in tokens."""
+        """`config.data` with data_id and the shares of interleaved sequences that keep the mixture in tokens.
+
+        Raises ConfigError where the mixture is given by formats.
+        """
+        if config.data.mixture.given:
+            raise ConfigError(
+                f"mixture.formats is given, but statistics '{self.stated.name}' know interleaved and text sequences alone; "
+                "give mixture.interleaved_token_share, or plan on a prepared data set (data=FOLDER)."
+            )
         kinds = kinds_of(config.patching)
         static, aligned = (self._sequence_share(config, kind) for kind in (kinds[0], kinds[-1]))
         return dataclasses.replace(

@@ -155,6 +155,15 @@ def test_submitting_such_a_plan_is_refused_with_the_remedy(tmp_path: Path) -> No
     assert not (tmp_path / "study" / "launch").exists()
 
 
+def test_a_mixture_of_formats_is_refused_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    formats = ["mixture.formats.interleaved=0.3", "mixture.formats.asr=0.2", "mixture.formats.text=0.5"]
+    assert main(["study=lst_table8", *formats, "--dry-run"]) == 2
+    printed = capsys.readouterr()
+    assert "mixture.formats is given, but statistics 'paper' know interleaved and text sequences alone" in printed.err
+    assert printed.out == ""
+    assert "Traceback" not in printed.err
+
+
 def test_a_users_file_reads_back_what_was_written(tmp_path: Path) -> None:
     stated = read_stated("paper")
     file = tmp_path / "mine.yaml"
