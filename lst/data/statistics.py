@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lst.config import DataConfig, EvalConfig, Format, ModelConfig, Patching, RunConfig
+from lst.config import DataConfig, EvalConfig, Format, ModelConfig, Patching, PatchingConfig, RunConfig
 from lst.data.columns import draw_places
 from lst.data.interleave import Document
 from lst.data.ngram import NgramModel
@@ -26,7 +27,8 @@ from lst.errors import DataError
 from lst.flops import SequenceCounts, training_flops
 from lst.plain import kept
 
-MIXTURE_SAMPLE = 1024  # of each format: sequences by which the shares are solved
+MIXTURE_UNITS = 1 << 20  # of each format: units of the sequences by which the shares are solved ..
+MIXTURE_SAMPLE = (1024, 4096)  # .. and their fewest and most: then a mean one's tokens are known to a part in a thousand
 REFERENCE_TOKENS = 1 << 25  # of each modality that the references are counted on at most
 FIELDS = tuple(f.name for f in dataclasses.fields(SequenceCounts))
 
@@ -168,9 +170,9 @@ def _interleaved_share(dataset: Dataset, config: RunConfig, kind: Patching) -> f
     if share in (0.0, 1.0):
         return share
     interleaved = dataclasses.replace(config.data, interleaved_sequence_share_static=1.0, interleaved_sequence_share_aligned=1.0)
-    counts = _mean_sequence(dataset, config, kind, interleaved)
+    tokens, *_ = _mean_sequence(dataset, config, kind, interleaved)
     text_tokens = config.data.seq_len_units  # a text token is a unit
-    return round(share * text_tokens / (share * text_tokens + (1 - share) * counts.tokens), 6)
+    return round(share * text_tokens / (share * text_tokens + (1 - share) * tokens), 6)
 
 
 def _format_shares(dataset: Dataset, config: RunConfig, kind: Patching) -> tuple[float, ...]:
@@ -184,8 +186,8 @@ def _format_shares(dataset: Dataset, config: RunConfig, kind: Patching) -> tuple
             continue
         alone = tuple(float(name is other) for other in Format)
         only = dataclasses.replace(data, mixture_sequences_static=alone, mixture_sequences_aligned=alone)
-        counts = _mean_sequence(dataset, config, kind, only)
-        amount = counts.speech_tokens / rates[0] + counts.text_tokens / rates[1] if rates else counts.tokens
+        tokens, speech, text = _mean_sequence(dataset, config, kind, only)
+        amount = speech / rates[0] + text / rates[1] if rates else tokens
         weights.append(wanted[name] / amount)
     shares = [round(weight / sum(weights), 6) for weight in weights]
     shares[int(np.argmax(shares))] += 1 - sum(shares)
@@ -200,14 +202,42 @@ def _tokens_per_word(dataset: Dataset) -> tuple[float, float]:
     return sizes["unique_speech_tokens"] / sizes["spoken_words"], sizes["unique_transcript_tokens"] / sizes["spoken_words"]
 
 
-def _mean_sequence(dataset: Dataset, config: RunConfig, kind: Patching, data: DataConfig) -> SequenceCounts:
-    """The mean of MIXTURE_SAMPLE sequences of `data` under `kind` alone. Raises DataError where they are empty."""
-    fixed = dataclasses.replace(config.patching, kind=kind)
-    train = dataclasses.replace(config.train, seed=0, steps=MIXTURE_SAMPLE, batch_sequences=1, final_batch_sequences=0)
-    counts = count_sequences(dataset, dataclasses.replace(config, data=data, patching=fixed, train=train)).mean()
+@dataclass(frozen=True)
+class _Alone:
+    """A configuration under one patching, equal to others whose sequences hold the same tokens."""
+
+    data: DataConfig
+    patching: PatchingConfig
+    speech_bpe_vocab: int
+    config: RunConfig = field(compare=False)
+
+
+def _mean_sequence(dataset: Dataset, config: RunConfig, kind: Patching, data: DataConfig) -> tuple[float, float, float]:
+    """Tokens, speech tokens and text tokens of the mean sequence of `data` under `kind` alone, on MIXTURE_UNITS units.
+
+    Raises DataError where they are empty.
+    """
+    patching = PatchingConfig(
+        kind=kind,
+        patch_size=config.patching.patch_size,
+        aligned_unit=config.patching.aligned_unit,
+        silence=config.patching.silence,
+        merge_side=config.patching.merge_side,
+    )
+    return _mean_tokens(dataset, _Alone(data, patching, config.model.speech_bpe_vocab, config))
+
+
+@lru_cache(maxsize=64)
+def _mean_tokens(dataset: Dataset, alone: _Alone) -> tuple[float, float, float]:
+    """Remembered, since arms share their cuttings."""
+    low, high = MIXTURE_SAMPLE
+    sample = max(low, min(high, MIXTURE_UNITS // alone.data.seq_len_units))
+    train = dataclasses.replace(alone.config.train, seed=0, steps=sample, batch_sequences=1, final_batch_sequences=0)
+    config = dataclasses.replace(alone.config, data=alone.data, patching=alone.patching, train=train)
+    counts = count_sequences(dataset, config).mean()
     if not counts.tokens:
         raise DataError(f"data '{dataset.path}' gives empty sequences; prepare it with longer documents.")
-    return counts
+    return counts.tokens, counts.speech_tokens, counts.text_tokens
 
 
 def _count_rows(stream: Stream, indices: Sequence[int]) -> NDArray[np.float64]:

@@ -4,13 +4,14 @@ Sequence i of a run (i = step x batch_sequences + its place in the batch) draws 
 order does not depend on world size, workers or restarts, any step can be made without the ones before it, and memory
 does not grow with the corpus:
 
-- its format (interleaved, text, ..) is the one into whose share u_i falls, and its start is the fraction v_i of the token
-  stream of the spoken or the text documents, where (u_i, v_i) are the points of Sobol's sequence in two dimensions, shifted
-  by the seed. Of any 2^m consecutive points from a multiple of 2^m on, each box of 2^-a by 2^(a-m) holds exactly one: shares
-  hold closely over any window, and the starts of each format cover the corpus evenly without a shuffle, whatever its size
+- its format (interleaved, text, ..) is the one into whose share u_i falls, its start is the fraction v_i of the token stream
+  of the spoken or the text documents, and its patching (mixed, curriculum) is aligned if w_i is below that share, where
+  (u_i, v_i, w_i) are the points of Sobol's sequence in three dimensions, shifted by the seed. Of any 2^m consecutive points
+  from a multiple of 2^m on, each box of 2^-a by 2^(a-m) in u and v holds exactly one: shares hold closely over any window,
+  those of both patchings as well, and the starts of each format cover the corpus evenly without a shuffle, whatever its size
   (points of a lattice, such as the R2 sequence's, do one or the other, but leave holes in the starts of a format);
-- its patching (mixed, curriculum) and its interleaving are drawn by a counter-based generator keyed by (seed, i); with
-  patching.draw=step the patching is drawn by one keyed by (seed, step), for the whole batch.
+- its interleaving is drawn by a counter-based generator keyed by (seed, i); with patching.draw=step the patching is drawn by
+  one keyed by (seed, step), for the whole batch.
 
 From its start a sequence reads documents in file order, wrapping round, until `seq_len_units` units are full. A spoken document
 is begun at its first word from there on. One without words is speech alone: sequences that need words pass it over.
@@ -120,9 +121,8 @@ class Stream:
         """Patching, format, start, and the generator for the rest, of sequence `index`: without reading data."""
         config = self.config
         generator = np.random.Generator(np.random.Philox(key=(config.train.seed << 64) + index))
-        u, v = _even_point(config.train.seed, index)
+        u, v, draw = _even_point(config.train.seed, index)
         step = index // config.train.batch_sequences
-        draw = generator.random()
         if config.patching.draw == "step":
             draw = _step_draw(config.train.seed, step)
         kind = draw_patching(config.patching, step / config.train.steps, draw)
@@ -194,20 +194,34 @@ def _step_draw(seed: int, step: int) -> float:
     return float(np.random.Generator(np.random.Philox(key=(1 << 127) + (seed << 64) + step)).random())
 
 
-def _even_point(seed: int, index: int) -> tuple[float, float]:
-    """Point `index` of the first two dimensions of Sobol's sequence, digitally shifted by the seed, in [0, 1)^2."""
+def _even_point(seed: int, index: int) -> tuple[float, float, float]:
+    """Point `index` of the first three dimensions of Sobol's sequence, digitally shifted by the seed, in [0, 1)^3."""
     u = int(f"{index:0{_BITS}b}"[::-1], 2)  # van der Corput: the bits mirrored at the point
-    v, direction = 0, 1 << (_BITS - 1)
+    v = w = bit = 0
     while index:
         if index & 1:
-            v ^= direction
-        direction ^= direction >> 1  # the rows of Pascal's triangle modulo 2
+            v ^= _DIRECTIONS[0][bit]
+            w ^= _DIRECTIONS[1][bit]
+        bit += 1
         index >>= 1
-    shift_u, shift_v = _shifts(seed)
-    return (u ^ shift_u) / (1 << _BITS), (v ^ shift_v) / (1 << _BITS)
+    shift_u, shift_v, shift_w = _shifts(seed)
+    return (u ^ shift_u) / (1 << _BITS), (v ^ shift_v) / (1 << _BITS), (w ^ shift_w) / (1 << _BITS)
+
+
+def _directions() -> tuple[list[int], list[int]]:
+    """Direction numbers of the second and third dimensions (polynomials x + 1 and x^2 + x + 1; Joe and Kuo 2008)."""
+    second, third = [1 << (_BITS - 1)], [1 << (_BITS - 1), 3 << (_BITS - 2)]
+    while len(second) < _BITS:
+        second.append(second[-1] ^ second[-1] >> 1)
+    while len(third) < _BITS:
+        third.append(third[-1] ^ third[-2] ^ third[-2] >> 2)
+    return second, third
+
+
+_DIRECTIONS = _directions()
 
 
 @cache
 def _shifts(seed: int) -> list[int]:
-    shifts: list[int] = np.random.Generator(np.random.Philox(key=seed)).integers(0, 1 << _BITS, 2).tolist()
+    shifts: list[int] = np.random.Generator(np.random.Philox(key=seed)).integers(0, 1 << _BITS, 3).tolist()
     return shifts
