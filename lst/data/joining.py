@@ -261,6 +261,10 @@ class Join:
                 sizes[table].append(found)
         share = self.options["heldout_share"]
         for table, name in (("speech", "spoken"), ("text", "text")):
+            if table == "text" and not any(any(found.values()) for found in sizes[table]):
+                raise DataError(
+                    "no document has any text, and the text side needs some; give transcripts=, or text= with texts of your own."
+                )
             if not any(found["train"] for found in sizes[table]):
                 raise DataError(f"the input leaves no {name} document for training; lower heldout_share={share}.")
             if share and not any(found["heldout"] for found in sizes[table]):

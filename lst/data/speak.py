@@ -60,10 +60,12 @@ def speak_document(folder: str, name: str, out: Path, *, vocoder: str = "embedde
     dataset = open_dataset(folder)
     speaking = open_vocoder(vocoder, voice=voice)
     speaking.check_units(dataset)
+    first = ""
     for batch in table_batches(dataset.path, dataset.manifest, "speech", ["id", "speech_tokens"]):
         row = batch["id"].index(name).as_py()
         if row >= 0:
             audio, rate = speaking(batch["speech_tokens"][row].as_py())
             write_wav(out, audio, rate)
             return len(audio) / rate
-    raise DataError(f"'{dataset.path}' has no spoken document of id={name}; ids are in its speech table.")
+        first = first or str(batch["id"][0])
+    raise DataError(f"'{dataset.path}' has no spoken document of id={name}; the first is id={first}.")

@@ -83,9 +83,11 @@ class Groups:
     _given: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # splits that rows name
     _lone: list[NDArray[np.uint64]] = field(default_factory=list)
     _splits: set[str] = field(default_factory=set)
+    _documents: int = 0
 
     def add(self, rows: pa.Table, tokens: NDArray[np.int64]) -> None:
         """Add rows (columns id, book, split, and speaker where the table has it) of so many tokens each."""
+        self._documents += rows.num_rows
         columns = [c for c in ("book", "speaker", "split") if c in rows.schema.names]
         counted = rows.select(columns).append_column("tokens", pa.array(tokens)).group_by(columns).aggregate([("tokens", "sum")])
         for row in counted.to_pylist():
@@ -149,6 +151,8 @@ class Groups:
             f"the {self.table} documents have {count} {what}, of which the largest has {largest:.1%} of the tokens: "
             f"{held:.1%} would be held out"
         )  # fmt: skip
+        if self._documents == 1:
+            return f"heldout_share={share} cannot be met: there is one {self.table} document; give more documents, or heldout_share=0."
         remedy = f"give split_by={NEXT_BEST[self.split_by]}, another heldout_share, or rows with a 'split' of their own"
         return f"heldout_share={share} cannot be met with split_by={self.split_by}: {found}; {remedy}."
 

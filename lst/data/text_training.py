@@ -18,6 +18,7 @@ from lst.errors import DataError
 
 SAMPLE_BYTES = 1 << 25  # 32 MiB of memory, about five million words of long documents
 DOCUMENT_BYTES = 200  # what a document takes beside its text
+BYTES = 256  # pieces that every tokenizer has, so that any text can be written
 SENTENCE_BYTES = 4_000  # SentencePiece skips longer ones
 
 
@@ -91,8 +92,11 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> bytes:
     except RuntimeError as error:
         # SentencePiece says which size would fit: "Please set it to a value <= 404."
         fitting = re.search(r"<= *(\d+)", str(error))
-        remedy = f"give vocab_size={fitting[1]} or less" if fitting else "choose another size"
-        raise DataError(
-            f"the training text is too small for a tokenizer of vocab_size={vocab_size}; {remedy}, or tokenizer=FILE."
-        ) from error
+        if fitting:
+            found = f"the training text is too small for a tokenizer of vocab_size={vocab_size}"
+            remedy = f"give vocab_size={fitting[1]} or less"
+        else:
+            found = f"vocab_size={vocab_size} is too small for the {BYTES} bytes and the letters of the training text"
+            remedy = f"give more, such as {2 * BYTES}"
+        raise DataError(f"{found}; {remedy}, or tokenizer=FILE.") from error
     return model.getvalue()
