@@ -158,8 +158,8 @@ def _require_growth(out: Path, files: Mapping[str, bytes], *, widen: bool) -> No
         first = lost[0]
         raise PlanError(
             f"out={out} holds another plan: {len(lost)} of its {len(old)} runs are not in this one, the first is {first.run_id} "
-            f"({first.arm}, {first.size}, {first.flops_budget:.3g} FLOPs); choose another folder (out=studies/NAME, with make demo DIR=studies/NAME), "
-            "or delete this one."
+            f"({first.arm}, {first.size}, {first.flops_budget:.3g} FLOPs); choose another folder "
+            "(with make demo: DIR=studies/NAME), or delete this one."
         )
     if not widen:
         raise PlanError(

@@ -140,7 +140,7 @@ class Measurements:
         return known
 
     def run(self, config: RunConfig, *, steps: int, batch_sequences: int, limit: int | None = None) -> SequenceTable:
-        """Counts of a run of `steps` full batches; of at most `limit` (default: count_limit) evenly spread sequences."""
+        """Counts of a run of `steps` full batches; of at most `limit` (default: count_limit) in evenly spread windows."""
         from lst.data.statistics import count_sequences
 
         train = dataclasses.replace(config.train, steps=steps, batch_sequences=batch_sequences, final_batch_sequences=0)

@@ -155,7 +155,8 @@ def _config(folder: Path, name: str) -> dict[str, Any]:
         config = json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"'{folder}' has no readable {name} ({_first_line(error)}); give a local folder of save_pretrained (names of a hub are not fetched)."
+            f"'{folder}' has no readable {name} ({_first_line(error)}); give a local folder of save_pretrained "
+            "(names of a hub are not fetched)."
         ) from error
     if not isinstance(config, dict):
         raise DataError(f"'{folder / name}' is no JSON object; give a folder of save_pretrained.")

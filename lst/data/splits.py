@@ -152,7 +152,8 @@ class Groups:
             f"{held:.1%} would be held out"
         )  # fmt: skip
         if self._documents == 1:
-            return f"heldout_share={share} cannot be met: there is one {self.table} document; give more documents, or heldout_share=0."
+            found = f"there is one {self.table} document; give more, or heldout_share=0"
+            return f"heldout_share={share} cannot be met: {found}."
         remedy = f"give split_by={NEXT_BEST[self.split_by]}, another heldout_share, or rows with a 'split' of their own"
         return f"heldout_share={share} cannot be met with split_by={self.split_by}: {found}; {remedy}."
 

@@ -1,7 +1,7 @@
 """What the planner must know of the data: counts of a run's sequences, the mixture, unique tokens, references.
 
 No torch. Where a run is short, its sequences are made and counted one by one, exactly as the trainer will see them;
-where it is long, evenly spread ones stand for the rest.
+where it is long, evenly spread windows of consecutive ones stand for the rest.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from lst.plain import kept
 MIXTURE_UNITS = 1 << 20  # of each format: units of the sequences by which the shares are solved ..
 MIXTURE_SAMPLE = (1024, 4096)  # .. and their fewest and most: then a mean one's tokens are known to a part in a thousand
 REFERENCE_TOKENS = 1 << 25  # of each modality that the references are counted on at most
+WINDOWS = 8  # stretches of consecutive sequences by which a long run is known
 FIELDS = tuple(f.name for f in dataclasses.fields(SequenceCounts))
 
 
@@ -70,11 +71,30 @@ def _unit_costs(model: ModelConfig) -> NDArray[np.float64]:
 
 
 def count_sequences(dataset: Dataset, config: RunConfig, limit: int = 4096) -> SequenceTable:
-    """Counts of the run's sequences, in order; at most `limit`, evenly spread, if there are more."""
+    """Counts of the run's sequences, in order; at most `limit`, in evenly spread windows, if there are more."""
     total = config.train.total_sequences
-    indices = np.arange(total) if total <= limit else np.linspace(0, total - 1, limit).round().astype(np.int64)
+    indices = np.arange(total) if total <= limit else window_indices(total, limit)
     stream = Stream(dataset, config)
     return SequenceTable(indices, _count_rows(stream, indices.tolist()), total)
+
+
+def window_indices(total: int, limit: int) -> NDArray[np.int64]:
+    """At most `limit` of `total` indices (more than `limit`): one window of consecutive ones from each of equal parts.
+
+    A window is as long as a power of two and begins at a multiple of it: so many points of Sobol's sequence, from which formats,
+    starts and patchings are drawn, fill each dimension evenly. Which window of a part is taken differs from part to part, by the
+    mirrored bits of the part's number and a fixed draw: at a regular stride near a power of two all would meet the same part of a
+    dimension.
+    """
+    count = min(WINDOWS, limit)
+    length = 1 << ((limit // count).bit_length() - 1)
+    borders = np.arange(count + 1, dtype=np.int64) * (total // length) // count
+    raw = np.random.Philox(key=total).random_raw(count).astype(np.float64) / 2.0**64
+    mirrored = np.array([int(f"{part:b}"[::-1], 2) / (1 << part.bit_length()) for part in range(count)])
+    place = mirrored + raw / (1 << (count - 1).bit_length())
+    chosen = np.minimum(borders[:-1] + (place * np.diff(borders)).astype(np.int64), borders[1:] - 1)
+    indices: NDArray[np.int64] = (chosen[:, None] * length + np.arange(length)).ravel()
+    return indices
 
 
 def solve_mixture(dataset: Dataset, config: RunConfig) -> DataConfig:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
@@ -15,7 +17,7 @@ from lst.config import Arm, DataConfig, Format, MixtureConfig, Patching, RunConf
 from lst.data.draws import Draws
 from lst.data.interleave import SpokenDocument, interleaved_spans
 from lst.data.shards import Dataset, open_dataset
-from lst.data.statistics import corpus_statistics, solve_mixture
+from lst.data.statistics import corpus_statistics, solve_mixture, window_indices
 from lst.data.stream import Stream
 from lst.errors import ConfigError
 
@@ -134,3 +136,21 @@ def test_options_that_came_later_change_an_id_only_where_they_are_used() -> None
     assert arm_config("baseline", data={"first_modality": "random", "pair_words": 64, "mixture": {}}).run_id == plain
     for change in ({"first_modality": "text"}, {"pair_words": 9}, {"mixture": {"text": 1.0}}):
         assert arm_config("baseline", data=change).run_id != plain
+
+
+@given(total=st.integers(2, 10**9), share=st.floats(0, 1))
+def test_windows_stand_for_a_run_with_distinct_indices_of_it(total, share):
+    limit = max(1, min(4096, int(share * (total - 1))))
+    indices = window_indices(total, limit)
+    assert limit / 4 < len(indices) <= limit
+    assert len(set(indices.tolist())) == len(indices)
+    assert indices.min() >= 0
+    assert indices.max() < total
+
+
+@pytest.mark.parametrize("total", [4096, 8191, 8192, 12_288, 16_381, 16_384, 65_536, 100_000])
+def test_the_sample_of_a_long_run_holds_its_formats_in_their_shares_whatever_its_length(total):
+    for seed in range(3):
+        points = [stream_module._even_point(seed, int(index)) for index in window_indices(total, 2048)]
+        for dimension in np.array(points).T:
+            assert abs((dimension < 0.334).mean() - 0.334) < 0.0025
