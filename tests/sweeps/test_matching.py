@@ -103,7 +103,9 @@ def test_context_match_tokens_gives_patched_arms_shorter_sequences(small_study: 
     for row, reference in pairs(plan):
         assert row.seq_len_units < reference.seq_len_units == 64
         tokens = [r.tokens / r.units * r.seq_len_units for r in (row, reference)]
-        assert tokens[0] == pytest.approx(tokens[1], rel=0.03)
+        if row.admitted:  # a refused one has some forty sequences, too few for the mixture to hold
+            assert tokens[0] == pytest.approx(tokens[1], rel=0.03)
+    assert any(row.admitted for row, _ in pairs(plan))
 
 
 def test_a_run_longer_than_is_counted_is_matched_in_the_mean(small_plan: Plan, measure: Measurements) -> None:

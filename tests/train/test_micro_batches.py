@@ -31,6 +31,7 @@ train_step = Trainer.train_step
 
 def limited(self):
     if self.state.step == 0:
+        self.rows.batch(0)  # its thread's stack and heap are reserved before the limit
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + int(sys.argv[2]) * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
