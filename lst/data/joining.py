@@ -344,6 +344,7 @@ class Join:
     ) -> dict[str, Any]:
         contents = {t: content_hash([[s["split"], s["content_sha256"]] for s in entries], 64) for t, entries in shards.items()}
         contents["tokenizer"] = file_sha256(tokenizer_file(self.work.join / "data"))
+        contents["speech_vocab"] = str(made_from["reading"]["speech_vocab"])  # a larger one moves the markers' ids
         cards = {table: card for table, card in made_from["identity"].items() if card}
         contents |= {f"{table}_source": content_hash(card, 64) for table, card in cards.items()}
         about = {

@@ -30,6 +30,7 @@ from lst.data.shards import (
     MANIFEST,
     PIECE_TIMES,
     SPLITS,
+    manifest_text,
     piece_times_error,
     speech_row_error,
     table_schema,
@@ -40,7 +41,6 @@ from lst.errors import DataError
 BATCH_TOKENS = 1 << 20  # tokens a record batch; a longer document is a batch of its own
 BATCH_BYTES = 1 << 23  # of text, where documents have few tokens
 TOKENS = {"speech": "speech_tokens", "text": "text_tokens"}  # the column whose values a table counts
-MANIFEST_SUM = "manifest_sha256"
 
 _frames = pa.list_(pa.uint32())
 
@@ -263,13 +263,6 @@ def write_dataset(
 def identity(contents: Mapping[str, str]) -> str:
     """The data_id: the hash of what each table and the tokenizer hold."""
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """manifest.json with its own checksum, byte for byte."""
-    content = {key: value for key, value in manifest.items() if key != MANIFEST_SUM}
-    content[MANIFEST_SUM] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

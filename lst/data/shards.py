@@ -19,6 +19,7 @@ folder is written aside and renamed: it is there whole or not at all.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import cached_property, partial
@@ -38,6 +39,7 @@ from lst.errors import DataError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+MANIFEST_SUM = "manifest_sha256"
 SPLITS = ("train", "heldout")
 
 _ids = pa.list_(pa.uint16())
@@ -138,6 +140,13 @@ def piece_times_error(row: Mapping[str, Any]) -> str | None:
     return None
 
 
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """manifest.json with its own checksum, byte for byte."""
+    content = {key: value for key, value in manifest.items() if key != MANIFEST_SUM}
+    content[MANIFEST_SUM] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
 class Dataset:
     """An opened data set. Columns are loaded when first asked for."""
 
@@ -148,8 +157,9 @@ class Dataset:
         if not file.is_file():
             raise DataError(f"data '{path}' has no {MANIFEST}; prepare it with: prepare-data input=FILE out={path}")
         try:
-            self.manifest: dict[str, Any] = json.loads(file.read_text())
-        except ValueError as error:
+            text = file.read_text(encoding="utf-8")
+            self.manifest: dict[str, Any] = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"'{file}' is not JSON ({error}); prepare the data set again.") from error
         if not isinstance(self.manifest, dict) or "data_id" not in self.manifest:
             raise DataError(f"'{file}' is no manifest of a data set; prepare the data set again.")
@@ -158,6 +168,8 @@ class Dataset:
                 f"'{file}' has format_version={self.manifest.get('format_version')}, this program reads {FORMAT_VERSION}; "
                 "prepare the data set again."
             )
+        if MANIFEST_SUM in self.manifest and text != manifest_text(self.manifest):
+            raise DataError(f"'{file}' is damaged (its checksum differs); prepare the data set again, or copy it again.")
 
     @property
     def data_id(self) -> str:

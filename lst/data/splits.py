@@ -58,6 +58,7 @@ class Sides:
     split_by: str
     of_group: dict[str, str]  # a book's or a speaker's key -> train or heldout
     below: int  # a document that is a group of its own is held out if its id's rank is lower
+    settled: dict[str, str] = field(default_factory=dict)  # books whose side another table has drawn, where documents are groups
 
     def of(self, rows: pa.Table) -> list[str]:
         """The split of each row of `rows` (columns id, book, split, and speaker where the table has it)."""
@@ -69,6 +70,8 @@ class Sides:
         keys = group_keys(book, speaker, self.split_by)
         if keys:
             return self.of_group[keys[0]]
+        if f"book {book}" in self.settled:
+            return self.settled[f"book {book}"]
         return "heldout" if rank(name) < self.below else "train"
 
 
@@ -118,7 +121,8 @@ class Groups:
             count = max(count, 1)
         below = int(np.partition(lone, count)[count]) if count > 0 else 0
         drawn = fixed | {root: "heldout" if root in held else "train" for root in free}
-        return Sides(self.split_by, {key: drawn[root] for root, keys in members.items() for key in keys}, below)
+        of_group = {key: drawn[root] for root, keys in members.items() for key in keys}
+        return Sides(self.split_by, of_group, below, {} if members else settled)
 
     def _held_out(self, free: dict[str, int], named: dict[str, str], share: float, others: bool) -> set[str]:
         """Roots of the groups to hold out. `others`: something else is held out, so that none need be."""

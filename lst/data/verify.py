@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lst.data.shard_files import file_batches
-from lst.data.shard_writer import MANIFEST_SUM, TOKENS, file_sha256, identity, list_lengths, manifest_text
-from lst.data.shards import MANIFEST, SPLITS, Dataset
+from lst.data.shard_writer import TOKENS, file_sha256, identity, list_lengths
+from lst.data.shards import MANIFEST, MANIFEST_SUM, SPLITS, Dataset, manifest_text
 from lst.errors import DataError
 
 AGAIN = "prepare the data set again, or copy it again"

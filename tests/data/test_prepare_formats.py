@@ -1,6 +1,7 @@
 """`prepare-data` from each format to one data set: the formats, their options, and tokenizers of more than 16 bits."""
 
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pytest
 
 from lst.data.prepare import main
 from lst.data.shards import open_dataset, ragged
+from lst.errors import DataError
 from tests.data.sources.written_formats import FORMATS, WITH_WORDS, documents
 from tests.data.test_text_tokenizers import byte_level
 
@@ -158,3 +160,31 @@ def test_the_unit_rate_is_tokens_over_those_seconds(tmp_path, capsys):
     assert main(["report", str(tmp_path / "out"), f"out={tmp_path / 'page.html'}"]) == 0
     tokens = sum(len(record["speech_tokens"]) for record in documents())
     assert f"{tokens:,} tokens of {tokens / 25:,.1f} s of audio" in (tmp_path / "page.html").read_text()
+
+
+def test_another_number_of_centres_is_another_data_set(tmp_path, from_json_lines):
+    FORMATS["own"](tmp_path, documents())
+    options = ["vocab_size=300", "split_by=document", "heldout_share=0.2", "speech_vocab=60"]
+    assert main([f"out={tmp_path / 'more'}", f"input={tmp_path / INPUT['own']}", texts(tmp_path), *options]) == 0
+    assert open_dataset(tmp_path / "more").data_id != from_json_lines.data_id
+
+
+def test_a_manifest_that_was_changed_is_not_opened(tmp_path):
+    FORMATS["own"](tmp_path, documents())
+    status, out = prepare(tmp_path, f"input={tmp_path / INPUT['own']}", texts(tmp_path))
+    assert status == 0
+    manifest = out / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"heldout"', '"swapped"').replace('"train"', '"heldout"'))
+    with pytest.raises(DataError, match="its checksum differs"):
+        open_dataset(out)
+
+
+def test_names_that_are_no_utf8_stop_nothing(tmp_path):
+    FORMATS["own"](tmp_path, documents())
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in (b"caf\xe9.txt", b"plain.txt"):
+        (folder / os.fsdecode(name)).write_text("\n\n".join(f"Paragraph {n} of a book of tales." for n in range(30)))
+    status, out = prepare(tmp_path, f"input={tmp_path / INPUT['own']}", f"text={folder}")
+    assert status == 0
+    assert any(name.startswith("caf\\udce9-") for name in open_dataset(out).text["id"].to_pylist())

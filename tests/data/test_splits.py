@@ -115,3 +115,11 @@ def test_what_is_kept_together(split_by, same):
             assert len({found[4 * i + a] for i in range(25)}) == 1
         if split_by == "document":
             assert len(set(found[:100])) == 2
+
+
+def test_a_text_goes_on_the_side_of_its_spoken_book_where_documents_are_split_one_by_one() -> None:
+    rows = table([(f"b{i % 4}", "", "") for i in range(40)])
+    found = sides(rows, 0.2, "document", settled={"book b1": "heldout", "book b2": "train"})
+    books = dict(zip(rows["id"].to_pylist(), rows["book"].to_pylist(), strict=True))
+    assert {side for name, side in found.items() if books[name] == "b1"} == {"heldout"}
+    assert {side for name, side in found.items() if books[name] == "b2"} == {"train"}

@@ -350,7 +350,7 @@ def test_wall_clock_fields_are_the_only_ones_a_twin_may_change(new_run: Callable
         "mfu",
         "micro_batch_tokens",
         "processes",
-    }  # where the peak is known; after a lack of memory; of several
+    }  # where known; after a lack of memory; of ranks
 
 
 def test_start_is_light(new_run: Callable[..., Path]) -> None:

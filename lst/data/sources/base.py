@@ -154,6 +154,11 @@ def _after_newlines(chunk: bytes, count: int) -> int:
     return place
 
 
+def printable(name: str) -> str:
+    """A file's or member's name with bytes that are no UTF-8 written as \\udcXX."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def require_utf8(key: str, text: str) -> None:
     """Raises ValueError where `text` holds bytes that are no UTF-8, or half a surrogate pair."""
     try:

@@ -22,11 +22,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from tokenize import TokenError
 from typing import IO, Any, cast
 
 import numpy as np
 
-from lst.data.sources.base import Block, Record, Refused, file_size
+from lst.data.sources.base import Block, Record, Refused, file_size, printable
 from lst.data.sources.contract import SpokenContract
 from lst.errors import DataError
 
@@ -71,11 +72,12 @@ class TarShards:
         """Raises DataError if the archive is damaged or larger than the limits."""
         try:
             for sample in self._samples(block.file):
-                place = f"member {sample.member or sample.key}"
+                place = f"member {printable(sample.member or sample.key)}"
                 try:
                     if sample.refused:
                         raise ValueError(sample.refused)
-                    yield Record(self._contract.row(sample.values), place=place)
+                    values = {self._contract.their("id"): sample.key} | sample.values
+                    yield Record(self._contract.row(values), place=place)
                 except ValueError as error:
                     yield Refused(block.file, str(error), place=place)
         except _DAMAGED as error:
@@ -110,7 +112,6 @@ class TarShards:
         if twice:
             raise ValueError(f"'{twice}' is given by another member too")
         sample.values |= values
-        sample.values.setdefault(self._contract.their("id"), sample.key)
 
     def _decoded(self, ending: str, content: bytes) -> dict[str, Any]:
         if ending == "npy":
@@ -224,7 +225,7 @@ def _decompressed(file: Path) -> IO[bytes]:
 def _numpy_array(content: bytes) -> np.ndarray[Any, Any]:
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError, SyntaxError, TokenError) as error:
         raise ValueError(f"it is no NumPy array ({error})") from error
     if not isinstance(array, np.ndarray):
         raise ValueError("it is an archive of NumPy arrays; store one array")

@@ -27,6 +27,7 @@ from lst.data.sources.base import (
     block_lines,
     file_size,
     line_blocks,
+    printable,
     require_utf8,
 )
 from lst.data.sources.files import named_files
@@ -77,7 +78,7 @@ class PlainText:
         return [block for file in self._files.values() for block in paragraph_blocks(file, self._block_bytes)]
 
     def read(self, block: Block) -> Iterator[Record | Refused]:
-        name = self._names[block.file]
+        name = printable(self._names[block.file])
         book = name if len(self._files) > 1 else ""
         for number, paragraph in _paragraphs(block):
             text = " ".join(paragraph.removeprefix(BYTE_ORDER_MARK).split())

@@ -4,16 +4,22 @@ import gzip
 import io
 import json
 import lzma
+import os
 import tarfile
 
 import numpy as np
 import pytest
 
+from lst.data.sources.base import Block
 from lst.data.sources.tar_shards import TarLimits, TarShards
 from lst.errors import DataError
 from tests.data.sources.written_formats import CONTRACT, add_member, read_all, write_tar
 
 GOOD = json.dumps({"speech_tokens": [1, 2, 3]}).encode()
+
+
+HEADER = b"{'descr': '<u2', 'fortran_order': False, 'shape': (1000000000000,), }"
+HUGE = b"\x93NUMPY\x01\x00" + len(HEADER).to_bytes(2, "little") + HEADER
 
 
 def archive_with(path, name, content=b"", **changes):
@@ -38,6 +44,8 @@ MEMBERS = {
     "torn JSON": ("a/2.json", GOOD[:9], {}, "not JSON"),
     "a list": ("a/2.json", b"[]", {}, "no JSON object"),
     "no tokens": ("a/2.txt", b"the cat", {}, "key 'speech_tokens' is missing"),
+    "torn array header": ("a/2.npy", b"\x93NUMPY\x01\x00\x08\x00{'a':(((", {}, "no NumPy array"),
+    "huge array header": ("a/2.npy", HUGE, {}, "no NumPy array"),
     "no array": ("a/2.npy", b"not an array", {}, "no NumPy array"),
 }
 
@@ -147,3 +155,16 @@ def test_what_is_no_archive_is_one_sentence(tmp_path, content):
     (tmp_path / "x.tar").write_bytes(content)
     with pytest.raises(DataError, match="no whole tar archive"):
         read_all(TarShards([tmp_path / "x.tar"], CONTRACT))
+
+
+def test_a_record_with_an_id_of_its_own_may_come_after_its_other_members(tmp_path):
+    record = json.dumps({"id": "own", "speech_tokens": [7, 8]}).encode()
+    path = write_tar(tmp_path / "x.tar", [("z.durations", b"2 1"), ("z.json", record)])
+    rows, refused = read_all(TarShards([path], CONTRACT))
+    assert refused == []
+    assert [(row["id"], row["speech_tokens"]) for row in rows] == [("own", [7, 7, 8])]
+
+
+def test_a_member_whose_name_is_no_utf8_is_placed_in_print(tmp_path):
+    (record,) = list(archive_with(tmp_path / "x.tar", os.fsdecode(b"a/caf\xe9.json"), GOOD).read(Block(tmp_path / "x.tar")))[1:2]
+    assert record.place == "member a/caf\\udce9"
