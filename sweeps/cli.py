@@ -286,17 +286,15 @@ def _with_overrides(study: StudyConfig, overrides: dict[str, str]) -> StudyConfi
 
 def _profiles(text: str) -> dict[str, Any]:
     """The GPUs of a YAML or JSON file. Raises ConfigError on one that cannot be read."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
+    from sweeps.yaml_file import UnreadableError, read_mapping
 
     try:
-        values = OmegaConf.to_container(OmegaConf.load(text), resolve=False)
-    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"price.profiles={text} cannot be read ({type(error).__name__}); give a YAML or JSON file.") from error
-    if not isinstance(values, dict):
+        values = read_mapping(Path(text))
+    except UnreadableError as error:
+        raise ConfigError(f"price.profiles={text} cannot be read ({error}); give a YAML or JSON file.") from error
+    if values is None:
         raise ConfigError(f"price.profiles={text} is no mapping of GPUs by name.")
-    return {str(name): value for name, value in values.items()}
+    return values
 
 
 def _compose(groups: list[str], overrides: dict[str, str]) -> dict[str, Any]:

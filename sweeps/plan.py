@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from lst.config import RunConfig
+    from sweeps.build import PlannedRun
     from sweeps.columns import PlanRow
     from sweeps.folder import Written
     from sweeps.measure import Measure
@@ -162,14 +163,16 @@ def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None
     from sweeps.columns import BRANCH
     from sweeps.spending import choose_ladder, edge_warnings, ladder_levels, levels_of, require_within
 
-    def rows_of(levels: Sequence[Level]) -> tuple[PlanRow, ...]:
-        runs, _ = build_runs(study, measure, levels)
+    def rows_of(runs: list[PlannedRun]) -> tuple[PlanRow, ...]:
         return (*(run.row for run in runs), *after_rows(study, measure, runs))
 
-    ladder = choose_ladder(study, measure, rows_of) if study.spend.total and not study.lengths else None
+    def rows_at(levels: Sequence[Level]) -> tuple[PlanRow, ...]:
+        return rows_of(build_runs(study, measure, levels)[0])
+
+    ladder = choose_ladder(study, measure, rows_at) if study.spend.total and not study.lengths else None
     levels = ladder_levels(ladder) if ladder else levels_of(study, measure)
     runs, warnings = build_runs(study, measure, levels, progress)
-    rows = (*(run.row for run in runs), *after_rows(study, measure, runs))
+    rows = rows_of(runs)
     if study.spend.total:
         require_within(study, rows)
     return Plan(
@@ -185,25 +188,21 @@ def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None
 
 def read_plan(folder: Path | str) -> StoredPlan:
     """The plan in a study's folder. Raises PlanError where there is none, or where it is damaged."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
     from sweeps.columns import read_rows
     from sweeps.folder import STUDY_FILE
     from sweeps.study import StudyConfig
+    from sweeps.yaml_file import UnreadableError, read_mapping
 
     folder = Path(folder)
     rows = read_rows(folder)
     path = folder / STUDY_FILE
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
-        raise PlanError(f"'{path}' cannot be read ({type(error).__name__}); plan the study again.") from error
-    if not isinstance(values, dict):
+        values = read_mapping(path)
+    except UnreadableError as error:
+        raise PlanError(f"'{path}' cannot be read ({error}); plan the study again.") from error
+    if values is None:
         raise PlanError(f"'{path}' is no mapping; plan the study again.")
-    study = StudyConfig.from_dict({str(key): value for key, value in values.items()})
-    return StoredPlan(folder=folder, study=study, rows=tuple(rows))
+    return StoredPlan(folder=folder, study=StudyConfig.from_dict(values), rows=tuple(rows))
 
 
 def rows_to_frame(rows: tuple[PlanRow, ...]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from typing import Any
 from lst.config import Patching, PatchingConfig
 from lst.errors import ConfigError, did_you_mean
 from lst.plain import content_hash, from_dict, to_dict
+from sweeps.yaml_file import UnreadableError, read_mapping
 
 STATISTICS_FOLDER = Path(__file__).parent / "conf" / "statistics"
 SUFFIXES = (".yaml", ".yml")
@@ -140,20 +141,16 @@ def stated_names() -> tuple[str, ...]:
 
 def read_stated(data: str) -> StatedStatistics:
     """Statistics by name or from a file. Raises ConfigError where there are none, or where they cannot be."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError  # type: ignore[import-untyped]
-
     path = STATISTICS_FOLDER / f"{data}.yaml" if data in stated_names() else Path(data)
+    if not path.exists():
+        raise ConfigError(f"data='{data}' is no file; {did_you_mean(data, stated_names())}")
     try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except FileNotFoundError as error:
-        raise ConfigError(f"data='{data}' is no file; {did_you_mean(data, stated_names())}") from error
-    except (OSError, ValueError, OmegaConfBaseException, YAMLError) as error:
-        raise ConfigError(f"data='{data}' cannot be read as statistics ({type(error).__name__}); check the file.") from error
-    if not isinstance(values, dict):
+        values = read_mapping(path)
+    except UnreadableError as error:
+        raise ConfigError(f"data='{data}' cannot be read as statistics ({error}); check the file.") from error
+    if values is None:
         raise ConfigError(f"data='{data}' is no mapping; see sweeps/conf/statistics/paper.yaml for the keys.")
-    return from_plain({str(key): value for key, value in values.items()})
+    return from_plain(values)
 
 
 def from_plain(values: Mapping[str, Any]) -> StatedStatistics:

@@ -7,6 +7,7 @@ where it is long, evenly spread windows of consecutive ones stand for the rest.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -30,7 +31,8 @@ from lst.plain import kept
 MIXTURE_UNITS = 1 << 20  # of each format: units of the sequences by which the shares are solved ..
 MIXTURE_SAMPLE = (1024, 4096)  # .. and their fewest and most: then a mean one's tokens are known to a part in a thousand
 REFERENCE_TOKENS = 1 << 25  # of each modality that the references are counted on at most
-WINDOWS = 8  # stretches of consecutive sequences by which a long run is known
+OUTLINED = 1 << 14  # sequences by which the shares of formats and patchings in a long run are known
+WINDOWS = (3, 8, 16)  # stretches of consecutive sequences by which a long run is known: the fewest that hold all it draws from
 FIELDS = tuple(f.name for f in dataclasses.fields(SequenceCounts))
 
 
@@ -73,12 +75,31 @@ def _unit_costs(model: ModelConfig) -> NDArray[np.float64]:
 def count_sequences(dataset: Dataset, config: RunConfig, limit: int = 4096) -> SequenceTable:
     """Counts of the run's sequences, in order; at most `limit`, in evenly spread windows, if there are more."""
     total = config.train.total_sequences
-    indices = np.arange(total) if total <= limit else window_indices(total, limit)
     stream = Stream(dataset, config)
-    return SequenceTable(indices, _count_rows(stream, indices.tolist()), total)
+    if total <= limit:
+        return SequenceTable(np.arange(total), _count_rows(stream, range(total)), total)
+    indices, weights = _sample(stream, total, limit)
+    return SequenceTable(indices, _count_rows(stream, indices.tolist()) * weights[:, None], total)
 
 
-def window_indices(total: int, limit: int) -> NDArray[np.int64]:
+def _sample(stream: Stream, total: int, limit: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Indices that stand for a long run, and what each counts for, one on average: formats and patchings have the run's shares.
+
+    These shares are told without reading data, so that far more sequences than the sample's tell them (post-stratification).
+    """
+    wider = np.arange(total) if total <= OUTLINED else window_indices(total, OUTLINED, WINDOWS[-1])
+    of_run = Counter(stream.outline(int(index)) for index in wider)
+    for windows in WINDOWS:
+        indices = window_indices(total, limit, windows)
+        sample = [stream.outline(int(index)) for index in indices]
+        of_sample = Counter(sample)
+        if set(of_run) <= set(of_sample):
+            break
+    weights = np.array([of_run[kind] / of_sample[kind] for kind in sample])
+    return indices, weights / weights.mean()
+
+
+def window_indices(total: int, limit: int, windows: int) -> NDArray[np.int64]:
     """At most `limit` of `total` indices (more than `limit`): one window of consecutive ones from each of equal parts.
 
     A window is as long as a power of two and begins at a multiple of it: so many points of Sobol's sequence, from which formats,
@@ -86,7 +107,7 @@ def window_indices(total: int, limit: int) -> NDArray[np.int64]:
     mirrored bits of the part's number and a fixed draw: at a regular stride near a power of two all would meet the same part of a
     dimension.
     """
-    count = min(WINDOWS, limit)
+    count = min(windows, limit)
     length = 1 << ((limit // count).bit_length() - 1)
     borders = np.arange(count + 1, dtype=np.int64) * (total // length) // count
     raw = np.random.Philox(key=total).random_raw(count).astype(np.float64) / 2.0**64

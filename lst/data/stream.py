@@ -87,6 +87,10 @@ class Stream:
         nothing = encode_document([], self.vocabulary, Patching.TOKEN, 1, ends=False)
         return PackedRow.pack([nothing], self.vocabulary, interleaved=False)
 
+    def outline(self, index: int) -> tuple[Patching, Format]:
+        """Patching and format of sequence `index`, without reading data."""
+        return self._outline(index)[:2]
+
     def row(self, index: int) -> PackedRow:
         """Sequence `index` of the run."""
         self._rows_made += 1

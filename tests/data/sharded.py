@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from lst.data.shard_writer import write_manifest
 from lst.data.shards import MANIFEST, SPLITS, TOKEN_COLUMNS, open_dataset
 from lst.data.text import tokenizer_file
 
@@ -20,7 +21,7 @@ def write_shards(source: Path, out: Path, *, shard_rows: int = 17, batch_rows: i
     manifest = dict(dataset.manifest)
     manifest["shards"] = {name: _write_table(dataset, name, out, shard_rows, batch_rows) for name in TOKEN_COLUMNS}
     shutil.copy(tokenizer_file(dataset.path), out)
-    (out / MANIFEST).write_text(json.dumps(manifest))
+    write_manifest(out, manifest)
     return out
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from lst.data.columns import MappedFile, Place, Split
+from lst.data.shard_writer import write_manifest
 from lst.data.shards import MANIFEST, SPLITS, TOKEN_COLUMNS, Dataset, open_dataset, ragged
 from lst.errors import DataError
 from tests.data.sharded import write_arrow, write_shards
@@ -115,7 +116,7 @@ def test_a_shard_with_other_counts_than_its_manifest_is_refused(toy_dataset: Pat
     folder = write_shards(toy_dataset, tmp_path / "d")
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["shards"]["text"][0]["tokens"] += 1
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
     with pytest.raises(DataError, match=r"text-00000.arrow' holds 17 documents of .* but its manifest says 17 of"):
         next(open_dataset(folder).documents("text", "train").from_token(0))
 
@@ -125,7 +126,7 @@ def test_a_damaged_list_of_shards_is_refused(toy_dataset: Path, tmp_path: Path, 
     folder = write_shards(toy_dataset, tmp_path / "d")
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["shards"]["text"][0] |= change
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
     with pytest.raises(DataError, match="damaged shard of text"):
         open_dataset(folder).documents("text", "train")
 

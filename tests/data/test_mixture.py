@@ -138,10 +138,10 @@ def test_options_that_came_later_change_an_id_only_where_they_are_used() -> None
         assert arm_config("baseline", data=change).run_id != plain
 
 
-@given(total=st.integers(2, 10**9), share=st.floats(0, 1))
-def test_windows_stand_for_a_run_with_distinct_indices_of_it(total, share):
+@given(total=st.integers(2, 10**9), share=st.floats(0, 1), windows=st.sampled_from([1, 3, 8, 16]))
+def test_windows_stand_for_a_run_with_distinct_indices_of_it(total, share, windows):
     limit = max(1, min(4096, int(share * (total - 1))))
-    indices = window_indices(total, limit)
+    indices = window_indices(total, limit, windows)
     assert limit / 4 < len(indices) <= limit
     assert len(set(indices.tolist())) == len(indices)
     assert indices.min() >= 0
@@ -151,6 +151,6 @@ def test_windows_stand_for_a_run_with_distinct_indices_of_it(total, share):
 @pytest.mark.parametrize("total", [4096, 8191, 8192, 12_288, 16_381, 16_384, 65_536, 100_000])
 def test_the_sample_of_a_long_run_holds_its_formats_in_their_shares_whatever_its_length(total):
     for seed in range(3):
-        points = [stream_module._even_point(seed, int(index)) for index in window_indices(total, 2048)]
+        points = [stream_module._even_point(seed, int(index)) for index in window_indices(total, 2048, 8)]
         for dimension in np.array(points).T:
             assert abs((dimension < 0.334).mean() - 0.334) < 0.0025

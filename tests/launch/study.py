@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from omegaconf import OmegaConf
 
 from launch.rows import NEEDED
 from launch.status import as_json, gather
-from lst.config import arm_config
+from lst.config import RunConfig, arm_config
 from lst.plain import to_dict
 from lst.records import read_jsonl, write_json
+from tests.train.tiny_run import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = [sys.executable, str(Path(__file__).with_name("standin_trainer.py"))]
@@ -70,15 +71,27 @@ def call(*arguments: object, **options: Any) -> tuple[int, str, str]:
     return finish(start(*arguments, **options))
 
 
-def wait_for(condition: Callable[[], Any], what: str) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, *, seconds: float = SECONDS, pause: float = 0.02) -> Any:
     """The first true value of `condition`."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
-        time.sleep(0.02)
-    raise AssertionError(f"waited {SECONDS} s for {what}")
+        time.sleep(pause)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+def plan_real_runs(folder: Path, configs: Sequence[RunConfig], *, gpus: int = 0) -> None:
+    """Plan runs that really train, of these configurations."""
+    for config in configs:
+        write_run(folder / "runs" / config.run_id, config)
+    with (folder / "plan.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, NEEDED, restval="")
+        writer.writeheader()
+        for config in configs:
+            row = {"run_id": config.run_id, "arm": config.model.arm.value, "size": "tiny", "steps": config.train.steps}
+            writer.writerow(row | {"status": "admitted", "planned_flops": 1e9, "gpus": gpus})
 
 
 def status(study: Path) -> dict[str, dict[str, Any]]:

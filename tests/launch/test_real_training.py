@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -12,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.rows import NEEDED
 from lst.records import read_json
-from tests.launch.study import ROOT, finish, status, wait_for
+from tests.launch.study import ROOT, finish, plan_real_runs, status, wait_for
 from tests.train.tiny_run import records, tiny_config, train, write_run, write_tiny_dataset
 
 
@@ -34,14 +32,7 @@ def test_a_stopped_study_ends_with_the_records_of_an_undisturbed_one(tmp_path: P
     study = tmp_path / "study"
     steps = 60
     configs = [tiny_config(arm, data, train={"steps": steps}) for arm in ("baseline", "lst_static")]
-    for config in configs:
-        write_run(study / "runs" / config.run_id, config)
-    with (study / "plan.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, NEEDED, restval="")
-        writer.writeheader()
-        for config in configs:
-            known = {"run_id": config.run_id, "arm": config.model.arm.value, "size": "tiny", "steps": steps, "status": "admitted"}
-            writer.writerow(known | {"planned_flops": 1e9, "gpus": 0})
+    plan_real_runs(study, configs)
     process = command("submit", study, "cluster=local", "parallel=2")
     wait_for(lambda: all(s["step"] > 2 for s in status(study).values()) or process.poll() is not None, "both runs to train")
     process.send_signal(signal.SIGINT)

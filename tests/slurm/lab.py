@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launch.ledger import read_attempts
-from launch.rows import NEEDED
 from launch.status import as_json, gather
 from lst.records import read_json, read_jsonl
-from tests.train.tiny_run import records, tiny_config, train, write_run
+from tests.launch.study import plan_real_runs
+from tests.launch.study import wait_for as wait_in
+from tests.train.tiny_run import records, tiny_config, train
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 150.0  # how long a test waits for anything: SLURM looks at time limits on 30 s ticks
@@ -43,14 +42,7 @@ def make_study(folder: Path, data: Path, *, rows: int = 2, steps: int = SLOW_STE
         tiny_config(arms[i % 2], data, train={"steps": steps, "seed": i}, execution=execution, evaluation={"points": 1})
         for i in range(rows)
     ]
-    for config in configs:
-        write_run(folder / "runs" / config.run_id, config)
-    with (folder / "plan.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, NEEDED, restval="")
-        writer.writeheader()
-        for config in configs:
-            known = {"run_id": config.run_id, "arm": config.model.arm.value, "size": "tiny", "steps": steps}
-            writer.writerow(known | {"status": "admitted", "planned_flops": 1e9, "gpus": gpus})
+    plan_real_runs(folder, configs, gpus=gpus)
     return LabStudy(folder, [config.run_id for config in configs], steps)
 
 
@@ -82,13 +74,7 @@ def status(study: LabStudy) -> dict[str, dict[str, Any]]:
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
     """The first true value of `condition`."""
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.2)
-    raise AssertionError(f"waited {SECONDS} s for {what}")
+    return wait_in(condition, what, seconds=SECONDS, pause=0.2)
 
 
 def wait_for_step(study: LabStudy, run_id: str, step: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from sweeps.savings import OPTIONS, SIZES, Option, Saving, saving
 from sweeps.stated import StatedMeasurements
 from sweeps.stated_file import read_stated
 from sweeps.text import WIDTH
+from tests.shown_output import require_shown
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "planning.md"
 
@@ -71,11 +71,7 @@ def test_the_document_holds_what_the_command_prints(capsys: pytest.CaptureFixtur
     assert main(["savings"]) == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= WIDTH
-    text = DOCUMENT.read_text()
-    if update_golden:
-        text = re.sub(r"```text savings\n.*?```", lambda _: f"```text savings\n{printed}```", text, flags=re.DOTALL)
-        DOCUMENT.write_text(text)
-    assert re.findall(r"```text savings\n(.*?)```", text, flags=re.DOTALL) == [printed]
+    require_shown(DOCUMENT, printed, fence="text savings", update=update_golden)
 
 
 def test_json_has_an_object_for_every_size_and_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sweeps.show import assumptions_touched
 from sweeps.sizes import COUNTED, size_rows
 from sweeps.study import StudyConfig
 from sweeps.text import WIDTH
+from tests.shown_output import require_shown
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "sizes.md"
 PAPER_SIZES = ("420M", "630M", "810M", "1.1B", "1.4B", "1.8B", "7B")
@@ -107,11 +107,7 @@ def test_the_document_holds_what_the_command_prints(capsys: pytest.CaptureFixtur
     assert main(["sizes"]) == 0
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= WIDTH
-    text = DOCUMENT.read_text()
-    if update_golden:
-        text = re.sub(r"```text\n.*?```", lambda _: f"```text\n{printed}```", text, flags=re.DOTALL)
-        DOCUMENT.write_text(text)
-    assert re.findall(r"```text\n(.*?)```", text, flags=re.DOTALL) == [printed]
+    require_shown(DOCUMENT, printed, update=update_golden)
 
 
 def test_json_has_a_whole_object_a_size(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from sweeps.cli import compose_study, main
 from sweeps.plan import Plan, plan
 from sweeps.recipe import RECIPES, Situation
 from sweeps.spending import row_cost
+from tests.shown_output import require_shown
 
 DOCUMENT = Path(__file__).parents[2] / "docs/planning.md"
 TOTALS: list[tuple[str, str, dict[str, str]]] = [
@@ -115,8 +115,4 @@ def test_the_document_shows_what_the_command_prints(
     """.venv/bin/python -m pytest tests/sweeps/test_spending.py --update-golden     writes the tables of docs/planning.md anew"""
     assert main(["study=isoflop", *options, "--dry-run"]) == 0
     printed = capsys.readouterr().out.partition("\n\n")[2].partition(until)[0] + "\n"
-    text = DOCUMENT.read_text()
-    if update_golden:
-        text = re.sub(rf"```text {name}\n.*?```", lambda _: f"```text {name}\n{printed}```", text, flags=re.DOTALL)
-        DOCUMENT.write_text(text)
-    assert re.findall(rf"```text {name}\n(.*?)```", text, flags=re.DOTALL) == [printed]
+    require_shown(DOCUMENT, printed, fence=f"text {name}", update=update_golden)
