@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lst.flops import SequenceCounts
     from sweeps.study import StudyConfig
 
-SAMPLE = 384  # sequences that are counted for each way of cutting
+SAMPLE = 2048  # sequences that are counted for each way of cutting
 QUANTILES = 64  # lengths that stand for all documents of a kind
 PLACES = 64 * QUANTILES  # even places of the stream whose documents are measured
 TOLERANCE = 0.005  # relative difference of FLOPs a step and tokens a unit between a stated plan and a measured one

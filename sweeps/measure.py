@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sweeps.stated_file import StatedStatistics
 
 COUNTED_UNITS = 4_000_000  # units counted of one arm at most, within the bounds below
-COUNT_BOUNDS = (512, 2048)  # sequences
+COUNT_BOUNDS = (512, 4096)  # sequences
 
 
 class Measure(Protocol):

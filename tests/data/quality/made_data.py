@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lst.data.shard_writer import write_dataset
+from lst.data.shard_writer import write_dataset, write_manifest
 from lst.data.shards import MANIFEST, Dataset
 
 VOCABULARY = 40
@@ -57,8 +57,7 @@ def made_dataset(folder: Path, rows: list[Row], tokenizer: Path, *, compress: bo
     texts = [{key: row[key] for key in ("id", "book", "split", "text")} for row in rows]
     tables = {"speech": pa.Table.from_pylist(rows), "text": pa.Table.from_pylist(texts)}
     write_dataset(folder, tables, tokenizer=tokenizer, speech_vocab=VOCABULARY, compress=compress)
-    path = folder / MANIFEST
-    path.write_text(json.dumps(json.loads(path.read_text()) | manifest))
+    write_manifest(folder, json.loads((folder / MANIFEST).read_text()) | manifest)
     return Dataset(folder)
 
 
@@ -79,6 +78,5 @@ def in_shards(dataset: Dataset, folder: Path, rows_a_batch: int = 7) -> Dataset:
             with pa.OSFile(str(folder / file), "wb") as sink, pa.ipc.new_file(sink, part.schema) as writer:
                 writer.write_table(part, max_chunksize=rows_a_batch)
             of.append({"file": file, "split": split, "rows": part.num_rows, "tokens": 0})
-    manifest = json.loads((dataset.path / MANIFEST).read_text()) | {"shards": shards}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    write_manifest(folder, json.loads((dataset.path / MANIFEST).read_text()) | {"shards": shards})
     return Dataset(folder)
