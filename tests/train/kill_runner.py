@@ -2,12 +2,12 @@
 
     python tests/train/kill_runner.py RUN_DIR SEED KILLS
 
-torch is imported once and each attempt is a fork, so that an attempt costs a fraction of a second. Half of the kills come at a
-random call that changes the disk (write, fsync, rename, remove), half-done where it is a write, so that saves are hit; most of
-the others a random time after the attempt's first step, however fast the machine; the rest while the attempt starts. Once a
-run got through, the same run begins anew in another folder, until there were KILLS kills; the last one is left alone. Prints
-one JSON line: what was killed, and the folders. Beside its results each run leaves `moments.json`, the SHA-256 of each of
-the optimiser's tensors at the end.
+torch is imported once and each attempt is a fork, so that an attempt costs a fraction of a second. Half of the kills come at one
+of the first calls of a random kind that changes the disk (write, fsync, rename, remove), half-done where it is a write, so that
+saves are hit; most of the others a random time after the attempt's first step, however fast the machine; the rest while the
+attempt starts. Once a run got through, the same run begins anew in another folder, until there were KILLS kills; the last one is
+left alone. Prints one JSON line: what was killed, and the folders. Beside its results each run leaves `moments.json`, the SHA-256
+of each of the optimiser's tensors at the end.
 """
 
 from __future__ import annotations
@@ -40,15 +40,14 @@ DISK_CALLS = (
 )
 
 
-def kill_at_disk_call(number: int, report: int) -> None:
-    """Make the `number`-th call that changes the disk the last thing this process does."""
-    done = 0
+def kill_at_disk_call(kind: str, number: int, report: int) -> None:
+    """Make the `number`-th call of this kind, or the 50th that changes the disk, the last thing this process does."""
+    counts: collections.Counter[str] = collections.Counter()
 
     def wrapped(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            nonlocal done
-            done += 1
-            if done == number:
+            counts[name] += 1
+            if (name == kind and counts[name] == number) or counts.total() == 50:
                 os_write(report, name.encode())
                 if name == "write":
                     os_write(args[0], args[1][: len(args[1]) // 2])
@@ -75,7 +74,9 @@ def keep_moments() -> None:
     Trainer._finish = wrapper  # type: ignore[method-assign]
 
 
-def attempt(run_dir: Path, *, disk_call: int = 0, after_start: float = 0.0, after_step: float = 0.0) -> tuple[int, str]:
+def attempt(
+    run_dir: Path, *, disk_call: tuple[str, int] | None = None, after_start: float = 0.0, after_step: float = 0.0
+) -> tuple[int, str]:
     """One attempt, killed at a call, or some seconds after it began or made a step; (wait status, what was interrupted)."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -83,7 +84,7 @@ def attempt(run_dir: Path, *, disk_call: int = 0, after_start: float = 0.0, afte
         os.close(reader)
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
         if disk_call:
-            kill_at_disk_call(disk_call, writer)
+            kill_at_disk_call(*disk_call, writer)
         os._exit(main([str(run_dir)]))
     os.close(writer)
     if not disk_call:
@@ -108,7 +109,7 @@ def moment(generator: random.Random) -> dict[str, Any]:
     """When the next attempt is killed."""
     kind = generator.random()
     if kind < 0.5:
-        return {"disk_call": generator.randint(1, 50)}
+        return {"disk_call": (generator.choice(DISK_CALLS)[1], generator.randint(1, 6))}
     return {"after_start": generator.uniform(0.01, 0.3)} if kind > 0.9 else {"after_step": generator.uniform(0, 0.02)}
 
 

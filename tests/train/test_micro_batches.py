@@ -22,7 +22,7 @@ CPU_TEXT = "[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tri
 ERRORS = (RuntimeError(CPU_TEXT), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), MemoryError())
 
 LIMITED = """
-import resource, sys
+import resource, sys, faulthandler; faulthandler.enable()
 from pathlib import Path
 from lst.train.__main__ import main
 from lst.train.trainer import Trainer
@@ -31,7 +31,7 @@ train_step = Trainer.train_step
 
 def limited(self):
     if self.state.step == 0:
-        self.rows.batch(0)  # its thread's stack and heap are reserved before the limit
+        self.rows.batch(0), self.evaluation._documents  # what threads they and Arrow need is reserved before the limit
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * resource.getpagesize() + int(sys.argv[2]) * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
