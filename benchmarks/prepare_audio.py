@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from lst.data.ctc import CtcAligner, EmbeddedAligner
-from lst.data.quantizers import EmbeddedQuantizer, HubertQuantizer
+from lst.data.audio.ctc import CtcAligner, EmbeddedAligner
+from lst.data.audio.quantizers import EmbeddedQuantizer, HubertQuantizer
+from lst.data.audio.waveform import SAMPLE_RATE, read_waveform
 from lst.data.sources.contract import SpokenContract
 from lst.data.sources.speech_jsonl import SpeechJsonl, own_contract
-from lst.data.waveform import SAMPLE_RATE, read_waveform
 
 SECONDS = 15.0  # of an utterance; LibriSpeech's mean is 12.3
 WORDS = ("the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "again")

@@ -30,7 +30,7 @@ def write_repeated(folder: Path, tokens: float) -> None:
     """The embedded corpus again and again, each time in a shard of its own for either table, until it has `tokens` tokens."""
     import pyarrow as pa
 
-    from lst.data.shard_writer import ShardWriter
+    from lst.data.preparing.shard_writer import ShardWriter
     from lst.data.shards import MANIFEST, SCHEMAS, TOKEN_COLUMNS, open_dataset
     from lst.data.text import tokenizer_file
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lst.data.griffin_lim import HOP, invert_log_mel, log_mel
+from lst.data.corpus.synthesis import speak
 from lst.data.shards import open_dataset
-from lst.data.synthesis import speak
-from lst.data.vocoder import open_vocoder
+from lst.data.vocoders.griffin_lim import HOP, invert_log_mel, log_mel
+from lst.data.vocoders.vocoder import open_vocoder
 
 VOICES = ("espeak:en-us", "espeak:en-us+m3", "kokoro:jf_alpha", "kokoro:jm_kumo")
 Audio = NDArray[np.float32]

@@ -57,8 +57,8 @@ MAY_USE: dict[str, frozenset[str]] = {
     "hydra": CLI_FILES,
     "submitit": frozenset({"launch/executor.py"}),
     "mlflow": frozenset({"analysis/tracking.py"}),
-    "scipy": frozenset({"analysis", "lst/data/waveform.py"}),  # there: resampling
-    "soundfile": frozenset({"lst/data/waveform.py"}),
+    "scipy": frozenset({"analysis", "lst/data/audio/waveform.py"}),  # there: resampling
+    "soundfile": frozenset({"lst/data/audio/waveform.py"}),
     "pandas": frozenset({"sweeps", "launch", "analysis", "reports"}),
     "matplotlib": frozenset({"sweeps", "reports", "lst/drawing.py", "lst/data/quality/plots.py"}),
     "jinja2": frozenset({"reports", "lst/data/quality/page.py"}),

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from lst.data.quality import cli as quality
-from lst.data.speak import speak
+from lst.data.vocoders.speak import speak
 from lst.errors import ConfigError, DataError, LstError, did_you_mean
 from lst.plain import from_dict, to_dict
 
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _left(arguments: Sequence[str]) -> str:
     """What an end before the end has left behind."""
-    from lst.data.work_folder import WorkFolder
+    from lst.data.preparing.work_folder import WorkFolder
 
     named = [a.removeprefix("out=") for a in arguments if a.startswith("out=")] or list(arguments[1:2])
     work = WorkFolder(Path(named[0])) if named else None
@@ -204,8 +204,8 @@ def _value(key: str, text: str, kind: type) -> object:
 
 
 def _verify(arguments: Sequence[str]) -> int:
+    from lst.data.preparing.verify import verify_dataset
     from lst.data.shards import open_dataset
-    from lst.data.verify import verify_dataset
 
     folder = _folder("verify", arguments)
     manifest = verify_dataset(open_dataset(folder).path)
@@ -214,7 +214,7 @@ def _verify(arguments: Sequence[str]) -> int:
 
 
 def _overlap(arguments: Sequence[str]) -> int:
-    from lst.data.overlap import describe_overlap, measure_overlap
+    from lst.data.preparing.overlap import describe_overlap, measure_overlap
     from lst.data.shards import open_dataset
 
     given = [a for a in arguments if a.startswith("ngram=")]
@@ -262,7 +262,7 @@ def _prepare(config: PrepareConfig) -> int:
     if config.corpus:
         if out.exists():
             raise _there(out)
-        from lst.data.corpus import build_embedded
+        from lst.data.corpus.build import build_embedded
 
         build_embedded(out, limit_documents=config.limit_documents or None, workers=config.workers or os.cpu_count() or 1)
     elif not prepare(config):
@@ -278,11 +278,11 @@ def prepare(config: PrepareConfig) -> bool:
 
     Raises LstError on a user's mistake or a folder in use, OSError on a full disk. The data set is there whole or not at all.
     """
-    from lst.data.building import read_part
-    from lst.data.joining import Join
+    from lst.data.preparing.building import read_part
+    from lst.data.preparing.joining import Join
+    from lst.data.preparing.work_folder import ONE_PART, WorkFolder, fingerprint, fingerprint_files
     from lst.data.sources import open_sources
     from lst.data.text import TextTokenizer
-    from lst.data.work_folder import ONE_PART, WorkFolder, fingerprint, fingerprint_files
 
     work, part = WorkFolder(Path(config.out)), config.part_of
     if work.out.exists() and not work.path.exists():
@@ -319,8 +319,8 @@ def prepare(config: PrepareConfig) -> bool:
 
 def merge(out: Path, given: dict[str, Any]) -> None:
     """Join the parts of `out`; `given` are options of the second stage. Raises as `prepare`."""
-    from lst.data.joining import Join
-    from lst.data.work_folder import WorkFolder
+    from lst.data.preparing.joining import Join
+    from lst.data.preparing.work_folder import WorkFolder
 
     work = WorkFolder(out)
     if not work.path.exists():

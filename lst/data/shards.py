@@ -253,6 +253,11 @@ class Dataset:
             raise DataError(f"table '{name}' of '{self.path}' cannot be read ({error}); prepare the data set again.") from error
 
 
+def embedded_path() -> Path:
+    """The folder of the corpus that ships with this package."""
+    return Path(__file__).parent / "embedded"
+
+
 def open_dataset(path: str | Path) -> Dataset:
     """The data set in folder `path`, or the embedded corpus for 'embedded'."""
-    return Dataset(Path(__file__).parent / "embedded" if str(path) == "embedded" else Path(path))
+    return Dataset(embedded_path() if str(path) == "embedded" else Path(path))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lst.data.shard_writer import write_manifest
+from lst.data.preparing.shard_writer import write_manifest
 from lst.data.shards import MANIFEST, SPLITS, TOKEN_COLUMNS, open_dataset
 from lst.data.text import tokenizer_file
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from lst.data.columns import MappedFile, Place, Split
-from lst.data.shard_writer import write_manifest
+from lst.data.preparing.shard_writer import write_manifest
 from lst.data.shards import MANIFEST, SPLITS, TOKEN_COLUMNS, Dataset, open_dataset, ragged
 from lst.errors import DataError
 from tests.data.sharded import write_arrow, write_shards

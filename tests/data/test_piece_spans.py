@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lst.config import DataConfig
 from lst.data.interleave import SpokenDocument, SpokenDocuments
 from lst.data.piece_spans import divide_words
-from lst.data.shard_writer import write_dataset
+from lst.data.preparing.shard_writer import write_dataset
 from lst.data.shards import Dataset, open_dataset
 from lst.errors import DataError
 

@@ -12,7 +12,7 @@ import pytest
 from lst.config import DataConfig, EvalConfig
 from lst.data.heldout import cut_document, heldout_documents
 from lst.data.interleave import Document, Segment
-from lst.data.shard_writer import write_dataset
+from lst.data.preparing.shard_writer import write_dataset
 from lst.data.shards import open_dataset
 from lst.data.statistics import references
 from lst.errors import DataError

@@ -15,7 +15,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from lst.config import RunConfig, arm_config
-from lst.data.shard_writer import write_dataset
+from lst.data.preparing.shard_writer import write_dataset
 from lst.data.shards import open_dataset
 from lst.data.vocab import Vocabulary
 from lst.errors import CheckpointError

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from lst.data.shard_writer import file_sha256
+from lst.data.preparing.shard_writer import file_sha256
 from lst.errors import CheckpointError
 from lst.model import build_model, load_checkpoint, make_batch
 from lst.model.export import export_checkpoint, read_pieces

@@ -14,7 +14,7 @@ import pyarrow as pa
 import sentencepiece
 
 from lst.config import RunConfig, arm_config
-from lst.data.shard_writer import write_dataset
+from lst.data.preparing.shard_writer import write_dataset
 from lst.data.shards import open_dataset
 from lst.data.speech_bpe import dataset_pieces
 from lst.plain import merge, to_dict

@@ -129,7 +129,7 @@ def rendered(dataset: Dataset, examples: list[Example], vocoder: str) -> tuple[l
     Without `vocoder` (a folder) it is the embedded one, and where that doesn't fit the data there is no audio and the reason
     is said. Raises DataError where the vocoder that the user gave does not fit.
     """
-    from lst.data.vocoder import open_vocoder, wav_bytes
+    from lst.data.vocoders.vocoder import open_vocoder, wav_bytes
 
     try:
         speaking = open_vocoder(vocoder or "embedded")

@@ -17,7 +17,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lst.data.corpus import embedded_path
 from lst.data.quality.checks import Check, Verdict, judge
 from lst.data.quality.examples import Example, choose, rendered
 from lst.data.quality.figures import tokenizer_card
@@ -26,7 +25,7 @@ from lst.data.quality.plots import panels
 from lst.data.quality.show import Grid, patching_grid, refused_grid, sizes_grid
 from lst.data.quality.summary import summary_of
 from lst.data.quality.tally import Stretch
-from lst.data.shards import Dataset
+from lst.data.shards import Dataset, embedded_path
 from lst.data.vocab import FRAMES_PER_SECOND
 from lst.drawing import page_style, svg_file, svg_inline
 from lst.errors import DataError

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from lst.data.align import frame_spans
-from lst.data.alignments import Alignments
+from lst.data.audio.align import frame_spans
+from lst.data.audio.alignments import Alignments
+from lst.data.audio.embedded_quantizer import SpeechTokenizerCard
+from lst.data.audio.transcripts import Malformed, Transcripts
+from lst.data.audio.word_times import WordTimes, match_words, spoken_words
 from lst.data.piece_spans import CHARACTER_START
-from lst.data.quantize import SpeechTokenizerCard
 from lst.data.sources.base import Block, Record, Refused, Row, Source
-from lst.data.transcripts import Malformed, Transcripts
 from lst.data.vocab import FRAMES_PER_SECOND
-from lst.data.word_times import WordTimes, match_words, spoken_words
 from lst.errors import DataError
 
 TOLERANCE = 0.2  # seconds that an alignment may go on behind the speech: encoders give a frame or two less than the audio has

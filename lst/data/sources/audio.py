@@ -22,14 +22,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lst.data.alignments import Alignments
-from lst.data.quantizers import AudioQuantizer
+from lst.data.audio.alignments import Alignments
+from lst.data.audio.quantizers import AudioQuantizer
+from lst.data.audio.transcripts import Malformed, Transcripts
+from lst.data.audio.waveform import SAMPLE_RATE, SUFFIXES, read_waveform, require_soundfile
+from lst.data.audio.word_times import WordTimes, spoken_words
 from lst.data.sources.annotate import require_text, with_alignment, with_words
 from lst.data.sources.audio_names import FileNames
 from lst.data.sources.base import Block, Record, Refused, Row, require_utf8
-from lst.data.transcripts import Malformed, Transcripts
-from lst.data.waveform import SAMPLE_RATE, SUFFIXES, read_waveform, require_soundfile
-from lst.data.word_times import WordTimes, spoken_words
 from lst.errors import DataError
 
 FILES_BLOCK = 256  # constants of the format, as LINES_BLOCK_BYTES is

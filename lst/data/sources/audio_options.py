@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from lst.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from lst.data.alignments import Alignments
+    from lst.data.audio.alignments import Alignments
+    from lst.data.audio.embedded_quantizer import SpeechTokenizerCard
+    from lst.data.audio.quantizers import AudioQuantizer
+    from lst.data.audio.transcripts import Transcripts
     from lst.data.prepare import PrepareConfig
-    from lst.data.quantize import SpeechTokenizerCard
-    from lst.data.quantizers import AudioQuantizer
     from lst.data.sources.audio import Aligner, AudioFiles
-    from lst.data.transcripts import Transcripts
 
 EMBEDDED = "embedded"
 ALIGN = ("ctc", EMBEDDED)
@@ -24,9 +24,9 @@ OF_AUDIO = ("align", "ctc_model", "quantizer", "kmeans", "layer", "normalize")
 
 def audio_source(config: PrepareConfig) -> AudioFiles:
     """The source of format=audio. Raises ConfigError or DataError."""
+    from lst.data.audio.waveform import require_soundfile
     from lst.data.sources.audio import AudioFiles, list_audio
     from lst.data.sources.audio_names import FileNames
-    from lst.data.waveform import require_soundfile
 
     if config.card:
         raise ConfigError(f"card={config.card} is about ready tokens; with format=audio the quantizer tells its own card.")
@@ -44,7 +44,7 @@ def audio_source(config: PrepareConfig) -> AudioFiles:
 
 def quantizer_of(config: PrepareConfig) -> AudioQuantizer:
     """The quantizer that `quantizer` names; its tokens must fit into `speech_vocab`."""
-    from lst.data.quantizers import EmbeddedQuantizer, HubertQuantizer
+    from lst.data.audio.quantizers import EmbeddedQuantizer, HubertQuantizer
 
     quantizer: AudioQuantizer
     if config.quantizer == EMBEDDED:
@@ -74,20 +74,20 @@ def quantizer_of(config: PrepareConfig) -> AudioQuantizer:
 
 
 def transcripts_of(config: PrepareConfig) -> Transcripts | None:
-    from lst.data.transcripts import Transcripts
+    from lst.data.audio.transcripts import Transcripts
 
     return Transcripts(config.transcripts) if config.transcripts else None
 
 
 def alignments_of(config: PrepareConfig) -> Alignments | None:
-    from lst.data.alignments import Alignments
+    from lst.data.audio.alignments import Alignments
 
     return Alignments(Path(config.alignments), tier=config.tier) if config.alignments else None
 
 
 def card_of(config: PrepareConfig) -> SpeechTokenizerCard | None:
     """The card of ready tokens; its centres must fit into `speech_vocab`."""
-    from lst.data.quantize import SpeechTokenizerCard
+    from lst.data.audio.embedded_quantizer import SpeechTokenizerCard
 
     if not config.card:
         return None
@@ -107,7 +107,7 @@ def aligner_of(config: PrepareConfig) -> Aligner | None:
         raise ConfigError(f"align='{config.align}' is unknown; {did_you_mean(config.align, ALIGN)}")
     if config.alignments:
         raise ConfigError(f"give either alignments={config.alignments} or align={config.align}.")
-    from lst.data.ctc import CtcAligner, EmbeddedAligner
+    from lst.data.audio.ctc import CtcAligner, EmbeddedAligner
 
     if config.align == EMBEDDED:
         return EmbeddedAligner()

@@ -1,8 +1,8 @@
 """What a reader of an existing format gives, and how its input is cut into blocks.
 
 A source cuts its input into *blocks* by a rule that depends on the input alone: never on the machine, the number of parts or
-where an earlier attempt stopped. A block is read, checked, written and resumed as one (lst/data/building.py), so the prepared
-data set cannot depend on how the work was divided.
+where an earlier attempt stopped. A block is read, checked, written and resumed as one (lst/data/preparing/building.py), so the
+prepared data set cannot depend on how the work was divided.
 
 `read` yields records and refusals in the input's order. A record's row is a dictionary with the raw columns of its table in
 lst/data/shards.py (no text pieces: those are made when the parts are joined):

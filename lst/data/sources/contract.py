@@ -13,7 +13,7 @@ forms:
     split           optional: train or heldout
 
 Times are frames, both ends inside the word, where a frame that two neighbours share goes to the later one; or seconds, which
-`lst.data.align.frame_spans` turns into frames. Tokens of 50 Hz become 25 Hz by taking every second one: frame f is token 2f.
+`lst.data.audio.align.frame_spans` turns into frames. Tokens of 50 Hz become 25 Hz by taking every second: frame f is token 2f.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lst.data.align import frame_spans
+from lst.data.audio.align import frame_spans
 from lst.data.shards import SPLITS, speech_row_error
 from lst.data.sources.base import Row, require_utf8
 from lst.data.vocab import FRAMES_PER_SECOND
@@ -197,7 +197,7 @@ def parsed_numbers(name: str, text: str) -> NDArray[np.int64]:
 
 
 def spans_of_seconds(spans: Sequence[tuple[str, Any, Any]], frames: int) -> tuple[list[int], list[int]]:
-    """First and last frame of each (word, start, end) in seconds, by `lst.data.align.frame_spans`. Raises ValueError."""
+    """First and last frame of each (word, start, end) in seconds, by `lst.data.audio.align.frame_spans`. Raises ValueError."""
     before = 0.0
     for word, start, end in spans:
         for value in (start, end):

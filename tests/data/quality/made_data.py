@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lst.data.shard_writer import write_dataset, write_manifest
+from lst.data.preparing.shard_writer import write_dataset, write_manifest
 from lst.data.shards import MANIFEST, Dataset
 
 VOCABULARY = 40

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lst.data.alignments import Alignments
-from lst.data.quantize import SpeechTokenizerCard
-from lst.data.quantizers import HubertQuantizer
+from lst.data.audio.alignments import Alignments
+from lst.data.audio.embedded_quantizer import SpeechTokenizerCard
+from lst.data.audio.quantizers import HubertQuantizer
+from lst.data.audio.transcripts import Transcripts
+from lst.data.audio.word_times import WordTimes
 from lst.data.sources import audio as audio_source
 from lst.data.sources.annotate import Annotated
 from lst.data.sources.audio import AudioFiles
 from lst.data.sources.audio_names import FileNames
 from lst.data.sources.base import Block, Record, Refused, Source
-from lst.data.transcripts import Transcripts
-from lst.data.word_times import WordTimes
 from lst.errors import ConfigError, DataError
 from tests.tiny_speech_models import save_centres, save_hubert, tones, write_audio
 

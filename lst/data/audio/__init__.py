@@ -1,0 +1,1 @@
+"""From audio to speech tokens and word times: decoding, encoders, quantizers, alignments, transcripts."""

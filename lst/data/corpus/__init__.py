@@ -1,0 +1,1 @@
+"""Making the embedded corpus: its texts, voices, tokens and card."""
