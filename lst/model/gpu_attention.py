@@ -31,6 +31,8 @@ def varlen_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, seen: Inter
 
     documents = seen.documents
     q, k, v = (x.flatten(0, 1)[documents.place_N] for x in (q_BTHD, k_BTHD, v_BTHD))
+    if not documents.longest:  # no kernel runs over nothing
+        return documents.unpack(v, q_BTHD)
     # flash's left = w keeps w + 1 keys, the token itself among them.
     left = seen.window - 1 if seen.window else -1
     starts, longest = documents.starts, documents.longest

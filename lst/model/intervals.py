@@ -67,7 +67,7 @@ class Documents:
     place_N: Tensor  # row x length + position of each real token
     lengths: list[int]  # tokens of each document
     starts: Tensor  # int32: where each begins, and the end of the last
-    longest: int
+    longest: int  # 0 where no row has a token (text alone, where the local modules run on speech alone)
 
     @classmethod
     def of(cls, position_BT: Tensor, lengths: tuple[int, ...]) -> Documents:
@@ -78,7 +78,7 @@ class Documents:
         first_D = (position_BT.flatten()[place_N] == 0).nonzero().squeeze(1)
         starts = torch.cat([first_D, first_D.new_tensor([len(place_N)])]).int()
         sizes = starts.diff().tolist()
-        return cls(place_N, sizes, starts, max(sizes))
+        return cls(place_N, sizes, starts, max(sizes, default=0))
 
     def unpack(self, x_NHD: Tensor, like_BTHD: Tensor) -> Tensor:
         """Back to padded rows, zero in the padding."""

@@ -27,6 +27,8 @@ def xformers_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, seen: Int
         ) from error
     documents = seen.documents
     flat = [x.flatten(0, 1)[documents.place_N][None] for x in (q_BTHD, k_BTHD, v_BTHD)]
+    if not documents.longest:  # no kernel runs over nothing
+        return documents.unpack(flat[2][0], q_BTHD)
     out: Tensor = memory_efficient_attention(*flat, attn_bias=document_mask(seen))
     return documents.unpack(out[0], q_BTHD)
 

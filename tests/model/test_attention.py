@@ -99,7 +99,7 @@ def test_attention_to_closed_units_equals_the_definition(backend, documents, pat
 
 
 def test_flex_attention_equals_the_definition():
-    """On a CPU it has no backward pass; a GPU test compares that."""
+    """Forward, as it runs on a CPU; backward stands in test_gpu_backends.py."""
     rows, length = [[40, 5], [17]], 45
     for window in (0, 1, 7):
         seen = causal_intervals(positions(rows, length), (45, 17), window=window)
@@ -162,24 +162,6 @@ def test_our_intervals_are_xformers_masks(window):
     ours = torch.zeros(44, 44, dtype=torch.bool)
     ours[:24, :24], ours[24:, 24:] = seen.mask_B1TS[0, 0], seen.mask_B1TS[1, 0, :20, :20]
     assert torch.equal(ours, theirs)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("window", [0, 64])
-@pytest.mark.parametrize("backend", ["flex", "varlen", "xformers", "sdpa"])
-def test_gpu_backends_agree_with_the_dense_reference(backend, window):
-    seen = causal_intervals(positions(ROWS, LONG).cuda(), tuple(map(sum, ROWS)), window=window)
-    rotary = RotaryTable(64, 1e4).cuda()(positions(ROWS, LONG).cuda())
-    qkv = draw(3, LONG, 3, H, 64, dtype=torch.float32).cuda().bfloat16()
-    grad = (draw(3, LONG, H, 64, seed=1) * real(ROWS, LONG)).cuda().bfloat16()
-    results = []
-    for name in (backend, "dense"):
-        x = qkv.clone().requires_grad_()
-        out = self_attention(x * 1, rotary, seen, name)
-        out.backward(grad)
-        results.append((out.float() * real(ROWS, LONG).cuda(), x.grad.float()))
-    for a, b in zip(*results, strict=True):
-        assert (a - b).abs().max() < 3e-2 * b.abs().max()
 
 
 UNITS = torch.tensor([[0, 1, 2, 2, 2, 3, 3, 3, 3, 4, 4, 5], [0, 0, 1, 2, 2, 2, 2, 6, 6, 6, 6, 6]])  # 6 marks padding
