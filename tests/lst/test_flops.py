@@ -77,21 +77,24 @@ def test_the_dense_convention_equals_torchs_counter_to_the_last_digit(arm, size,
     assert counted(build_model(config), batch) == TRAINING_FACTOR * dense.total
 
 
-@pytest.mark.parametrize("size", ["table7_1b", "7B"])
 @pytest.mark.parametrize(
-    ("arm", "options"),
+    ("size", "arm", "options"),
     [
-        (Arm.BASELINE, {}),
-        (Arm.LST_STATIC, {}),
-        (Arm.LST_STATIC, {"local_text": False}),
-        (Arm.LST_STATIC, {"cross_attention": "preceding"}),
+        *[("7B", arm, {}) for arm in Arm],
+        ("7B", Arm.BASELINE, {"tied_head": True}),
+        ("7B", Arm.LST_STATIC, {"local_text": False}),
+        ("7B", Arm.LST_STATIC, {"cross_attention": "preceding"}),
+        ("7B", Arm.LST_ALIGNED, {"local_text": False, "cross_attention": "preceding", "decoder_input": "both"}),
+        ("table7_1b", Arm.BASELINE, {}),
+        ("table7_1b", Arm.LST_STATIC, {}),
     ],
 )
-def test_large_shapes_on_meta_tensors_equal_the_dense_convention(arm, options, size):
+def test_large_shapes_on_meta_tensors_equal_the_dense_convention(size, arm, options):
     shape = dataclasses.replace(model_shape(size, arm), **options)
     with torch.device("meta"):
         model = network(shape)
-    batch = make_batch([[("text", [3] * 20), ("speech", [1] * 41)]], arm_config(arm.value)).to("meta")
+    documents = [[("text", [3] * 20), ("speech", [1] * 41, [(3, 9), (12, 20)])]]
+    batch = make_batch(documents, arm_config(arm.value, **with_pieces(arm.value, VOCABULARY))).to("meta")
     dense = dense_forward_flops(shape, dense_shape(batch))
     assert counted(model, batch) == TRAINING_FACTOR * dense.total
     assert count_parameters(model) == parameter_counts(shape)
