@@ -161,16 +161,24 @@ def test_aligned_boundaries_being_equal_no_token_leaks(option: str, rule: dict[s
 @pytest.mark.parametrize("rule", ALIGNED, ids=lambda rule: "-".join(rule.values()))
 @pytest.mark.parametrize("option", ALIGNED_OPTIONS)
 def test_aligned_patches_do_not_tell_whether_the_span_ends(option: str, rule: dict[str, str]) -> None:
-    """Up to a word's end the logits are the same if the span ends there, goes on with silence, or is cut by text."""
+    """Up to a word's end the logits are the same if the span ends there, goes on with silence or words, or is cut by text. The
+    first of these documents is the prefix alone."""
     config = config_of("lst_aligned", option, **rule)
     model = network_of(config).eval()
-    words, tokens = [(2, 4), (6, 7)], [4, 9, 2, 7, 1, 8, 8, 3]
-    documents = [
-        [("text", [5]), ("speech", tokens, words)],
-        [("text", [5]), ("speech", [*tokens, 1, 2], words)],
-        [("text", [5]), ("speech", tokens, words), ("text", [9, 9])],
-    ]
-    with torch.no_grad():
-        logits_BTV = model(make_batch(documents, config))
-    kept = 4 + len(tokens)
-    assert (logits_BTV[:, :kept] - logits_BTV[:1, :kept]).abs().max() <= 1e-12
+    all_words, all_tokens = [(2, 4), (6, 7), (9, 9)], [4, 9, 2, 7, 1, 8, 8, 3, 6, 5]
+    for spoken in (1, 2):
+        words = all_words[:spoken]
+        tokens = all_tokens[: words[-1][1] + 1]
+        documents = [
+            [("text", [5]), ("speech", tokens, words)],
+            [("text", [5]), ("speech", [*tokens, 1, 2], words)],
+            [("text", [5]), ("speech", all_tokens, all_words)],
+            [("text", [5]), ("speech", tokens, words), ("text", [9, 9])],
+        ]
+        kept = 4 + len(tokens)
+        with torch.no_grad():
+            logits_BTV = model(make_batch(documents, config))
+            alone_TV = model(make_batch(documents[:1], config, ends=False))[0]
+            ended_TV = model(make_batch(documents[:1], config, ends=True))[0]
+        for other_TV in (alone_TV, ended_TV, *logits_BTV):
+            assert (other_TV[:kept] - logits_BTV[0, :kept]).abs().max() <= 1e-12

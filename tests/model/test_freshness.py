@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lst.config import RunConfig
 from lst.model import Batch, make_batch
 from tests.model.sequences import (
     CASE_IDS,
@@ -58,6 +59,44 @@ def test_under_aligned_patches_too(option: str, silence: str) -> None:
     assert torch.equal(found, torch.ones_like(found).tril())
 
 
+# docs/patching.md, "Aligned patches, drawn": lengths of the patches of nine frames, and the frame at which each closes.
+DRAWN = {
+    "separate": ({"silence": "separate"}, [2, 3, 1, 2, 1], [1, 4, 5, 7, 9]),
+    "previous": ({"silence": "merged", "merge_side": "previous"}, [2, 4, 3], [1, 5, 9]),
+    "next": ({"silence": "merged", "merge_side": "next"}, [5, 3, 1], [4, 7, 9]),
+}
+
+
+@pytest.mark.parametrize("rule", DRAWN)
+@pytest.mark.parametrize(
+    "option", ["default", "mean", "last", "preceding_three", "speech_only", "speech_only_preceding", "windows"]
+)
+def test_aligned_units_are_fresh_and_seen_when_they_close(option: str, rule: str) -> None:
+    """What the next three tests show under static patches: its own stream cut, the decoder knows the tokens whose unit is closed;
+    with all self-attention cut too, exactly the closed units."""
+    patching, lengths, frames = DRAWN[rule]
+    config = config_of("lst_aligned", option, **patching)
+    document = [("text", [5, 6]), ("speech", [4, 9, 2, 7, 1, 8, 8, 3, 5], [(2, 4), (6, 7)]), ("text", [7])]
+    model, batch = network_of(config), make_batch([document], config)
+    unit = [u for u, n in enumerate([1, 1, 1, 1, 1, *lengths, 1, 1]) for _ in range(n)]  # BOS <t> 5 6 <s>, patches, <t> 7
+    closes = [0, 1, 2, 3, 4, *(5 + frame for frame in frames), 14, 15]
+    cut_decoder_stream(model)
+    assert matrix(model, batch).diagonal().tolist() == [closes[u] <= t for t, u in enumerate(unit)]
+    cut_self_attention(model.encoder, model.global_transformer, *model.decoder.layers)
+    assert torch.equal(matrix(model, batch), seen_by_the_rule(config, batch, unit, [0] * len(unit), closes))
+
+
+def seen_by_the_rule(config: RunConfig, batch: Batch, unit: list[int], document: list[int], closes: list[int]) -> Tensor:
+    """(T, T): the tokens of the units that each token reads, where nothing but units carries anything."""
+    seen_TU = visible_by_hand(unit, document, closes)
+    if config.model.cross_attention == "preceding":
+        seen_TU &= seen_TU.cumsum(1) == seen_TU.sum(1, keepdim=True)  # the last of them
+    if config.model.local_text:
+        return seen_TU[:, unit]
+    passes = ~batch.speech_BT[0]  # text and markers read their own unit, with no cross-attention
+    return torch.where(passes[:, None], torch.eye(len(unit), dtype=torch.bool), seen_TU[:, unit])
+
+
 def fresh_tokens(arm: str, option: str, patch_size: int, mutation: Mutation | None = None) -> list[bool]:
     """For each t: do the logits at t change with token t through the global transformer?"""
     config = config_of(arm, option, patch_size)
@@ -102,15 +141,8 @@ def test_with_nothing_else_to_carry_it_each_token_sees_exactly_the_closed_units(
     model, batch = network_of(config), batch_of(flats, config)
     cut_decoder_stream(model)
     cut_self_attention(model.encoder, model.global_transformer, *model.decoder.layers)
-    unit, document, closes = units_by_hand(flats, config, ends=False)
-    seen_TU = visible_by_hand(unit, document, closes)
-    if config.model.cross_attention == "preceding":
-        seen_TU &= seen_TU.cumsum(1) == seen_TU.sum(1, keepdim=True)  # the last of them
-    expected = seen_TU[:, unit]
-    if not config.model.local_text:  # text and markers read their own unit, with no cross-attention
-        passes = ~batch.speech_BT[0]
-        expected = torch.where(passes[:, None], torch.eye(len(unit), dtype=torch.bool), expected)
-    assert torch.equal(matrix(model, batch), expected)
+    by_hand = units_by_hand(flats, config, ends=False)
+    assert torch.equal(matrix(model, batch), seen_by_the_rule(config, batch, *by_hand))
 
 
 def drawn(number: int) -> list[list[bool]]:

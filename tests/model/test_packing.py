@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from lst.config import arm_config
+from lst.config import Patching, RunConfig, arm_config
+from lst.data.interleave import Segment
+from lst.data.pack import PackedBatch, PackedRow, encode_document
+from lst.data.vocab import Vocabulary
 from lst.errors import DataError
-from lst.model import make_batch
+from lst.model import Batch, make_batch
 from tests.model.sequences import (
     CASE_IDS,
     CASES,
@@ -54,15 +59,34 @@ def test_padding_changes_no_logit(arm: str, option: str, patch_size: int) -> Non
 
 
 @pytest.mark.parametrize("option", ["default", "preceding_three", "speech_only", "speech_only_preceding"])
-def test_padding_and_packing_under_aligned_patches(option: str) -> None:
-    config = config_of("lst_aligned", option)
+@pytest.mark.parametrize("silence", ["separate", "merged"])
+def test_padding_and_packing_under_aligned_patches(option: str, silence: str) -> None:
+    config = config_of("lst_aligned", option, silence=silence)
     model = network_of(config).eval()
     document = [("text", [3, 4, 5]), ("speech", [1, 2, 3, 4, 5, 6, 7], [(0, 2), (4, 6)])]
+    other = [("speech", [9, 8, 7, 6, 5], [(1, 3)]), ("text", [6]), ("speech", [4, 4], [(0, 1)])]
     with torch.no_grad():
         tight = model(make_batch([document], config))
         padded = model(make_batch([[("text", list(range(3, 30)))], document], config, tokens=48, units=40))
-    torch.testing.assert_close(padded[1, : tight.shape[1]], tight[0], rtol=0, atol=1e-12)
-    assert torch.isfinite(padded).all()
+        torch.testing.assert_close(padded[1, : tight.shape[1]], tight[0], rtol=0, atol=1e-12)
+        assert torch.isfinite(padded).all()
+        alone = {id(d): model(aligned_rows([[d]], config))[0] for d in (document, other)}
+        rows = [[document, other], [other, other, document]]
+        packed = model(aligned_rows(rows, config))
+    for row, documents in zip(packed, rows, strict=True):
+        expected = torch.cat([alone[id(d)] for d in documents])
+        torch.testing.assert_close(row[: len(expected)], expected, rtol=0, atol=1e-12)
+
+
+def aligned_rows(rows: list[list[Any]], config: RunConfig) -> Batch:
+    """Several documents a row, each with EOS and its own word spans."""
+    vocabulary, rule = Vocabulary.of(config.model), config.patching.silence_rule
+    packed = []
+    for documents in rows:
+        spans = [[Segment(m, np.array(tokens), *map(np.array, words)) for m, tokens, *words in d] for d in documents]
+        encoded = [encode_document(s, vocabulary, Patching.ALIGNED, 3, ends=True, silence=rule) for s in spans]
+        packed.append(PackedRow.pack(encoded, vocabulary, interleaved=True))
+    return Batch.from_packed(PackedBatch(packed))
 
 
 @pytest.mark.parametrize("option", ["default", "preceding_three", "speech_only"])
