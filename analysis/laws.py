@@ -2,7 +2,8 @@
 
 Sources: L(N, D) is eq. 2 and the compute-optimal allocation eq. 4 of Hoffmann et al. 2022 ("Training compute-optimal large
 language models"); isoFLOP parabolas are approach 2 there (section 3.2); L(C) with an asymptote is the same saturating power law
-in compute. C = 6 N D is Kaplan et al. 2020's approximation and appears only under its name.
+in compute. C = 6 N D is Kaplan et al. 2020's approximation and appears only under its name. Over-training, repeated data and
+accuracy: `analysis.forms`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def floats(values: ArrayLike) -> Floats:
     return np.asarray(values, dtype=np.float64)
 
 
-class _Parameters:
+class Parameters:
     """Shared by the laws: names, values and JSON of a frozen dataclass of floats."""
 
     @classmethod
@@ -61,7 +62,7 @@ class Allocation:
 
 
 @dataclass(frozen=True)
-class LossSurface(_Parameters):
+class LossSurface(Parameters):
     """L(N, D) = E + A / N^alpha + B / D^beta.
 
     E, A, B >= 0; N parameters, D tokens (or units: whatever the fit was given), L nats per token.
@@ -131,7 +132,7 @@ def _least(loss_of: Callable[[float], float], near: float, decades: float = 4.0)
 
 
 @dataclass(frozen=True)
-class PowerLaw(_Parameters):
+class PowerLaw(Parameters):
     """y(x) = asymptote + scale * x^exponent.
 
     L(C) has exponent < 0 (and asymptote >= 0); N*(C) and D*(C) have exponent > 0 and asymptote 0.
@@ -158,7 +159,7 @@ class PowerLaw(_Parameters):
 
 
 @dataclass(frozen=True)
-class IsoflopParabola(_Parameters):
+class IsoflopParabola(Parameters):
     """L(N) = floor + curvature (ln N - ln N*)^2 at one compute budget; a minimum only where curvature > 0."""
 
     floor: float
@@ -172,3 +173,27 @@ class IsoflopParabola(_Parameters):
         """dL / d(floor, curvature, ln N*), along a new last axis of 3."""
         away = np.log(floats(num_params)) - self.log_optimal_params
         return np.stack([np.ones_like(away), away**2, -2 * self.curvature * away], axis=-1)
+
+
+@dataclass(frozen=True)
+class IsoflopCubic(Parameters):
+    """L(N) = floor + curvature u^2 + skew u^3, u = ln N - ln N*, at one compute budget; a minimum only where curvature > 0.
+
+    skew > 0: the loss rises faster on the side of large models. The minimum is a local one: past u = -2 curvature / (3 skew) the
+    cubic falls again, so it says nothing beyond the sizes tried.
+    """
+
+    floor: float
+    curvature: float
+    skew: float
+    log_optimal_params: float
+
+    def predict(self, num_params: ArrayLike) -> Floats:
+        away = np.log(floats(num_params)) - self.log_optimal_params
+        return self.floor + self.curvature * away**2 + self.skew * away**3
+
+    def gradient(self, num_params: ArrayLike) -> Floats:
+        """dL / d(floor, curvature, skew, ln N*), along a new last axis of 4."""
+        away = np.log(floats(num_params)) - self.log_optimal_params
+        slope = -2 * self.curvature * away - 3 * self.skew * away**2
+        return np.stack([np.ones_like(away), away**2, away**3, slope], axis=-1)

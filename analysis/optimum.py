@@ -15,21 +15,11 @@ import numpy as np
 from scipy import optimize
 
 from analysis.laws import Floats, floats
-from analysis.solver import (
-    COARSE,
-    CONSTANT,
-    FINE,
-    IN_D,
-    IN_N,
-    Problem,
-    Solutions,
-    derivatives,
-    exponent_grid,
-    minimise,
-    model,
-    objective,
-    projected_starts,
-)
+from analysis.projection import exponent_grid, projected_starts
+from analysis.solver import CONSTANT, IN_D, IN_N, Problem, Solutions, derivatives, minimise, model, objective
+
+STARTS, FACE_POINTS = 4, 10
+"""Local minima of the projection that become starts, and the points of a face's grid, a side."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +33,14 @@ class Optimum:
 
 def solve(problem: Problem, log_loss: Floats) -> Optimum:
     """The global optimum of one fit as far as the starts can tell; see the module's docstring."""
-    starts = [projected_starts(problem, log_loss[None], np.ones((1, len(log_loss))), keep=6)[0]]
+    one = (log_loss[None], np.ones((1, len(log_loss))))
+    starts = [projected_starts(problem, *one, keep=STARTS, fill=False)[0]]
     for j in range(len(problem.kinds)):
         if len(problem.kinds) > 1:  # the face c_j = 0, from its own projection
             members = problem.members.copy()
             members[:, j] = 0
             face = dataclasses.replace(problem, members=members)
-            starts.append(projected_starts(face, log_loss[None], np.ones((1, len(log_loss))), keep=1)[0])
+            starts.append(projected_starts(face, *one, keep=1, points=FACE_POINTS)[0])
     batch = np.concatenate([least_squares(problem, starts[0][0], log_loss)[None], *starts])
     ends = _minimise_one(problem, batch, log_loss)
     for _ in range(2 * len(problem.kinds)):
@@ -57,8 +48,7 @@ def solve(problem: Problem, log_loss: Floats) -> Optimum:
         released = kkt_release(problem, ends.theta[order[0]], log_loss)
         if released is None:
             break
-        more = _minimise_one(problem, released, log_loss)
-        ends = Solutions(*(np.concatenate([getattr(e, f) for e in (ends, more)]) for f in ("theta", "objective", "converged")))
+        ends = Solutions.join([ends, _minimise_one(problem, released, log_loss)])
     order = np.argsort(ends.objective)
     return Optimum(ends.theta[order[0]], float(ends.objective[order[0]]), ends.take(order[1:]))
 
@@ -67,9 +57,9 @@ def _minimise_one(problem: Problem, starts: Floats, log_loss: Floats) -> Solutio
     """Minima of one fit from several starts; those that the coarse stages bring together go on as one."""
     losses, weight = np.repeat(log_loss[None], len(starts), axis=0), np.ones((len(starts), len(log_loss)))
     if np.isfinite(problem.delta):
-        starts = minimise(problem, starts, losses, weight, stages=COARSE).theta
-    _, distinct = np.unique(np.round(starts, 5), axis=0, return_index=True)
-    return minimise(problem, starts[distinct], losses[distinct], weight[distinct], stages=FINE)
+        starts = minimise(problem, starts, losses, weight, tolerance=1e-8, fine=False).theta
+    _, distinct = np.unique(np.round(starts, 4), axis=0, return_index=True)
+    return minimise(problem, starts[distinct], losses[distinct], weight[distinct], coarse=False)
 
 
 def least_squares(problem: Problem, start: Floats, log_loss: Floats) -> Floats:
@@ -81,6 +71,7 @@ def least_squares(problem: Problem, start: Floats, log_loss: Floats) -> Floats:
     def whole(values: Floats) -> Floats:
         theta = start.copy()
         theta[used] = values
+        theta[-1] = theta[-2] if problem.tied else theta[-1]
         return theta[None]
 
     def residual(values: Floats) -> Floats:
@@ -89,6 +80,8 @@ def least_squares(problem: Problem, start: Floats, log_loss: Floats) -> Floats:
 
     def jacobian(values: Floats) -> Floats:
         value, slope = model(problem, whole(values))
+        if problem.tied:
+            slope[:, :, -2] += slope[:, :, -1]
         result: Floats = -(slope[0] / value[0][:, None])[:, used] / unit
         return result
 

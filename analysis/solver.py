@@ -6,15 +6,17 @@ The model of a point i, with x = ln N and y = ln D centred on their means and th
     r_i = ln L_i - ln Lhat_i,           objective = sum_i w_i h(r_i),  h(r) = r^2/2 if |r| <= delta else delta (|r| - delta/2)
 
 One surface has the columns (1, N, D); a power law in compute (1, N); several arms with shared exponents have columns of
-their own, told apart by the 0/1 memberships m. `projected_starts` is variable projection (Golub and Pereyra 1973): for each
-(alpha, beta) of a grid the coefficients are a linear problem. `minimise` is a damped Newton method with the exact Hessian,
-on a batch of problems, with the faces c_j = 0 and the exponents' bounds as active constraints. numpy only; knows no tables,
-arms or files (`analysis.fit` does).
+their own, told apart by the 0/1 memberships m; `tied` holds alpha = beta. `minimise` is a damped Newton method with the exact
+Hessian, on a batch of problems, with the faces c_j = 0 and the exponents' bounds as active constraints. Sums over points are
+matrix products with fixed tables, so that no array has an axis for both points and parameters. Starts: `analysis.projection`.
+numpy only; knows no tables, arms or files (`analysis.fit` does).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -22,15 +24,55 @@ from analysis.laws import Floats, floats
 
 CONSTANT, IN_N, IN_D = 0, 1, 2
 EXPONENT_BOUNDS = (0.01, 4.0)
-CACHED = 2**15  # points of the problems that are worked on together: their arrays should stay in the processor's cache
+CACHED = 2**14  # points of the problems that are worked on together: their arrays should stay in the processor's cache
+FIRST_DELTA = 0.01
+"""Where the stages of a delta far below it begin: about the noise of losses."""
+COARSE_STEPS, FINE_STEPS = 12, 150
 
 
 def chunk_rows(points: int) -> int:
     """Problems of `points` points each that are worked on together."""
-    return min(max(CACHED // points, 64), 1024)
+    return min(max(CACHED // points, 32), 1024)
 
 
-COARSE, FINE = ((100, 12), (10, 12)), ((1, 150),)  # multiples of Huber's delta, and the Newton steps spent at each
+@dataclass(frozen=True)
+class Group:
+    """The columns of one kind, and the tables that sum over points."""
+
+    columns: np.ndarray  # their places among theta
+    slot: int | None  # place of their exponent; None for constants
+    log: Floats  # (n,) x or y; zeros for constants
+    members: Floats  # (n, J)
+
+    @property
+    def powers(self) -> int:
+        """Powers of `log` in a first derivative: 1 for constants, 2 where there is an exponent."""
+        return 1 if self.slot is None else 2
+
+    @cached_property
+    def first(self) -> Floats:
+        """(n, (powers + 1) J) members times log^k."""
+        count = 1 if self.slot is None else 3
+        return np.concatenate([self.members * self.log[:, None] ** k for k in range(count)], axis=1)
+
+    def second(self, other: Group) -> Floats:
+        """(n, powers J x powers' J') products of two groups' first derivatives, in the order that `lift` takes."""
+        own, others = (g.first[:, : g.powers * g.members.shape[1]] for g in (self, other))
+        return (own[:, :, None] * others[:, None, :]).reshape(len(self.log), -1)
+
+    def lift(self, theta: Floats) -> Floats:
+        """(P, J [+ 1], powers J): dLhat / d(c_j, exponent) in terms of phi m_j log^k, that is m_j, and -c_j log m_j."""
+        count = self.members.shape[1]
+        found = np.zeros((len(theta), len(self.places), self.powers * count))
+        found[:, :count, :count] = np.eye(count)
+        if self.slot is not None:
+            found[:, count, count:] = -theta[:, self.columns]
+        return found
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """Places of the group's parameters among theta."""
+        return self.columns if self.slot is None else np.append(self.columns, self.slot)
 
 
 @dataclass(frozen=True)
@@ -42,6 +84,7 @@ class Problem:
     members: Floats  # (n, J) 1 where the column counts for the point
     kinds: tuple[int, ...]  # J of CONSTANT, IN_N, IN_D
     delta: float  # Huber's threshold on log residuals; inf = least squares
+    tied: bool = False  # alpha = beta
 
     @property
     def size(self) -> int:
@@ -56,12 +99,39 @@ class Problem:
         return low, high
 
     def unused(self) -> list[int]:
-        """Indices of exponents that no column has: they are held where they are."""
-        return [len(self.kinds) + k for k, kind in enumerate((IN_N, IN_D)) if kind not in self.kinds]
+        """Indices of exponents that are no parameters: no column has them, or (tied) the first stands for both."""
+        count = len(self.kinds)
+        free = [count + k for k, kind in enumerate((IN_N, IN_D)) if kind not in self.kinds]
+        return [count + 1] if self.tied else free
 
     @property
     def free_parameters(self) -> int:
         return self.size - len(self.unused())
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        count, found = len(self.kinds), []
+        for kind, log in ((CONSTANT, np.zeros_like(self.x)), (IN_N, self.x), (IN_D, self.y)):
+            columns = self.columns_of(kind)
+            if columns:
+                slot = None if kind == CONSTANT else count + kind - 1
+                found.append(Group(np.array(columns), slot, log, self.members[:, columns]))
+        return tuple(found)
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[int, int, Floats], ...]:
+        """Each pair of groups with its table."""
+        return tuple((i, k, g.second(self.groups[k])) for i, g in enumerate(self.groups) for k in range(i, len(self.groups)))
+
+    @property
+    def stages(self) -> list[float]:
+        """Huber's deltas on the way to the problem's own, so that it is met with the right points inside."""
+        if not np.isfinite(self.delta):
+            return [self.delta]
+        wide = [100 * self.delta, 10 * self.delta]
+        while self.delta < 1e-5 and wide[0] < FIRST_DELTA:
+            wide.insert(0, 10 * wide[0])
+        return [*wide, self.delta]
 
 
 @dataclass(frozen=True)
@@ -75,6 +145,10 @@ class Solutions:
     def take(self, rows: np.ndarray) -> Solutions:
         return Solutions(self.theta[rows], self.objective[rows], self.converged[rows])
 
+    @classmethod
+    def join(cls, parts: list[Solutions]) -> Solutions:
+        return cls(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("theta", "objective", "converged")))
+
 
 def huber(residual: Floats, delta: float) -> Floats:
     """h(r) above, elementwise."""
@@ -85,37 +159,65 @@ def huber(residual: Floats, delta: float) -> Floats:
     return core * (size - 0.5 * core)
 
 
+def _weighted(residual: Floats, weight: Floats, delta: float) -> Floats:
+    result: Floats = np.einsum("pn,pn->p", weight, huber(residual, delta))
+    return result
+
+
+@dataclass
+class State:
+    """What derivatives need at theta: phi of each group (None for constants), Lhat and the residuals, all (P, n)."""
+
+    phi: list[Floats | None]
+    value: Floats
+    residual: Floats
+
+    @classmethod
+    def at(cls, problem: Problem, theta: Floats, log_loss: Floats) -> State:
+        phi: list[Floats | None] = []
+        value: Floats = np.zeros(1)
+        for group in problem.groups:
+            amount = theta[:, group.columns]
+            part = amount if (group.members == 1).all() and len(group.columns) == 1 else amount @ group.members.T
+            power = None if group.slot is None else np.exp(theta[:, group.slot, None] * -group.log)
+            phi.append(power)
+            value = value + (part if power is None else part * power)
+        value = np.maximum(np.broadcast_to(value, log_loss.shape), 1e-300)
+        return cls(phi, value, log_loss - np.log(value))
+
+    def arrays(self) -> Iterator[Floats]:
+        yield from (p for p in self.phi if p is not None)
+        yield self.value
+        yield self.residual
+
+    def take(self, rows: np.ndarray) -> State:
+        return State([None if p is None else p[rows] for p in self.phi], self.value[rows], self.residual[rows])
+
+    def accept(self, other: State, rows: np.ndarray) -> State:
+        """`other` where `rows`, else this."""
+        if rows.all():
+            return other
+        for mine, theirs in zip(self.arrays(), other.arrays(), strict=True):
+            mine[rows] = theirs[rows]
+        return self
+
+
 def model(problem: Problem, theta: Floats) -> tuple[Floats, Floats]:
     """Lhat (P, n) and dLhat/dtheta (P, n, p) at theta (P, p)."""
     count = len(problem.kinds)
-    alpha, beta = theta[:, count, None], theta[:, count + 1, None]
-    powers = {CONSTANT: np.ones((len(theta), len(problem.x)))}
-    powers[IN_N] = np.exp(-alpha * problem.x)
-    powers[IN_D] = np.exp(-beta * problem.y)
     slope = np.zeros((len(theta), len(problem.x), problem.size))
-    for j, kind in enumerate(problem.kinds):
-        slope[:, :, j] = powers[kind] * problem.members[:, j]
-    value = np.einsum("pnj,pj->pn", slope[:, :, :count], theta[:, :count])
-    for k, (kind, log) in enumerate(((IN_N, problem.x), (IN_D, problem.y))):
-        for j in problem.columns_of(kind):
-            slope[:, :, count + k] -= theta[:, j, None] * slope[:, :, j] * log
+    for group in problem.groups:
+        power = np.ones((len(theta), 1)) if group.slot is None else np.exp(theta[:, group.slot, None] * -group.log)
+        slope[:, :, group.columns] = power[:, :, None] * group.members
+        if group.slot is not None:
+            slope[:, :, group.slot] = -(slope[:, :, group.columns] @ theta[:, group.columns, None])[:, :, 0] * group.log
+    value = np.matmul(slope[:, :, :count], theta[:, :count, None])[:, :, 0]
     return np.maximum(value, 1e-300), slope
 
 
 def objective(problem: Problem, theta: Floats, log_loss: Floats, weight: Floats, delta: float) -> Floats:
     """The objective (P,) at theta (P, p); log_loss and weight are (P, n)."""
-    count = len(problem.kinds)
-    value = np.zeros_like(log_loss)
-    for kind, power in (
-        (CONSTANT, np.ones((1, 1))),
-        (IN_N, np.exp(-theta[:, count, None] * problem.x)),
-        (IN_D, np.exp(-theta[:, count + 1, None] * problem.y)),
-    ):
-        columns = problem.columns_of(kind)
-        if columns:
-            value = value + power * (theta[:, columns] @ problem.members[:, columns].T)
-    result: Floats = (weight * huber(log_loss - np.log(np.maximum(value, 1e-300)), delta)).sum(1)
-    return result
+    return _weighted(State.at(problem, theta, log_loss).residual, weight, delta)
 
 
 def derivatives(problem: Problem, theta: Floats, log_loss: Floats, weight: Floats, delta: float) -> tuple[Floats, Floats, Floats]:
@@ -123,25 +225,54 @@ def derivatives(problem: Problem, theta: Floats, log_loss: Floats, weight: Float
 
     With f = ln Lhat and psi = h'(r):  gradient = -sum w psi f',  Hessian = sum w (h'' + psi) f' f'^T - sum w psi Lhat'' / Lhat.
     """
-    count = len(problem.kinds)
-    value, slope = model(problem, theta)
-    residual = log_loss - np.log(value)
-    size = np.abs(residual)
-    psi = weight * np.clip(residual, -delta, delta)
-    inside = weight * (size <= delta)
-    unit = slope / value[:, :, None]
-    gradient = -np.einsum("pn,pnk->pk", psi, unit)
-    hessian = np.matmul(np.swapaxes(unit * (inside + psi)[:, :, None], 1, 2), unit)
-    for k, (kind, log) in enumerate(((IN_N, problem.x), (IN_D, problem.y))):
-        mixed = psi * log
-        for j in problem.columns_of(kind):
-            cross = (mixed * unit[:, :, j]).sum(1)
-            hessian[:, j, count + k] += cross
-            hessian[:, count + k, j] += cross
-            hessian[:, count + k, count + k] -= theta[:, j] * (mixed * log * unit[:, :, j]).sum(1)
-    reweighted = weight * np.minimum(1.0, delta / np.maximum(size, 1e-300))
-    scale = np.einsum("pn,pnk->pk", reweighted, unit * unit)
+    return _derivatives(problem, theta, State.at(problem, theta, log_loss), weight, delta)
+
+
+def _derivatives(problem: Problem, theta: Floats, state: State, weight: Floats, delta: float) -> tuple[Floats, Floats, Floats]:
+    size = np.abs(state.residual)
+    if np.isfinite(delta):
+        psi = weight * np.clip(state.residual, -delta, delta)
+        curved = weight * (size <= delta) + psi
+        reweighted = weight * np.minimum(1.0, delta / np.maximum(size, 1e-300))
+    else:
+        psi, reweighted = weight * state.residual, weight
+        curved = weight + psi
+    inverse = 1 / state.value
+    unit = [inverse if p is None else p * inverse for p in state.phi]
+    bent = [curved * u for u in unit]
+    lifts = [group.lift(theta) for group in problem.groups]
+    gradient, scale = np.zeros_like(theta), np.zeros_like(theta)
+    hessian = np.zeros((*theta.shape, theta.shape[1]))
+    for group, u in zip(problem.groups, unit, strict=True):
+        _slopes(group, theta, (psi * u) @ group.first, gradient, hessian)
+    for i, k, table in problem.pairs:
+        one, two = problem.groups[i], problem.groups[k]
+
+        def lifted(weighted: Floats, i: int = i, k: int = k, table: Floats = table) -> Floats:
+            sums = (weighted * unit[k]) @ table
+            block: Floats = lifts[i] @ sums.reshape(len(theta), lifts[i].shape[2], -1) @ np.swapaxes(lifts[k], 1, 2)
+            return block
+
+        block = lifted(bent[i])
+        hessian[:, one.places[:, None], two.places] += block
+        if i != k:
+            hessian[:, two.places[:, None], one.places] += np.swapaxes(block, 1, 2)
+        else:
+            scale[:, one.places] = np.einsum("pjj->pj", lifted(reweighted * unit[i]))
     return gradient, hessian, np.maximum(scale, 1e-14 * scale.max(1, keepdims=True) + 1e-300)
+
+
+def _slopes(group: Group, theta: Floats, sums: Floats, gradient: Floats, hessian: Floats) -> None:
+    """Add what is linear in psi, of the gradient and the Hessian; `sums` (P, 3 J) are those of psi phi m log^k / Lhat."""
+    count = len(group.columns)
+    gradient[:, group.columns] = -sums[:, :count]
+    if group.slot is None:
+        return
+    amount, once, twice = theta[:, group.columns], sums[:, count : 2 * count], sums[:, 2 * count :]
+    gradient[:, group.slot] = (amount * once).sum(1)
+    hessian[:, group.columns, group.slot] += once
+    hessian[:, group.slot, group.columns] += once
+    hessian[:, group.slot, group.slot] -= (amount * twice).sum(1)
 
 
 def minimise(
@@ -151,22 +282,23 @@ def minimise(
     weight: Floats,
     *,
     tolerance: float = 1e-14,
-    stages: tuple[tuple[int, int], ...] = COARSE + FINE,
+    coarse: bool = True,
+    fine: bool = True,
 ) -> Solutions:
     """Local minima from `start` (P, p); log_loss and weight are (P, n); `tolerance` is relative, on the objective.
 
-    Huber's delta shrinks through the stages, so that the nearly absolute deviation is met with the right points inside.
+    `coarse` goes through the wider deltas, a few steps each; `fine` ends at the problem's own.
     """
+    stages = [(delta, COARSE_STEPS) for delta in problem.stages[:-1] if coarse] + [(problem.delta, FINE_STEPS)] * fine
     parts = []
     size = chunk_rows(len(problem.x))
     for first in range(0, len(start), size):
         rows = slice(first, first + size)
-        theta = start[rows]
-        for stage, steps in stages if np.isfinite(problem.delta) else FINE:
-            part = _newton(problem, theta, log_loss[rows], weight[rows], problem.delta * stage, steps, tolerance)
-            theta = part.theta
+        part = Solutions(start[rows], np.empty(0), np.empty(0))
+        for delta, steps in stages:
+            part = _newton(problem, part.theta, log_loss[rows], weight[rows], delta, steps, tolerance)
         parts.append(part)
-    return Solutions(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("theta", "objective", "converged")))
+    return Solutions.join(parts)
 
 
 def _newton(
@@ -174,41 +306,53 @@ def _newton(
 ) -> Solutions:
     """Levenberg-Marquardt damping of the exact Newton step, projected on the bounds; a problem leaves when it stands still."""
     low, high = problem.bounds()
-    theta = np.clip(start, low, high)
-    value = objective(problem, theta, log_loss, weight, delta)
-    damping = np.full(len(theta), 1e-3)
-    still = np.zeros(len(theta), dtype=int)
-    active = np.arange(len(theta))
+    end = np.clip(start, low, high)
+    now = end.copy()
+    state = State.at(problem, now, log_loss)
+    value = _weighted(state.residual, weight, delta)
+    reached_value = value.copy()
+    damping, still = np.full(len(now), 1e-3), np.zeros(len(now), dtype=int)
+    active = np.arange(len(now))
     for _ in range(steps):
-        now, losses, weights = theta[active], log_loss[active], weight[active]
-        step = _step(problem, now, derivatives(problem, now, losses, weights, delta), damping[active])
+        step = _step(problem, now, _derivatives(problem, now, state, weight, delta), damping)
         new = np.clip(now + step, low, high)
-        reached = objective(problem, new, losses, weights, delta)
-        before = value[active]
-        better = reached < before
+        trial = State.at(problem, new, log_loss)
+        reached = _weighted(trial.residual, weight, delta)
+        better = reached < value
         small = np.abs(new - now).max(1) < 1e-12
-        done = np.where(better, before - reached <= tolerance * before, small | (damping[active] > 1e9)) | (before < 1e-28)
-        theta[active[better]], value[active[better]] = new[better], reached[better]
-        damping[active] = np.where(better, np.maximum(damping[active] * 0.15, 1e-13), damping[active] * 5)
-        still[active] = np.where(done, still[active] + 1, 0)
-        active = active[still[active] < 2]
-        if not len(active):
-            break
-    converged = np.ones(len(theta), dtype=bool)
+        done = np.where(better, value - reached <= tolerance * value, small | (damping > 1e9)) | (value < 1e-28)
+        state = state.accept(trial, better)
+        now, value = np.where(better[:, None], new, now), np.where(better, reached, value)
+        damping = np.where(better, np.maximum(damping * 0.15, 1e-13), damping * 5)
+        still = np.where(done, still + 1, 0)
+        left = still >= 2
+        if left.any():
+            end[active[left]], reached_value[active[left]] = now[left], value[left]
+            keep = ~left
+            active, now, value, damping, still = active[keep], now[keep], value[keep], damping[keep], still[keep]
+            state, log_loss, weight = state.take(keep), log_loss[keep], weight[keep]
+            if not len(active):
+                break
+    end[active], reached_value[active] = now, value
+    converged = np.ones(len(end), dtype=bool)
     converged[active] = False
-    return Solutions(theta, value, converged)
+    return Solutions(end, reached_value, converged)
 
 
 def _step(problem: Problem, theta: Floats, parts: tuple[Floats, Floats, Floats], damping: Floats) -> Floats:
     """The damped Newton step; parameters held at a bound (the gradient points outwards) do not move."""
     gradient, hessian, scale = parts
+    count = len(problem.kinds)
+    if problem.tied:  # one exponent: its derivatives are the sums of the two
+        for array in (gradient, scale, hessian, np.swapaxes(hessian, 1, 2)):
+            array[:, count] += array[:, count + 1]
     low, high = problem.bounds()
     held = ((theta <= low) & (gradient > 0)) | ((theta >= high) & (gradient < 0))
     held[:, problem.unused()] = True
     for k, kind in enumerate((IN_N, IN_D)):  # an exponent whose columns are all 0 has no slope
         columns = problem.columns_of(kind)
-        if columns:
-            held[:, len(problem.kinds) + k] |= (theta[:, columns] == 0).all(1)
+        if columns and not problem.tied:
+            held[:, count + k] |= (theta[:, columns] == 0).all(1)
     free = ~held
     diagonal = np.arange(problem.size)
     system = hessian * free[:, :, None] * free[:, None, :]
@@ -219,73 +363,8 @@ def _step(problem: Problem, theta: Floats, parts: tuple[Floats, Floats, Floats],
         step = -(gradient * free) / (scale * (1 + damping[:, None]))
     uphill = (step * gradient).sum(1) > 0  # an indefinite Hessian: follow the scaled gradient instead
     step[uphill] = -(gradient * free / scale)[uphill] / (1 + damping[uphill, None])
+    if problem.tied:
+        step[:, count + 1] = step[:, count]
     largest = np.abs(step[:, -2:]).max(1)  # exponents move by at most 0.5, so that no power overflows on the way
     result: Floats = step * np.minimum(1, 0.5 / np.maximum(largest, 1e-300))[:, None]
     return result
-
-
-def exponent_grid(problem: Problem, points: int) -> Floats:
-    """(cells, 2) pairs of exponents, denser where laws have them; one value for an exponent that no column has."""
-    axis = np.geomspace(0.03, 2.5, points)
-    axes = [axis if kind in problem.kinds else floats([1.0]) for kind in (IN_N, IN_D)]
-    return np.stack([g.ravel() for g in np.meshgrid(*axes, indexing="ij")], axis=1)
-
-
-def projected_starts(problem: Problem, log_loss: Floats, weight: Floats, *, keep: int, points: int = 20) -> Floats:
-    """(R, keep, p) starts by variable projection, best first: the local minima of the projected sum of squares on the grid.
-
-    The linear problem is in the loss with weights w / L^2, which is the log residual to first order.
-    """
-    grid = exponent_grid(problem, points)
-    shape = tuple(points if kind in problem.kinds else 1 for kind in (IN_N, IN_D))
-    count = len(problem.kinds)
-    _, slope = model(problem, np.concatenate([np.ones((len(grid), count)), grid], axis=1))
-    basis = slope[:, :, :count]  # (cells, n, J)
-    products = np.einsum("gnj,gnk->ngjk", basis, basis).reshape(len(problem.x), -1)
-    flat = basis.transpose(1, 0, 2).reshape(len(problem.x), -1)
-    starts = []
-    size = chunk_rows(len(problem.x)) // 4 + 1
-    for first in range(0, len(log_loss), size):
-        loss = np.exp(log_loss[first : first + size])
-        scaled = weight[first : first + size] / loss**2
-        gram = (scaled @ products).reshape(len(loss), len(grid), count, count)
-        moment = ((scaled * loss) @ flat).reshape(len(loss), len(grid), count)
-        coefficient = _non_negative(gram, moment)
-        squares = ((coefficient[:, :, None, :] @ gram)[:, :, 0, :] * coefficient - 2 * moment * coefficient).sum(-1)
-        chosen = _local_minima(squares.reshape(len(loss), *shape), keep)
-        rows = np.arange(len(loss))[:, None]
-        exponents = np.broadcast_to(grid, (len(loss), *grid.shape))
-        starts.append(np.concatenate([coefficient[rows, chosen], exponents[rows, chosen]], axis=-1))
-    return np.concatenate(starts)
-
-
-def _non_negative(gram: Floats, moment: Floats) -> Floats:
-    """Least squares with c >= 0, nearly: columns that come out negative are left out and the rest is solved again."""
-    count = gram.shape[-1]
-    diagonal = np.arange(count)
-    inside = np.ones(moment.shape, dtype=bool)
-    ridge = 1e-11 * gram[..., diagonal, diagonal]
-    for _ in range(count):
-        system = gram * inside[..., :, None] * inside[..., None, :]
-        system[..., diagonal, diagonal] += np.where(inside, ridge, 1.0) + 1e-300
-        solution = np.linalg.solve(system, (moment * inside)[..., None])[..., 0]
-        negative = inside & (solution < 0)
-        if not negative.any():
-            break
-        inside &= ~negative
-    result: Floats = np.maximum(solution, 0)
-    return result
-
-
-def _local_minima(squares: Floats, keep: int) -> np.ndarray:
-    """(R, keep) flat cell indices of the lowest local minima of each (R, a, b) map, filled up with the lowest other cells."""
-    padded = np.pad(squares, ((0, 0), (1, 1), (1, 1)), constant_values=np.inf)
-    lowest = np.ones(squares.shape, dtype=bool)
-    rows, columns = squares.shape[1:]
-    for down in (0, 1, 2):
-        for right in (0, 1, 2):
-            lowest &= squares <= padded[:, down : down + rows, right : right + columns]
-    span = np.ptp(squares, axis=(1, 2), keepdims=True) + 1
-    score = np.where(lowest, squares, squares + span).reshape(len(squares), -1)
-    order: np.ndarray = np.argsort(score, axis=1)[:, :keep]
-    return order

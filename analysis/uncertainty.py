@@ -20,7 +20,8 @@ import numpy as np
 from scipy import stats
 
 from analysis.laws import Floats
-from analysis.solver import COARSE, FINE, Problem, Solutions, minimise, model, objective, projected_starts
+from analysis.projection import projected_starts
+from analysis.solver import Problem, Solutions, minimise, model, objective
 
 RESIDUAL_BELOW = 12
 """Runs under which the design is kept and residuals are resampled."""
@@ -120,10 +121,10 @@ def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats, *, p
     repeated = [np.repeat(values, count, axis=0) for values in (log_loss, weight)]
     flat = starts.reshape(-1, problem.size)
     if np.isfinite(problem.delta):
-        flat = minimise(problem, flat, repeated[0], repeated[1], tolerance=1e-6, stages=COARSE).theta
+        flat = minimise(problem, flat, repeated[0], repeated[1], tolerance=1e-6, fine=False).theta
     value = objective(problem, flat, repeated[0], repeated[1], problem.delta).reshape(-1, count)
     best = flat.reshape(starts.shape)[np.arange(len(starts)), value.argmin(1)]
-    return minimise(problem, best, log_loss, weight, tolerance=REFIT_TOLERANCE, stages=FINE)
+    return minimise(problem, best, log_loss, weight, tolerance=REFIT_TOLERANCE, coarse=False)
 
 
 def small_design_warning(n: int, parameters: int) -> str | None:

@@ -8,7 +8,8 @@ import pytest
 from analysis import fit_loss_surface
 from analysis.isoflop import Regression
 from analysis.optimum import solve
-from analysis.solver import CONSTANT, IN_D, IN_N, Problem, minimise, projected_starts
+from analysis.projection import projected_starts
+from analysis.solver import CONSTANT, IN_D, IN_N, Problem, minimise
 from analysis.table import Frame, read_points
 from analysis.uncertainty import PAIRS, RESIDUAL, leverages, refit, residual_errors, stratified_counts
 from tests.analysis.tables import TRUTH, isoflop_table
