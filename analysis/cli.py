@@ -3,9 +3,11 @@
     fit-scaling collect DIR                       # results.csv, runs.csv, attempts.csv, curves.parquet, items.parquet
     fit-scaling fit DIR resamples=2000 n=global   # fits.json (collects first where DIR has runs)
     fit-scaling fit --table FILE.csv --json       # any table with columns num_params, tokens, loss
+    fit-scaling power DIR multiplier=1.1          # power.json: what the plan would tell, against its cost
     fit-scaling sync DIR                          # DIR/mlflow.db
 
-Options are key=value (docs/fitting.md): n, d, baseline, loss, delta, curvature, method, resamples, level, seed.
+Options are key=value (docs/fitting.md): n, d, baseline, loss, delta, curvature, method, resamples, level, seed; power has
+law, multiplier, seed_noise, evaluation_noise, simulations, extra_seeds beside them.
 Exit status: 0 done, 1 the work failed, 2 wrong input, 130 interrupted.
 """
 
@@ -17,21 +19,23 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lst.errors import FitError, LstError, did_you_mean
 
 if TYPE_CHECKING:
+    from analysis.power import PowerOptions
     from analysis.study import FitOptions
 
-VERBS = ("collect", "fit", "sync")
+Options = TypeVar("Options", "FitOptions", "PowerOptions")
+VERBS = ("collect", "fit", "power", "sync")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script; returns the exit status."""
     options = _parse(list(sys.argv[1:] if argv is None else argv))
     try:
-        code = {"collect": _collect, "fit": _fit, "sync": _sync}[options.verb](options)
+        code = {"collect": _collect, "fit": _fit, "power": _power, "sync": _sync}[options.verb](options)
         sys.stdout.flush()
         return code
     except LstError as error:
@@ -54,10 +58,13 @@ def _complain(sentence: str, code: int) -> int:
 def _parse(arguments: list[str]) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="fit-scaling", description=__doc__, formatter_class=raw)
-    verbs = parser.add_subparsers(dest="verb", metavar="{collect,fit,sync}")
+    verbs = parser.add_subparsers(dest="verb", metavar=f"{{{','.join(VERBS)}}}")
     collect = verbs.add_parser("collect", help="the runs' records as tables", description="Write the tables of docs/columns.md.")
     fit = verbs.add_parser(
         "fit", help="scaling laws of a study or of any table", description="Write DIR/fits.json, or fit --table."
+    )
+    power = verbs.add_parser(
+        "power", help="interval widths that the plan will have", description="Simulate the plan's study; write DIR/power.json."
     )
     sync = verbs.add_parser(
         "sync", help="bring DIR/mlflow.db up to date", description="Write DIR/mlflow.db from the runs' records."
@@ -68,7 +75,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     fit.add_argument(
         "--table", type=Path, metavar="FILE.csv", help="fit L(N, D) to a table with columns num_params, tokens, loss"
     )
-    fit.add_argument("--json", action="store_true", help="print the result as JSON")
+    power.add_argument("words", nargs="+", metavar="DIR key=value", help="the study's folder, and options")
+    for verb in (fit, power):
+        verb.add_argument("--json", action="store_true", help="print the result as JSON")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -112,8 +121,10 @@ def _collect_into(folder: Path) -> Any:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    folders = [word for word in options.words if "=" not in word or Path(word).is_dir()]
-    choices = _choices([word for word in options.words if word not in folders])
+    from analysis.study import FitOptions
+
+    folders, overrides = _split(options.words)
+    choices = _choices(overrides, FitOptions)
     if options.table is not None:
         if folders:
             raise FitError(f"'{folders[0]}' and --table {options.table} were both given; fit a study or a table, not both.")
@@ -123,14 +134,52 @@ def _fit(options: argparse.Namespace) -> int:
     return _fit_study(Path(folders[0]), choices, options.json)
 
 
-def _choices(overrides: list[str]) -> FitOptions:
-    """FitOptions from key=value texts. Raises FitError on an unknown key or a value of another type."""
+def _split(words: list[str]) -> tuple[list[str], list[str]]:
+    """Folders, and key=value options."""
+    folders = [word for word in words if "=" not in word or Path(word).is_dir()]
+    return folders, [word for word in words if word not in folders]
+
+
+def _power(options: argparse.Namespace) -> int:
+    from analysis.power import POWER, PowerOptions, study_power, write_power
+
+    folders, overrides = _split(options.words)
+    choices = _choices(overrides, PowerOptions)
+    if len(folders) != 1:
+        raise FitError(f"{len(folders)} folders were given; write: fit-scaling power DIR key=value")
+    folder = Path(folders[0])
+    told, bar = _progress("simulating")
+    with bar:
+        content = study_power(folder, choices, progress=told)
+    write_power(folder, content)
+    print(_json(content) if options.json else f"{power_table(content)}\nwritten: {folder / POWER}")
+    return 0
+
+
+def power_table(content: dict[str, Any]) -> str:
+    """Widths against cost, a design a line: exponents as high - low, ratios as high / low."""
+    law, noise = content["law"], content["noise"]
+    names = list(content["designs"][0]["quantities"])
+    lines = [
+        f"assumed: {law['source']}; multipliers " + ", ".join(f"{arm} {e:.3g}" for arm, e in law["multipliers"].items()),
+        f"noise of ln loss: seeds {noise['seed']:.2g}, evaluation {noise['evaluation']:.2g}; "
+        f"{content['options']['level']:.0%} widths",
+        f"{'design':<28}{'runs':>6}{'FLOPs':>10}  " + "  ".join(names),
+    ]
+    for design in content["designs"]:
+        widths = [design["quantities"].get(name, {}).get("width") for name in names]
+        shown = ["-" if w is None else f"{w:.3g}" for w in widths]
+        told = design["refused"] or "  ".join(f"{w:>{len(name)}}" for w, name in zip(shown, names, strict=True))
+        lines.append(f"{design['name']:<28}{design['runs']:>6}{design['cost_flops']:>10.3g}  {told}")
+    return "\n".join([*lines, *(f"! {w}" for w in content["warnings"])])
+
+
+def _choices(overrides: list[str], kind: type[Options]) -> Options:
+    """Options from key=value texts. Raises FitError on an unknown key or a value of another type."""
     import dataclasses
 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-
-    from analysis.study import FitOptions
 
     try:
         values = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
@@ -138,7 +187,7 @@ def _choices(overrides: list[str]) -> FitOptions:
         raise FitError(
             f"the options {' '.join(overrides)} cannot be read ({str(error).splitlines()[0]}); write key=value."
         ) from error
-    defaults = {f.name: f.default for f in dataclasses.fields(FitOptions)}
+    defaults = {f.name: f.default for f in dataclasses.fields(kind)}
     chosen: dict[str, Any] = {}
     for key, value in (values if isinstance(values, dict) else {}).items():
         name = str(key)
@@ -150,7 +199,7 @@ def _choices(overrides: list[str]) -> FitOptions:
         if type(value) is not wanted:
             raise FitError(f"{name}={value} must be of type {wanted.__name__}, as the default {defaults[name]}.")
         chosen[name] = value
-    found = FitOptions(**chosen)
+    found = kind(**chosen)
     found.validate()
     return found
 
