@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu [--size 420M] [--rows 4] [--units 4096] [--rounds 10] [--compile]
 
-Tokens a second, MFU (FLOPs of lst/flops.py over the card's peak, lst/hardware.py), peak memory, and LST's speed-up over what
-the FLOPs promise. Every row trains: forward, loss, backward, on rows that fill `--units` units with interleaved documents.
+Tokens a second, MFU (FLOPs of lst/flops.py over the card's peak, lst/hardware.py) and peak memory; then the baseline over Llama
+(speed, memory), and LST's speed-up a token over what the FLOPs promise. Every row trains: forward, loss, backward, on rows that
+fill `--units` units with interleaved documents.
 A backend that cannot run here prints why. Numbers in docs/speed.md name the card; none is there yet.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -26,6 +28,36 @@ from lst.model.attention import use_backend
 from lst.train.losses import accumulate_gradients
 
 BACKENDS = ("flex", "varlen", "xformers", "sdpa")
+LLAMA = "transformers' Llama"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one contestant reached."""
+
+    tokens: float  # a second
+    flops: float  # a second
+    memory: float  # bytes, at the peak
+
+    @property
+    def flops_a_token(self) -> float:
+        return self.flops / self.tokens
+
+
+def comparisons(results: dict[str, Result]) -> Iterator[str]:
+    """A line for each backend: the baseline over Llama, and LST over the baseline beside what its FLOPs promise."""
+    for backend in BACKENDS:
+        baseline, lst = (results.get(f"{arm} {backend}") for arm in ("baseline", "lst_static"))
+        if baseline and LLAMA in results:
+            llama = results[LLAMA]
+            speed, memory = baseline.tokens / llama.tokens, baseline.memory / llama.memory
+            yield f"{backend:9} baseline over Llama: {speed:.2f} of its speed, {memory:.2f} of its memory"
+        if baseline and lst:
+            promised, measured = baseline.flops_a_token / lst.flops_a_token, lst.tokens / baseline.tokens
+            yield (
+                f"{backend:9} LST over the baseline: promised by FLOPs {promised:.2f}, measured {measured:.2f}, "
+                f"share {measured / promised:.2f}"
+            )
 
 
 def seconds_a_step(run: Callable[[], object], rounds: int) -> float:
@@ -74,12 +106,12 @@ def llama(config: RunConfig, rows: int, length: int) -> Callable[[], object]:
     return step
 
 
-def rows_of_the_table(options: argparse.Namespace) -> Iterator[tuple[str, float, float, float]]:
-    """(name, tokens a second, FLOP/s, peak bytes) of each contestant that runs."""
+def rows_of_the_table(options: argparse.Namespace) -> Iterator[tuple[str, Result]]:
+    """Each contestant that runs, by name."""
     for arm in ("baseline", "lst_static"):
         config = arm_config(arm, size=options.size)
         span_units = TEXT_SPAN + 2 + (SPEECH_SPAN if arm == "baseline" else -(-SPEECH_SPAN // config.patching.patch_size))
-        packed = documents(config, argparse.Namespace(rows=options.rows, spans=options.units // span_units))
+        packed = documents(config, argparse.Namespace(rows=options.rows, spans=options.units // span_units, bytes=0))
         for backend in BACKENDS:
             name = f"{arm} {backend}"
             try:
@@ -89,13 +121,13 @@ def rows_of_the_table(options: argparse.Namespace) -> Iterator[tuple[str, float,
                 print(f"{name:24} does not run here: {str(error).splitlines()[0]}", flush=True)
                 continue
             flops = training_flops(config, packed.counts).total
-            yield name, packed.counts.tokens / seconds, flops / seconds, torch.cuda.max_memory_allocated()
+            yield name, Result(packed.counts.tokens / seconds, flops / seconds, torch.cuda.max_memory_allocated())
         if arm == "baseline":
             torch.cuda.reset_peak_memory_stats()
             length = int(packed.counts.tokens) // options.rows
             seconds = seconds_a_step(llama(config, options.rows, length), options.rounds)
             flops = training_flops(config, packed.counts).total
-            yield "transformers' Llama", options.rows * length / seconds, flops / seconds, torch.cuda.max_memory_allocated()
+            yield LLAMA, Result(options.rows * length / seconds, flops / seconds, torch.cuda.max_memory_allocated())
 
 
 def main() -> None:
@@ -110,9 +142,12 @@ def main() -> None:
     card = torch.cuda.get_device_name()
     peak = gpu_peak_flops(card, "bfloat16")
     print(f"{card}, torch {torch.__version__}, size {options.size}, {options.rows} x {options.units} units, bf16 autocast")
-    for name, speed, flops, memory in rows_of_the_table(options):
-        mfu = f"{flops / peak:.2f}" if peak else "unknown card"
-        print(f"{name:24} {speed:12,.0f} tokens/s   MFU {mfu}   {memory / 2**30:6.1f} GiB", flush=True)
+    results: dict[str, Result] = {}
+    for name, result in rows_of_the_table(options):
+        results[name] = result
+        mfu = f"{result.flops / peak:.2f}" if peak else "unknown card"
+        print(f"{name:24} {result.tokens:12,.0f} tokens/s   MFU {mfu}   {result.memory / 2**30:6.1f} GiB", flush=True)
+    print("\n".join(comparisons(results)))
 
 
 if __name__ == "__main__":
