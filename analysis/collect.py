@@ -42,6 +42,9 @@ RESULT_COLUMNS = [
     "metric",
     "value",
     "n_items",
+    "score",
+    "patching",
+    "conditional",
 ]
 RUN_COLUMNS = [
     "run_id",
@@ -280,11 +283,11 @@ def _once(rows: Iterable[dict[str, Any]], key: tuple[str, ...], needed: tuple[st
 
 def _is_typed(name: str, value: Any) -> bool:
     """Whether a record's field has its type: a damaged line may be whole JSON all the same."""
-    if name in ("task", "direction", "metric", "batch_hash", "skipped"):
+    if name in ("task", "direction", "metric", "batch_hash", "skipped", "score", "join", "patching", "group", "pair", "items_id"):
         return isinstance(value, str)
     if name == "item":
         return isinstance(value, str | int)
-    if name == "scores":
+    if name in ("scores", "loglik_sum", "loglik_unconditional", "ending_tokens", "ending_units", "ending_bytes"):
         return isinstance(value, list) and all(isinstance(v, int | float) for v in value)
     if name in ("step", "branch"):
         return isinstance(value, int) and not isinstance(value, bool)

@@ -195,8 +195,11 @@ class DataConfig:
         return shares
 
 
-DATA_FIELDS_SINCE = ("first_modality", "pair_words", "mixture", "mixture_sequences_static", "mixture_sequences_aligned")
-"""Fields of DataConfig that came after runs had ids. At their defaults they change nothing, and are no part of the identity."""
+FIELDS_SINCE = {
+    "data": ("first_modality", "pair_words", "mixture", "mixture_sequences_static", "mixture_sequences_aligned"),
+    "evaluation": ("story_score",),
+}
+"""Fields by section that came after runs had ids. At their defaults they change nothing, and are no part of the identity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +292,7 @@ class EvalConfig:
     points: int = 1  # evaluations over the run, evenly spaced in steps, the last at the end
     story_items: int = 0  # story-completion items scored on the final checkpoint; 0 = none
     story_choices: int = 2  # endings of an item: 2 or 4
+    story_score: str = "loglik_per_token"  # what decides: loglik_sum | loglik_per_token | loglik_gain (docs/evaluation.md)
     seed: int = 1234  # fixes held-out documents' choice and interleaving
 
     def validate(self) -> None:
@@ -301,6 +305,7 @@ class EvalConfig:
             raise ConfigError(f"evaluation.story_items={self.story_items} is negative; give 0 for none.")
         if self.story_choices not in (2, 4):
             raise ConfigError(f"evaluation.story_choices={self.story_choices} is not offered; choose 2 or 4.")
+        require_choice("evaluation.story_score", self.story_score, ("loglik_sum", "loglik_per_token", "loglik_gain"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -359,7 +364,7 @@ class RunConfig:
     @property
     def run_id(self) -> str:
         """Hash of what decides the result (DESIGN rule 6)."""
-        return kept(self, "_run_id", lambda run: sections_hash(run, without="execution", optional={"data": DATA_FIELDS_SINCE}))
+        return kept(self, "_run_id", lambda run: sections_hash(run, without="execution", optional=FIELDS_SINCE))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:

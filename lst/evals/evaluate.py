@@ -16,9 +16,11 @@ from lst.config import EvalConfig, RunConfig
 from lst.data.heldout import heldout_documents
 from lst.data.interleave import Document
 from lst.data.shards import Dataset
+from lst.evals.choice_metrics import choice_metrics
+from lst.evals.choices import ChoiceOptions, score_choices
 from lst.evals.heldout import Metric, heldout_metrics
 from lst.evals.scoring import Scorer
-from lst.evals.stories import can_speak, story_items, story_metrics
+from lst.evals.stories import can_speak, story_items
 from lst.train.distributed import Ranks
 
 if TYPE_CHECKING:
@@ -72,8 +74,10 @@ class Evaluation:
         items = story_items(
             self.dataset, count=evaluation.story_items, choices=evaluation.story_choices, seed=evaluation.seed, speech=speech
         )
-        stories, records = story_metrics(scorer, items)
-        return Results(metrics + stories, records)
+        if not items:
+            return Results(metrics)
+        records = score_choices(scorer, items, ChoiceOptions(score=evaluation.story_score))
+        return Results(metrics + choice_metrics(records), records)
 
 
 def evaluation_steps(steps: int, evaluation: EvalConfig) -> frozenset[int]:

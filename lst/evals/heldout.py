@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from lst.config import Format
 from lst.data.interleave import Document
@@ -27,6 +28,7 @@ class Metric:
     metric: str
     value: float
     n_items: int  # what `value` is a mean over: predicted tokens (by content: a speech piece is several), or items
+    about: Mapping[str, Any] = field(default_factory=dict)  # further fields of the record: which score, which patching
 
 
 def heldout_metrics(scorer: Scorer, documents: Mapping[str, Sequence[Document]], tokenizer: TextTokenizer) -> list[Metric]:

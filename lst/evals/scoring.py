@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lst.config import Patching, RunConfig
 from lst.data.interleave import Document, Segment
-from lst.data.pack import PackedBatch, PackedRow, encode_document
+from lst.data.pack import EncodedDocument, PackedBatch, PackedRow, encode_document
 from lst.data.speech_bpe import run_pieces
 from lst.data.vocab import Vocabulary
 from lst.train.distributed import Ranks
@@ -57,41 +57,52 @@ class Scorer:
         device: torch.device,
         stop: Callable[[], None] | None = None,
         ranks: Ranks | None = None,
+        kind: Patching | None = None,
+        dtype: str = "",
     ) -> None:
-        """`stop` is called between batches and may raise, to leave a long evaluation. Ranks share the batches."""
+        """`stop` is called between batches and may raise, to leave a long evaluation. Ranks share the batches.
+
+        `kind` is how speech is cut; by default as the arm is evaluated (static for mixed and curriculum, else as trained).
+        `dtype` is that of the arithmetic: the run's by default, or float32, bfloat16 (autocast), float64 (a model in fp64).
+        """
         self.ranks = ranks or Ranks()
+        self.kind, self.dtype = kind or config.patching.evaluation_kind, dtype or config.train.dtype
         self.model, self.config, self.device = model, config, device
         self.vocabulary, self._speech_bpe = Vocabulary.of(config.model), run_pieces(config)
         self._stop = stop or (lambda: None)
 
-    @property
-    def kind(self) -> Patching:
-        """The patching of speech here (mixed and curriculum are evaluated static)."""
-        return self.config.patching.evaluation_kind
-
     def row(self, document: Document) -> PackedRow:
-        """One document as a row of its own."""
-        options = self.config.patching
+        """One document as a row of its own. Two segments of one modality in a row are one span whose patches break between them.
+
+        <s> 3 3 90 | 41 7      patches of two: (3 3) (90) (41 7), and no marker at the break
+        """
         if self._speech_bpe is not None:
             document = self._speech_bpe.encode_document(document)
-        encoded = encode_document(
-            document, self.vocabulary, self.kind, options.patch_size, ends=False, silence=options.silence_rule
-        )
+        parts: list[Document] = []
+        for segment in document:
+            if parts and parts[-1][-1].modality != segment.modality:
+                parts[-1].append(segment)
+            else:
+                parts.append([segment])
+        encoded = _followed([self._encoded(part) for part in parts])
         interleaved = any(s.modality == "speech" for s in document)
         return PackedRow.pack([encoded], self.vocabulary, interleaved=interleaved)
 
-    def joined(self, modality: str, parts: Sequence[NDArray[np.int64]]) -> tuple[Segment, list[int]]:
-        """One segment of `parts` that are tokenised apart, and how many ids each part has."""
-        if modality == "speech" and self._speech_bpe is not None:
-            pieces = self._speech_bpe.encode(parts)
-            tokens = np.concatenate(pieces)
-            return Segment(modality, tokens, frames=self._speech_bpe.lengths[tokens]), [len(p) for p in pieces]
-        return Segment(modality, np.concatenate(parts)), [len(p) for p in parts]
+    def _encoded(self, document: Document) -> EncodedDocument:
+        options = self.config.patching
+        return encode_document(document, self.vocabulary, self.kind, options.patch_size, ends=False, silence=options.silence_rule)
 
-    def score(self, documents: Sequence[Document], *, first: Sequence[int] | None = None) -> list[Scored]:
+    def apart(self, parts: Sequence[Segment]) -> list[Segment]:
+        """The segments as the model's ids, each tokenised apart: arm `bpe` encodes speech in pieces."""
+        if self._speech_bpe is None:
+            return list(parts)
+        return self._speech_bpe.encode_document(list(parts))
+
+    def score(self, documents: Sequence[Document], *, first: Sequence[int] | None = None, alone: bool = False) -> list[Scored]:
         """The documents' losses, in the documents' order; those before position `first[i]` of document i are left at 0.
 
-        The head runs on scored positions alone, which matters where an ending follows a long prompt.
+        The head runs on scored positions alone, which matters where an ending follows a long prompt. With `alone` each document
+        has a forward pass of its own, so that its losses are the same to the bit whatever is scored beside it.
         """
         import torch
 
@@ -101,7 +112,9 @@ class Scorer:
         rows = [self.row(document) for document in documents]
         ends = np.cumsum([r.tokens for r in rows], dtype=np.int64)
         nats = torch.zeros(int(ends[-1]) if rows else 0, dtype=torch.float64)  # of all documents, one after the other
-        parts = batches_by_length([r.tokens for r in rows], self.config.execution.micro_batch_tokens)
+        limit = 1 if alone else self.config.execution.micro_batch_tokens
+        parts = batches_by_length([r.tokens for r in rows], limit)
+        autocast_dtype = "bfloat16" if self.dtype == "bfloat16" else "float32"
         training = self.model.training
         self.model.eval()
         try:
@@ -114,7 +127,7 @@ class Scorer:
                 if first is not None:
                     for place, i in enumerate(part):
                         batch.target_BT[place, : first[i]] = -1
-                nats_BT = token_losses(self.model, batch, dtype=self.config.train.dtype).double().cpu()
+                nats_BT = token_losses(self.model, batch, dtype=autocast_dtype).double().cpu()
                 for place, i in enumerate(part if mine < len(parts) else []):
                     nats[ends[i] - rows[i].tokens : ends[i]] = nats_BT[place, : rows[i].tokens]
         finally:
@@ -122,6 +135,18 @@ class Scorer:
         self.ranks.sum_tensor(nats)
         losses = np.split(nats.numpy(), ends[:-1])
         return [Scored(row=row, nats_T=nats_T) for row, nats_T in zip(rows, losses, strict=True)] if rows else []
+
+
+def _followed(parts: Sequence[EncodedDocument]) -> EncodedDocument:
+    """One document of parts: each but the first goes on without its BOS and its first marker."""
+    first, *others = parts
+    if not others:
+        return first
+    arrays = (
+        np.concatenate([getattr(first, name), *(getattr(part, name)[2:] for part in others)])
+        for name in ("ids", "unit_lengths", "complete", "frames")
+    )
+    return EncodedDocument(*arrays)
 
 
 def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

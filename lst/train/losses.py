@@ -92,16 +92,17 @@ def accumulate_gradients(model: Network, batch: Batch, *, predicted: int, dtype:
 
 @torch.no_grad()
 def token_losses(model: Network, batch: Batch, *, dtype: str = "float32") -> torch.Tensor:
-    """loss_BT in fp32: -log p(target) at each position with a target, 0 elsewhere. No gradients."""
+    """loss_BT in fp32 (of a model in fp64: fp64): -log p(target) at each position with a target, 0 elsewhere. No gradients."""
     where_N, target_N, _ = _targets(batch)
-    loss_BT = torch.zeros(batch.target_BT.shape, device=batch.target_BT.device)
 
     def read(h_BTE: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
         chunks = _chunks(h_BTE.flatten(0, 1)[where_N], target_N, head.out_features)
-        return torch.cat([_losses(head(h_CE).float(), target_C) for h_CE, target_C in chunks])
+        return torch.cat([_losses(_wide(head(h_CE)), target_C) for h_CE, target_C in chunks])
 
     with autocast(batch.ids_BT.device, dtype):
-        loss_BT.view(-1)[where_N] = model(batch, read=read)
+        loss_N = model(batch, read=read)
+    loss_BT: torch.Tensor = loss_N.new_zeros(batch.target_BT.shape)
+    loss_BT.view(-1)[where_N] = loss_N
     return loss_BT
 
 
@@ -168,6 +169,10 @@ def _targets(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def _chunks(h_NE: torch.Tensor, target_N: torch.Tensor, vocabulary: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     size = max(CHUNK_ROWS, CHUNK_LOGITS[h_NE.device.type] // vocabulary)
     return list(zip(torch.split(h_NE, size), torch.split(target_N, size), strict=True))
+
+
+def _wide(logits_CV: torch.Tensor) -> torch.Tensor:
+    return logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
 
 
 def _losses(logits_CV: torch.Tensor, target_C: torch.Tensor) -> torch.Tensor:

@@ -66,6 +66,7 @@ def eval_record(state: TrainState, metric: Metric) -> dict[str, Any]:
         "metric": metric.metric,
         "value": metric.value,
         "n_items": metric.n_items,
+        **metric.about,
     }
 
 

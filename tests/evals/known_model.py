@@ -15,7 +15,7 @@ from lst.model import Batch
 
 
 class BigramModel(nn.Module):
-    """`log_p[current, next]`, as hidden states that are one-hot and a head that is the table."""
+    """`log_p[current, next]`, as hidden states that are one-hot and a head that is the table. In fp64."""
 
     def __init__(self, vocabulary: Vocabulary, seed: int = 0) -> None:
         super().__init__()
@@ -23,10 +23,10 @@ class BigramModel(nn.Module):
         table = generator.normal(size=(vocabulary.size, vocabulary.size))
         self.log_p = table - np.log(np.exp(table).sum(1, keepdims=True))
         self.head = nn.Linear(vocabulary.size, vocabulary.size, bias=False)
-        self.head.weight.data = torch.tensor(table.T, dtype=torch.float32)
+        self.head.weight.data = torch.tensor(table.T, dtype=torch.float64)
 
     def hidden(self, batch: Batch) -> torch.Tensor:
-        return nn.functional.one_hot(batch.ids_BT, self.head.in_features).float()
+        return nn.functional.one_hot(batch.ids_BT, self.head.in_features).to(self.head.weight.dtype)
 
     def forward(self, batch: Batch, read: Callable[..., Any]) -> Any:
         return read(self.hidden(batch), self.head)

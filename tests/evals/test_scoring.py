@@ -19,7 +19,7 @@ from lst.data.vocab import BOS, SPEECH, TEXT, Vocabulary
 from lst.evals.evaluate import evaluation_steps
 from lst.evals.heldout import heldout_metrics
 from lst.evals.scoring import Scorer, batches_by_length
-from lst.evals.stories import StoryItem, can_speak, story_items, story_metrics
+from lst.evals.stories import can_speak, story_items
 from lst.model import build_model
 from tests.evals.known_model import BigramModel
 from tests.train.tiny_run import SPEECH_VOCAB, TEXT_VOCAB, tiny_config
@@ -92,23 +92,6 @@ def test_metrics_are_the_documented_formulas(known: Scorer, tiny_data: Path) -> 
     assert found["heldout_mixture", "nats_per_token"].value == pytest.approx((interleaved + text_nats) / 2, rel=1e-6)
 
 
-def test_story_scores_are_the_endings_log_likelihood_per_token(known: Scorer) -> None:
-    prompt, right, wrong = [4, 5], [7, 8, 9], [1]
-    model = known.model
-    items = [
-        StoryItem(task="story_later", modality=m, item="i", prompt=np.array(prompt), endings=[np.array(right), np.array(wrong)])
-        for m in ("text", "speech")
-    ]
-    metrics, records = story_metrics(known, items)
-    for record, offset in zip(records, (0, TEXT_VOCAB), strict=True):
-        expected = [-model.nats([5 + offset, *(t + offset for t in e)]) / len(e) for e in (right, wrong)]
-        assert record["scores"] == pytest.approx(expected, rel=1e-6)
-        assert record["correct"] == (expected[0] > expected[1])
-    assert {(m.direction, m.metric, m.n_items) for m in metrics} == {
-        (d, m, 1) for d in ("S->S", "T->T") for m in ("accuracy", "chance")
-    }
-
-
 @pytest.fixture
 def known_bpe(tiny_data: Path) -> tuple[Scorer, SpeechBpe]:
     """A known table over text and speech pieces, and the pieces."""
@@ -148,27 +131,6 @@ def test_interleaved_losses_have_bits_of_each_modality(known: Scorer, tiny_data:
     assert found["bits_per_byte"].value == pytest.approx(nats / math.log(2) / sum(len(t.encode()) for t in texts))
 
 
-def test_spoken_endings_in_pieces_are_encoded_apart_and_scored_per_speech_token(known_bpe: tuple[Scorer, SpeechBpe]) -> None:
-    scorer, pieces = known_bpe
-    learnt = next(piece for piece in pieces.pieces if len(piece) == 2)
-    prompt, ending, wrong = np.array([4, learnt[0]]), np.array([learnt[1], 9, 9]), np.array([1])
-    assert len(pieces.encode([np.concatenate([prompt, ending])])[0]) < len(prompt) + len(ending)  # together they would merge
-    item = StoryItem(task="story_later", modality="speech", item="i", prompt=prompt, endings=[ending, wrong])
-    _, (record,) = story_metrics(scorer, [item])
-    before = TEXT_VOCAB + int(pieces.encode([prompt])[0][-1])
-    expected = [-scorer.model.nats([before, *(TEXT_VOCAB + pieces.encode([e])[0]).tolist()]) / len(e) for e in (ending, wrong)]
-    assert record["scores"] == pytest.approx(expected, rel=1e-6)
-
-
-def test_tie_counts_as_wrong(known: Scorer, caplog: pytest.LogCaptureFixture) -> None:
-    same = np.array([7, 8])
-    item = StoryItem(task="story_later", modality="text", item="i", prompt=np.array([4]), endings=[same, same.copy()])
-    metrics, records = story_metrics(known, [item])
-    assert records[0]["scores"][0] == records[0]["scores"][1]
-    assert [m.value for m in metrics if m.metric == "accuracy"] == [0.0]
-    assert "1 of 1 items tie" in caplog.text
-
-
 @pytest.mark.parametrize("arm", ["baseline", "bpe", "lst_static", "lst_aligned"])
 def test_batching_padding_and_order_change_no_score(tiny_data: Path, arm: str) -> None:
     config = tiny_config(arm, tiny_data)
@@ -191,11 +153,14 @@ def test_story_items_have_the_choices_asked_for(tiny_data: Path) -> None:
         assert len(items) == 5 * 2 * 2
         assert {len(i.endings) for i in items} == {choices}
     row = {r["id"]: r for r in dataset.stories.to_pylist()}[items[0].item]
-    spoken = next(i for i in items if i.modality == "speech" and i.task == "story_later")
-    assert spoken.prompt.tolist() == row["prompt_speech"]
-    assert [e.tolist() for e in spoken.endings] == [row["right_speech"], *row["later_speech"]]
-    written = next(i for i in items if i.modality == "text" and i.task == "story_elsewhere")
-    assert dataset.tokenizer.decode([*written.prompt, *written.endings[0]]) == f"{row['prompt']} {row['right']}"
+    spoken = next(i for i in items if i.direction == "S->S" and i.task == "story_later")
+    assert spoken.prompt is not None
+    assert spoken.prompt.tokens.tolist() == row["prompt_speech"]
+    assert [e.tokens.tolist() for e in spoken.endings] == [row["right_speech"], *row["later_speech"]]
+    written = next(i for i in items if i.direction == "T->T" and i.task == "story_elsewhere")
+    assert written.prompt is not None
+    assert dataset.tokenizer.decode([*written.prompt.tokens, *written.endings[0].tokens]) == f"{row['prompt']} {row['right']}"
+    assert written.ending_bytes == tuple(len(text.encode()) for text in (row["right"], *row["elsewhere"]))
     assert {i.item for i in story_items(dataset, count=5, choices=2, seed=1)} == {i.item for i in items}
 
 
