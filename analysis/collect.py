@@ -225,7 +225,7 @@ def run_row(plan: dict[str, Any], files: RunFiles) -> dict[str, Any]:
     last = files.last
     step = int(last.get("step", 0))
     state = exclude.run_state(plan, len(files.train), files.exit, files.failure)
-    reason = exclude.state_reason(state, plan, step, files.exit, files.failure)
+    reason = exclude.state_reason(state, plan, step, files.exit, files.failure) or exclude.other_kind(plan)
     losses = [float(r["loss"]) for r in files.good]
     steps = _number(plan.get("steps"))
     evaluated = any(int(r["step"]) == step and r.get("branch") == branch_of(plan) for r in files.evaluations)

@@ -48,6 +48,12 @@ def state_reason(
     return "" if exit_record is None or exit_record.get("status") == "done" else f"ended with status {exit_record.get('status')}"
 
 
+def other_kind(plan: Mapping[str, Any]) -> str:
+    """Why a row that is no pretraining from random weights enters no fit; empty for one that is (or a branch of one)."""
+    kind = str(plan.get("kind") or "pretrain")
+    return "" if kind in ("pretrain", "branch") else f"goes on from run {plan.get('parent_run_id')} ({kind})"
+
+
 def stretch_means(losses: Sequence[float]) -> list[float]:
     """Mean loss of each of STRETCHES equal stretches of steps; fewer where there are fewer steps."""
     parts = np.array_split(np.asarray(losses, dtype=np.float64), min(STRETCHES, len(losses)))

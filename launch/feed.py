@@ -19,7 +19,7 @@ from launch.failures import last_line
 from launch.interrupt import Interrupts
 from launch.lease import LEASE, holder, signal_holder
 from launch.ledger import DONE, ENDED, INTERRUPTED, LAUNCH, LOST, SUBMITTED, append_event, next_attempt, read_attempts
-from launch.rows import Row, cost_of
+from launch.rows import Row, cost_of, waiting_text, waits_for
 from launch.status import eta_seconds, gather
 from launch.worker import WorkerJob, is_complete
 
@@ -105,7 +105,13 @@ class Feeder:
     def _fill(self) -> None:
         """Start runs while there are free slots. A run that somebody else began meanwhile is watched instead."""
         while self.queue and len(self.slots) < self.cluster.slots:
-            row = self.queue.pop(0)
+            ready = next((place for place, row in enumerate(self.queue) if not waits_for(self.study, row)), None)
+            if ready is None:
+                if not self.slots:  # nothing that runs will end what they wait for
+                    self.display.note(waiting_text(self.study, self.queue))
+                    self.queue.clear()
+                return
+            row = self.queue.pop(ready)
             self.announce([waiting.run_id for waiting in self.queue])
             if is_complete(row.folder(self.study)) or holder(row.folder(self.study) / LEASE) is not None:
                 self.slots.append(Slot(row, None))

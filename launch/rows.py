@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lst.config import RunConfig
 from lst.errors import ConfigError, LaunchError
-from lst.records import RUN_CONFIG, is_whole_text
+from lst.records import EXIT, RUN_CONFIG, is_whole_text, read_json
 
 PLAN = "plan.csv"
 RUNS = "runs"
@@ -39,6 +39,7 @@ class Row:
     status: str  # admitted or refused
     reason: str  # why it is refused
     data_id: str = ""  # content hash of the data set; `stated:...` where there is none
+    parent: str = ""  # run_id of the run whose weights it starts from
 
     @property
     def admitted(self) -> bool:
@@ -63,14 +64,28 @@ def read_rows(study: Path) -> list[Row]:
                 f"'{path}' lacks the columns {', '.join(missing)}: it was written by another version; "
                 "plan the study again with plan-sweep."
             )
-        # a branch is no run of its own: its parent's run yields it
-        rows = [_row(path, number, record) for number, record in enumerate(table, start=2) if record.get("kind") != BRANCH]
+        records = list(enumerate(table, start=2))
+    # a branch is no run of its own: its parent's run yields it
+    runs = {record["run_id"]: record.get("parent_run_id") or "" for _, record in records if record.get("kind") == BRANCH}
+    rows = [_row(path, number, record, runs) for number, record in records if record.get("kind") != BRANCH]
     seen: set[str] = set()
     for row in rows:
         if row.run_id in seen:
             raise LaunchError(f"'{path}' holds run_id {row.run_id} twice; plan the study again with plan-sweep.")
         seen.add(row.run_id)
     return rows
+
+
+def waits_for(study: Path, row: Row) -> str:
+    """The run that must be done before `row` can start from its weights; empty where there is none, or it is."""
+    ended = read_json(study / RUNS / row.parent / EXIT) if row.parent else None
+    return row.parent if ended is None or ended.get("status") != "done" else ""
+
+
+def waiting_text(study: Path, rows: list[Row]) -> str:
+    """What is told of rows that cannot start yet."""
+    first = waits_for(study, rows[0])
+    return f"not started yet: {len(rows)}, the first waits for run {first}, from whose weights it starts; submit again later"
 
 
 def require_data(rows: list[Row]) -> None:
@@ -113,7 +128,7 @@ def check_run(study: Path, row: Row) -> None:
         )
 
 
-def _row(path: Path, number: int, record: dict[str, str]) -> Row:
+def _row(path: Path, number: int, record: dict[str, str], branches: dict[str, str]) -> Row:
     try:
         row = Row(
             run_id=record["run_id"],
@@ -127,6 +142,7 @@ def _row(path: Path, number: int, record: dict[str, str]) -> Row:
             status=record["status"],
             reason=record["reason"] or "",
             data_id=record.get("data_id") or "",
+            parent=branches.get(record.get("parent_run_id") or "", record.get("parent_run_id") or ""),
         )
     except (TypeError, ValueError) as error:
         raise LaunchError(f"{path}:{number} is malformed ({error}); plan the study again with plan-sweep.") from error

@@ -17,7 +17,7 @@ from typing import Any
 from launch.failures import failure_text, last_line, last_record, read_failure, tail_of
 from launch.lease import LEASE, holder
 from launch.ledger import DONE, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, read_attempts
-from launch.rows import Row, cost_of, read_rows
+from launch.rows import Row, cost_of, read_rows, waits_for
 from launch.scheduler import RUNNING as SLURM_RUNNING
 from launch.scheduler import slurm_queue
 from launch.worker import is_complete
@@ -159,7 +159,9 @@ def _state(
         return REFUSED, row.reason, "plan"
     if last is None:
         failure = read_failure(folder)
-        return (FAILED, failure_text(failure), "failure.json") if failure else (PLANNED, "", "plan")
+        waits = waits_for(folder.parents[1], row)
+        planned = PLANNED, f"starts from run {waits}, which is not done" if waits else "", "plan"
+        return (FAILED, failure_text(failure), "failure.json") if failure else planned
     if last.state == FAILED:
         return FAILED, last.cause, "ledger"
     if last.state == INTERRUPTED:

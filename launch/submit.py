@@ -22,7 +22,7 @@ from launch.failures import last_record
 from launch.interrupt import Interrupts
 from launch.lease import LEASE, Lease, holder, signal_holder
 from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, SUBMITTED, Attempt, append_event, next_attempt, read_attempts
-from launch.rows import Row, check_run, cost_of, read_rows, require_data
+from launch.rows import Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
 from launch.scheduler import cancel_jobs
 from launch.snapshot import take_snapshot
 from launch.status import OPEN_STATES, PLANNED, RUNNING, RunStatus, eta_seconds, gather, lock_path
@@ -92,6 +92,9 @@ def submit(
             return Report(interrupted=interrupts.exit_code, statuses=gather(study, rows))
         try:
             todo, running = _choose(study, rows, selection, began)
+            if isinstance(cluster, SlurmCluster) and (waiting := [row for row in todo if waits_for(study, row)]):
+                display.note(waiting_text(study, waiting))
+                todo = [row for row in todo if row not in waiting]
             report.submitted = len(todo)
             root = _prepare(study, todo) if todo else None
             if isinstance(cluster, LocalCluster):

@@ -98,6 +98,12 @@ ASSUMPTIONS: tuple[Assumption, ...] = (
         "a word's frames are divided among its text pieces by their characters, each a frame where they suffice",
         "the paper maps a character alignment to pieces, which a data set seldom has",
     ),
+    Assumption(
+        "alignment noise",
+        "both borders of each unit move, by 20 or 40 ms to either side with equal chance; at 25 Hz 20 ms are a frame every "
+        "second time (patching.boundary_noise_ms); a document's errors are the same in every pass and at evaluation",
+        "A.11 has +-20 to 40 ms; which borders move, how they become frames and whether evaluation has them is not said",
+    ),
     Assumption("mixture", "kept in tokens: the share of interleaved sequences is solved for each patching", "DESIGN rule 10"),
     Assumption("context", "equal units in a sequence; a patched arm sees more tokens", "context_match = units"),
     Assumption(

@@ -19,10 +19,13 @@ from typing import Any, get_type_hints
 from lst.checks import require_choice, require_positive, require_seed, require_share
 from lst.config_mixture import Format as Format
 from lst.config_mixture import MixtureConfig as MixtureConfig
+from lst.config_patching import PATCHING_FIELDS_SINCE
 from lst.config_patching import Patching as Patching
 from lst.config_patching import PatchingConfig as PatchingConfig
 from lst.errors import ConfigError, did_you_mean
-from lst.plain import RUN_ID_DIGITS, check_once, from_dict, kept, merge, sections_hash, to_dict
+from lst.parent_run import PARENT_RUN as PARENT_RUN
+from lst.parent_run import require_init_from
+from lst.plain import check_once, from_dict, kept, merge, sections_hash, to_dict
 from lst.schedule import DECAY_SHAPES, SCHEDULES, check_schedule
 
 
@@ -202,6 +205,9 @@ FIELDS_SINCE = {
 """Fields by section that came after runs had ids. At their defaults they change nothing, and are no part of the identity."""
 
 
+FIELDS_SINCE = {"data": DATA_FIELDS_SINCE, "patching": PATCHING_FIELDS_SINCE}
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW and its schedule (PAPER: A.3)."""
@@ -242,7 +248,7 @@ class TrainConfig:
     batch_sequences: int = 128  # sequences of a global batch
     final_batch_sequences: int = 0  # sequences of the LAST batch, to land on the budget; 0 = as the others
     seed: int = 0  # initial weights and data order
-    init_from: str = ""  # weights to start from, by content (python -m lst.weights hash); "" = random (lst.model.warm_start)
+    init_from: str = ""  # weights to start from: by content (python -m lst.weights hash), or run:<run_id>; "" = random
     dtype: str = "float32"  # float32 | bfloat16 (autocast; weights stay float32)
     branch_steps: tuple[int, ...] = ()  # steps of earlier budgets: a WSD run yields a decayed checkpoint for each
     bad_step: str = "halt"  # halt | skip: what a non-finite or spiking loss does (skip: the weights stay as they are)
@@ -256,10 +262,7 @@ class TrainConfig:
         if not 0 <= self.final_batch_sequences <= self.batch_sequences:
             raise ConfigError(f"train.final_batch_sequences={self.final_batch_sequences} must lie in 0..{self.batch_sequences}.")
         require_seed("train.seed", self.seed)
-        if self.init_from and (len(self.init_from) != RUN_ID_DIGITS or set(self.init_from) - set("0123456789abcdef")):
-            raise ConfigError(
-                f"train.init_from='{self.init_from}' is no content hash; give what `python -m lst.weights hash FOLDER` prints."
-            )
+        require_init_from(self.init_from)
         require_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
         require_choice("train.bad_step", self.bad_step, ("halt", "skip"))
         require_positive("train.spike_memory_steps", self.spike_memory_steps)
@@ -313,7 +316,7 @@ class ExecutionConfig:
     """Where and how fast: nothing here may change the result beyond rounding, so it is no part of the identity."""
 
     data_path: str = "embedded"  # folder of the prepared data set, or 'embedded'
-    init_path: str = ""  # folder of the weights that train.init_from names
+    init_path: str = ""  # folder of what train.init_from names; run:<run_id>: "" = beside the run's own
     micro_batch_tokens: int = 16_384  # padded tokens of one forward pass; larger batches are accumulated
     threads: int = 1  # CPU threads of the process
     checkpoint_every_seconds: float = 60.0  # wall-clock seconds between checkpoints

@@ -11,6 +11,10 @@ from enum import StrEnum
 from lst.checks import require_choice, require_positive, require_share
 from lst.errors import ConfigError
 
+MOST_NOISE_MS = 1_000  # a boundary that is a second off is none
+PATCHING_FIELDS_SINCE = ("boundary_noise_ms",)
+"""Fields that came after runs had ids: as lst.config.DATA_FIELDS_SINCE."""
+
 
 class Patching(StrEnum):
     """How speech tokens become units. TOKEN: each id is a unit (a speech token, or a piece of arm `bpe`)."""
@@ -31,6 +35,7 @@ class PatchingConfig:
     aligned_unit: str = "word"  # word | bpe: what an aligned patch holds, a word or a text piece of one
     silence: str = "separate"  # separate | merged: aligned: frames outside words are patches of their own, or join a neighbour
     merge_side: str = "previous"  # previous | next: merged: which neighbour; without one on that side a silence stays alone
+    boundary_noise_ms: tuple[int, int] = (0, 0)  # aligned: boundaries are moved by so much, least and largest (PAPER: A.11)
     draw: str = "sequence"  # sequence | step: mixed, curriculum: what static or aligned is drawn for
     mixed_aligned_share: float = 0.5  # mixed: probability that a sequence (or step) is aligned
     curriculum_aligned_until: float = 1 / 3  # curriculum: share of the steps that is all aligned (tau 1)
@@ -42,6 +47,11 @@ class PatchingConfig:
         require_choice("patching.silence", self.silence, ("separate", "merged"))
         require_choice("patching.merge_side", self.merge_side, ("previous", "next"))
         require_choice("patching.draw", self.draw, ("sequence", "step"))
+        low, high = self.boundary_noise_ms
+        if not 0 <= low <= high <= MOST_NOISE_MS:
+            raise ConfigError(
+                f"patching.boundary_noise_ms={[low, high]} is no range of milliseconds; give [least, most], 0 to {MOST_NOISE_MS}."
+            )
         require_share("patching.mixed_aligned_share", self.mixed_aligned_share)
         require_share("patching.curriculum_aligned_until", self.curriculum_aligned_until)
         require_share("patching.curriculum_static_from", self.curriculum_static_from)

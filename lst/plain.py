@@ -150,9 +150,12 @@ def sections_hash(config: Any, *, without: str, optional: Mapping[str, tuple[str
 
 
 def _section_json(section: Any, optional: tuple[str, ...]) -> str:
-    default = type(section)() if optional else None
-    left_out = {name for name in optional if getattr(section, name) == getattr(default, name)}
+    left_out = {f.name for f in dataclasses.fields(section) if f.name in optional and getattr(section, f.name) == _default(f)}
     return _canonical_json({name: value for name, value in to_dict(section).items() if name not in left_out})
+
+
+def _default(spec: dataclasses.Field[Any]) -> Any:
+    return spec.default if spec.default_factory is dataclasses.MISSING else spec.default_factory()
 
 
 _SCALARS = frozenset((str, int, float, bool, type(None)))

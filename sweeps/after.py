@@ -3,25 +3,30 @@
     after: {kind: finetune, task: asr, steps: [1000, 2000, 4000], batch_sequences: 4}
     after: {kind: eval, task: swuggy_sblimp}
 
-Such rows are accounted for: tokens, FLOPs and price, from the mean sequence of spoken words and their transcripts. They
-cannot run yet (the trainer reads pretraining mixtures alone), so each is refused with that reason and has no run.yaml.
-Not here: the parents (`sweeps.build`).
+A fine-tuning is a run: it starts from all weights of its parent (`train.init_from=run:<run_id>`, lst.parent_run) and reads
+nothing but pairs of speech and text, those of the study's data or of `after.data`, in the parent's network, patched as the
+parent is evaluated. An evaluation is named alone: how many items it has is not said, so it is neither priced nor run. Not
+here: the parents (`sweeps.build`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lst.config import Patching
-from lst.flops import training_flops
-from lst.plain import content_hash, to_dict
+from lst.config import PARENT_RUN, Arm, DataConfig, MixtureConfig, Patching, PatchingConfig, RunConfig
+from lst.errors import ConfigError
+from lst.plain import content_hash
+from sweeps.admit import admit
 from sweeps.after_options import TASKS, AfterOptions
-from sweeps.allocate import Allocation
-from sweeps.build import PlannedRun, run_columns
+from sweeps.allocate import given_length
+from sweeps.build import PlannedRun, run_columns, with_micro_batch
 from sweeps.columns import PlanRow, Status
 from sweeps.estimate import price_run
+from sweeps.measure import open_measure
+from sweeps.price import AUTO
 
 if TYPE_CHECKING:
     from sweeps.measure import Measure
@@ -36,72 +41,110 @@ _OF_A_LENGTH = (
 """Columns that are 0 for a row that trains on nothing."""
 
 
-def after_rows(study: StudyConfig, measure: Measure, parents: Sequence[PlannedRun]) -> list[PlanRow]:
-    """The rows that follow the study's runs, in their order; a refused run has none."""
-    after, rows = study.after, []
+def after_runs(study: StudyConfig, measure: Measure, parents: Sequence[PlannedRun]) -> Iterator[PlannedRun]:
+    """What follows the study's runs, in their order; a refused run is followed by nothing.
+
+    Raises ConfigError or DataError on an `after.data` that cannot be read, or that was tokenised otherwise.
+    """
+    after = study.after
+    own = _tuning_measure(study, measure) if after.data else measure
     for parent in parents:
         if after.kind and parent.row.admitted:
-            rows += [_tuned(study, measure, parent, steps) for steps in after.steps] or [_evaluated(parent.row, after)]
-    return rows
+            if not after.steps:
+                yield PlannedRun(row=_evaluated(parent.row, after), config=parent.config)
+            for steps in after.steps:
+                yield _tuned(study, own, parent, steps)
 
 
-def _tuned(study: StudyConfig, measure: Measure, parent: PlannedRun, steps: int) -> PlanRow:
-    """Fine-tuning of a parent: its network, sequences of words in both modalities, patched as at evaluation."""
-    after, old = study.after, parent.config
-    patching = old.patching
-    if patching.kind is Patching.CURRICULUM:
-        patching = dataclasses.replace(patching, curriculum_aligned_until=0.0, curriculum_static_from=0.0)
-    config = dataclasses.replace(
-        old,
-        patching=patching,
-        optim=dataclasses.replace(old.optim, lr=float(f"{old.optim.lr * after.lr_scale:.6g}"), warmup_steps=0),
-        train=dataclasses.replace(old.train, steps=steps, batch_sequences=after.batch_sequences, final_batch_sequences=0),
-    )
-    sequences = steps * after.batch_sequences
-    counts = measure.transcripts(config).scaled(sequences)
-    flops = training_flops(config, counts).total
-    allocation = Allocation(
-        sequences=sequences,
-        steps=steps,
-        batch_sequences=after.batch_sequences,
-        final_batch_sequences=0,
-        counts=counts,
-        flops=flops,
-    )
-    content = {
-        "parent": parent.row.run_id,
-        "kind": after.kind,
-        "task": after.task,
-        "config": to_dict(config) | {"execution": None},
-    }
-    price = price_run(config, study.price, train_flops=flops, tokens=counts.tokens)
-    columns = {
+def _tuning_measure(study: StudyConfig, measure: Measure) -> Measure:
+    """The data set that runs are fine-tuned on. Raises ConfigError where it is none that the study's networks can read."""
+    name, own = study.after.data, open_measure(study.after.data)
+    if (own.stated is None) != (measure.stated is None):
+        raise ConfigError(f"after.data='{name}' and data='{study.data}' must both be prepared data sets, or both stated.")
+    for key in ("text_vocab", "speech_vocab"):
+        ours, theirs = getattr(measure, key), getattr(own, key)
+        if ours != theirs:
+            raise ConfigError(
+                f"after.data='{name}' has {key}={theirs}, the study's data has {ours}; prepare it with the same tokenizers."
+            )
+    return own
+
+
+def _tuned(study: StudyConfig, measure: Measure, parent: PlannedRun, steps: int) -> PlannedRun:
+    """Fine-tuning of a parent for so many steps."""
+    after, row = study.after, parent.row
+    config = _tuning_config(study, measure, parent, steps)
+    allocation = given_length(config, measure, sequences=steps * after.batch_sequences, batch_sequences=after.batch_sequences)
+    prices = study.price.on_at_most(after.batch_sequences)
+    price = price_run(config, prices, train_flops=allocation.flops, tokens=allocation.counts.tokens)
+    if study.price.gpus == AUTO:
+        config = with_micro_batch(config, price.placement.micro_batch_tokens)
+    columns: dict[str, Any] = {
         **run_columns(study, measure, config, allocation),
         **price.columns(),
-        "flops_budget": flops,
-        "planned_spent_flops": flops,
+        "run_id": config.run_id,
+        "branch": 0,
+        "flops_budget": float(allocation.flops),
+        "planned_spent_flops": float(allocation.flops),
         "planned_spent_steps": steps,
-        "speech_epochs": 0.0,  # of other speech than the pretraining's
-        "corpus_passes": 0.0,
     }
-    return dataclasses.replace(parent.row, **columns, **_following(parent.row, after, steps), run_id=content_hash(content))
+    epochs = columns["speech_epochs"] if measure.stated is None else 0.0  # stated hours are the pretraining's
+    columns |= {"speech_epochs": epochs, "corpus_passes": epochs}  # each word is spoken
+    tuned = dataclasses.replace(row, **columns, **_following(row, after, f" steps={steps}"), status="", reason="")
+    if config.model.arm is Arm.BPE and after.data:
+        reason = "arm 'bpe' reads other data in other speech pieces; fine-tune it on the study's own data (after.data empty)"
+        return PlannedRun(row=dataclasses.replace(tuned, status=Status.REFUSED, reason=reason), config=config)
+    return PlannedRun(row=admit(tuned, study.admission, match_gap=0.0, misfit=price.placement.refusal), config=config)
+
+
+def _tuning_config(study: StudyConfig, measure: Measure, parent: PlannedRun, steps: int) -> RunConfig:
+    after, old = study.after, parent.config
+    formats = MixtureConfig(asr=float(after.task == "asr"), tts=float(after.task == "tts"))
+    config = dataclasses.replace(
+        old,
+        patching=_as_evaluated(old.patching),
+        data=DataConfig(seq_len_units=old.data.seq_len_units, pair_words=old.data.pair_words, mixture=formats),
+        optim=dataclasses.replace(old.optim, lr=float(f"{old.optim.lr * after.lr_scale:.6g}"), warmup_steps=after.warmup_steps),
+        train=dataclasses.replace(
+            old.train,
+            steps=steps,
+            batch_sequences=after.batch_sequences,
+            final_batch_sequences=0,
+            branch_steps=(),
+            init_from=PARENT_RUN + parent.row.run_id,
+        ),
+        evaluation=dataclasses.replace(old.evaluation, story_items=0),
+        execution=dataclasses.replace(
+            old.execution,
+            init_path="",  # beside the run itself
+            data_path=str(Path(after.data).resolve()) if after.data else old.execution.data_path,
+        ),
+    )
+    config = dataclasses.replace(config, data=measure.mixture(config))
+    config.validate()
+    return config
+
+
+def _as_evaluated(patching: PatchingConfig) -> PatchingConfig:
+    """Static patches for the arms that are evaluated on them."""
+    if patching.kind is Patching.CURRICULUM:
+        return dataclasses.replace(patching, curriculum_aligned_until=0.0, curriculum_static_from=0.0)
+    return dataclasses.replace(patching, mixed_aligned_share=0.0) if patching.kind is Patching.MIXED else patching
 
 
 def _evaluated(parent: PlanRow, after: AfterOptions) -> PlanRow:
     """An evaluation of a parent; how many items it has is not said (the paper's gap 10), so it is not priced."""
     content = {"parent": parent.run_id, "kind": after.kind, "task": after.task}
     nothing = {name: type(getattr(parent, name))() for name in _OF_A_LENGTH}
-    return dataclasses.replace(parent, **nothing, **_following(parent, after), run_id=content_hash(content))
+    reason = f"{after.task} ({TASKS[after.kind][after.task]}) is accounted for, but this version evaluates pretraining runs alone"
+    refused: dict[str, Any] = {"run_id": content_hash(content), "status": Status.REFUSED, "reason": reason}
+    return dataclasses.replace(parent, **nothing, **_following(parent, after), **refused)
 
 
-def _following(parent: PlanRow, after: AfterOptions, steps: int = 0) -> dict[str, Any]:
+def _following(parent: PlanRow, after: AfterOptions, length: str = "") -> dict[str, Any]:
     """The columns that say what a row is and after whom."""
-    length = f" steps={steps}" if steps else ""
     return {
         "kind": after.kind,
         "parent_run_id": parent.run_id,
         "match_group": f"{parent.match_group} {after.task}{length}",
-        "status": Status.REFUSED,
-        "reason": f"{after.task} ({TASKS[after.kind][after.task]}) is accounted for, but this version trains and evaluates "
-        "pretraining runs alone",
     }

@@ -21,6 +21,8 @@ class AfterOptions:
     steps: tuple[int, ...] = ()  # finetune: optimiser steps, a row each
     batch_sequences: int = 0  # finetune: sequences of a batch
     lr_scale: float = 0.1  # finetune: peak learning rate as a share of the pretraining's (assumed; the paper gives none)
+    warmup_steps: int = 0  # finetune: linear warm-up, steps (assumed, as above)
+    data: str = ""  # finetune: folder of a prepared data set with the study's vocabularies; "" = the study's own data
 
     def validate(self) -> None:
         """Raises ConfigError on a value that cannot be."""
@@ -34,7 +36,9 @@ class AfterOptions:
         tuned = self.kind == "finetune"
         if tuned and not (self.steps and min(self.steps) > 0 and self.batch_sequences > 0 and self.lr_scale > 0):
             raise ConfigError("after.kind=finetune needs after.steps, after.batch_sequences and after.lr_scale above 0.")
-        if not tuned and (self.steps or self.batch_sequences):
+        if not 0 <= self.warmup_steps <= min(self.steps, default=0):
+            raise ConfigError(f"after.warmup_steps={self.warmup_steps} must lie between 0 and the fewest of after.steps.")
+        if not tuned and (self.steps or self.batch_sequences or self.data):
             raise ConfigError(
-                f"after.steps and after.batch_sequences have no meaning for after.kind='{self.kind}'; leave them out."
+                f"after.steps, after.batch_sequences and after.data have no meaning for after.kind='{self.kind}'; leave them out."
             )

@@ -85,11 +85,16 @@ def allocate(config: RunConfig, measure: Measure, *, batch_sequences: int, targe
 
 def copy_length(config: RunConfig, measure: Measure, reference: Allocation) -> Allocation:
     """The run of `config` with the reference's steps, batch and last batch (matching = unit)."""
+    return given_length(config, measure, sequences=reference.sequences, batch_sequences=reference.batch_sequences)
+
+
+def given_length(config: RunConfig, measure: Measure, *, sequences: int, batch_sequences: int) -> Allocation:
+    """The run of `config` with so many sequences in such batches."""
     if config.patching.kind is Patching.CURRICULUM:
-        table = measure.run(config, steps=reference.steps, batch_sequences=reference.batch_sequences)
+        table = measure.run(config, steps=math.ceil(sequences / batch_sequences), batch_sequences=batch_sequences)
     else:
-        table = measure.prefix(config, reference.sequences, batch_sequences=reference.batch_sequences)
-    return _allocation(config, table, reference.sequences, reference.batch_sequences)
+        table = measure.prefix(config, sequences, batch_sequences=batch_sequences)
+    return _allocation(config, table, sequences, batch_sequences)
 
 
 def whole_batches(config: RunConfig, measure: Measure, allocation: Allocation) -> Allocation:

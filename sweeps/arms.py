@@ -29,7 +29,12 @@ def arm_patching(study: StudyConfig, arm: Arm) -> PatchingConfig:
     if kind in (Patching.STATIC, Patching.MIXED, Patching.CURRICULUM):
         patching = dataclasses.replace(patching, patch_size=options.patch_size)
     if kind in (Patching.ALIGNED, Patching.MIXED, Patching.CURRICULUM):
-        patching = dataclasses.replace(patching, aligned_unit=options.aligned_unit, silence=options.silence)
+        patching = dataclasses.replace(
+            patching,
+            aligned_unit=options.aligned_unit,
+            silence=options.silence,
+            boundary_noise_ms=options.boundary_noise_ms,
+        )
         if options.silence == "merged":
             patching = dataclasses.replace(patching, merge_side=options.merge_side)
     if kind in (Patching.MIXED, Patching.CURRICULUM):

@@ -19,6 +19,7 @@ from typing import Any
 from lst.errors import PlanError
 
 PLAN_TABLE = "plan.csv"
+FINETUNE = "finetune"  # a value of the column `kind`: a row that starts from its parent_run_id's weights
 BRANCH = "branch"  # a value of the column `kind`: a row whose run is its parent_run_id's
 
 

@@ -21,7 +21,6 @@ from lst.plain import to_dict
 if TYPE_CHECKING:
     from lst.data.shards import Dataset
     from lst.data.statistics import SequenceTable
-    from lst.flops import SequenceCounts
     from sweeps.stated_file import StatedStatistics
 
 COUNTED_UNITS = 4_000_000  # units counted of one arm at most, within the bounds below
@@ -62,9 +61,6 @@ class Measure(Protocol):
 
     def run(self, config: RunConfig, *, steps: int, batch_sequences: int, limit: int | None = None) -> SequenceTable:
         """Counts of a run of `steps` full batches."""
-
-    def transcripts(self, config: RunConfig) -> SequenceCounts:
-        """The mean sequence of words that stand in it as speech and as text."""
 
     def references(self, evaluation: EvalConfig, data: DataConfig) -> dict[str, Any] | None:
         """Content of references.json, if there is any."""
@@ -149,14 +145,6 @@ class Measurements:
         if key not in self._runs:
             self._runs[key] = count_sequences(self.dataset, dataclasses.replace(config, train=train), limit)
         return self._runs[key]
-
-    def transcripts(self, config: RunConfig) -> SequenceCounts:
-        """The mean sequence of words that stand in it as speech and as text, from the statistics (`sweeps.stated`)."""
-        from sweeps.export import measure_statistics
-        from sweeps.stated import StatedMeasurements
-
-        static = dataclasses.replace(config, patching=dataclasses.replace(config.patching, kind=config.patching.evaluation_kind))
-        return StatedMeasurements(measure_statistics(self.dataset, [static], name="measured")).transcripts(config)
 
     def references(self, evaluation: EvalConfig, data: DataConfig) -> dict[str, Any]:
         """Content of references.json."""

@@ -20,6 +20,7 @@ class PatchingOptions:
     aligned_unit: str = PatchingConfig.aligned_unit  # word | bpe: what an aligned patch holds
     silence: str = PatchingConfig.silence  # separate | merged: frames outside words in aligned patches
     merge_side: str = PatchingConfig.merge_side  # previous | next: the neighbour that a merged silence joins
+    boundary_noise_ms: tuple[int, int] = PatchingConfig.boundary_noise_ms  # aligned boundaries are moved by so much (A.11)
     draw: str = PatchingConfig.draw  # sequence | step: what lst_mixed and lst_curriculum draw static or aligned for
     mixed_aligned_share: float = PatchingConfig.mixed_aligned_share  # lst_mixed: probability of aligned
     curriculum_aligned_until: float = PatchingConfig.curriculum_aligned_until  # share of the steps that is all aligned

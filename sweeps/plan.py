@@ -158,21 +158,22 @@ def plan(study: StudyConfig | Mapping[str, Any] | str, *, progress: Progress | N
 
 def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None = None) -> Plan:
     """`plan` on data that is open already: several studies of one data set share what is measured."""
-    from sweeps.after import after_rows
+    from sweeps.after import after_runs
     from sweeps.build import build_runs
     from sweeps.columns import BRANCH
     from sweeps.spending import choose_ladder, edge_warnings, ladder_levels, levels_of, require_within
 
-    def rows_of(runs: list[PlannedRun]) -> tuple[PlanRow, ...]:
-        return (*(run.row for run in runs), *after_rows(study, measure, runs))
+    def runs_at(levels: Sequence[Level], progress: Progress | None = None) -> tuple[list[PlannedRun], list[str]]:
+        runs, warnings = build_runs(study, measure, levels, progress)
+        return [*runs, *after_runs(study, measure, runs)], warnings
 
     def rows_at(levels: Sequence[Level]) -> tuple[PlanRow, ...]:
-        return rows_of(build_runs(study, measure, levels)[0])
+        return tuple(run.row for run in runs_at(levels)[0])
 
     ladder = choose_ladder(study, measure, rows_at) if study.spend.total and not study.lengths else None
     levels = ladder_levels(ladder) if ladder else levels_of(study, measure)
-    runs, warnings = build_runs(study, measure, levels, progress)
-    rows = rows_of(runs)
+    runs, warnings = runs_at(levels, progress)
+    rows = tuple(run.row for run in runs)
     if study.spend.total:
         require_within(study, rows)
     return Plan(

@@ -9,6 +9,7 @@ start (all three are options, to be set from a run's records); on GPUs each card
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -73,6 +74,11 @@ class PriceConfig:
     def dollars(self) -> float:
         """Of a GPU-hour; 0 = no price is known."""
         return self.dollars_per_gpu_hour or (self.gpu.dollars_per_hour if self.gpu else 0.0)
+
+    def on_at_most(self, gpus: int) -> PriceConfig:
+        """The same on no more GPUs: those of a pretraining are too many for the small batches of what follows it."""
+        fewer = self.gpu is not None and isinstance(self.gpus, int) and self.gpus > gpus
+        return dataclasses.replace(self, gpus=gpus) if fewer else self
 
     def flops_per_second(self, gpus: int, dtype: str) -> float:
         """Of one run on `gpus` cards (0: a CPU). Raises ConfigError where the card's peak in `dtype` is not known."""

@@ -16,7 +16,7 @@ from lst.config import RunConfig
 from lst.errors import PlanError
 from lst.plain import from_dict
 from sweeps.canary import Canary
-from sweeps.columns import BRANCH, PlanRow, Status
+from sweeps.columns import BRANCH, FINETUNE, PlanRow, Status
 from sweeps.estimate import price_run
 from sweeps.folder import from_yaml, run_file
 from sweeps.plan import StoredPlan
@@ -89,6 +89,8 @@ def _read_any_yaml(text: str) -> dict[str, Any]:
 
 
 def _repriced(row: PlanRow, config: RunConfig, price: PriceConfig, canary: Canary | None) -> PlanRow:
+    if row.kind == FINETUNE:
+        price = price.on_at_most(row.batch_sequences)
     speed_of = None if canary is None else functools.partial(canary.speed, row, price)
     spent = Work(flops=row.planned_spent_flops, steps=row.planned_spent_steps, branches=len(config.train.branch_steps))
     estimate = price_run(config, price, train_flops=row.planned_flops, tokens=row.tokens, spent=spent, speed_of=speed_of)

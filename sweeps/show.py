@@ -141,6 +141,7 @@ def assumptions_touched(study: StudyConfig) -> tuple[Assumption, ...]:
         names |= _ALIGNED
         names |= {"merged silence"} if study.patching.silence == "merged" else set()
         names |= {"piece times"} if study.patching.aligned_unit == "bpe" else set()
+        names |= {"alignment noise"} if any(study.of_arm(arm).patching.boundary_noise_ms[1] for arm in study.arms) else set()
     if kinds & {Patching.MIXED, Patching.CURRICULUM}:
         names.add("patching draw")
     if Patching.MIXED in kinds:

@@ -71,12 +71,17 @@ class StatedMeasurements:
     def mixture(self, config: RunConfig) -> DataConfig:
         """`config.data` with data_id and the shares of interleaved sequences that keep the mixture in tokens.
 
-        Raises ConfigError where the mixture is given by formats.
+        Raises ConfigError where the mixture is given by formats, but for pairs of speech and text alone (fine-tuning).
         """
         if config.data.mixture.given:
-            raise ConfigError(
-                f"mixture.formats is given, but statistics '{self.stated.name}' know interleaved and text sequences alone; "
-                "give mixture.interleaved_token_share, or plan on a prepared data set (data=FOLDER)."
+            if not _pairs_alone(config.data):
+                raise ConfigError(
+                    f"mixture.formats is given, but statistics '{self.stated.name}' know interleaved and text sequences alone; "
+                    "give mixture.interleaved_token_share, or plan on a prepared data set (data=FOLDER)."
+                )
+            shares = tuple(config.data.mixture.shares.values())
+            return dataclasses.replace(
+                config.data, data_id=self.data_id, mixture_sequences_static=shares, mixture_sequences_aligned=shares
             )
         kinds = kinds_of(config.patching)
         static, aligned = (self._sequence_share(config, kind) for kind in (kinds[0], kinds[-1]))
@@ -106,16 +111,15 @@ class StatedMeasurements:
         share = aligned_share(config.patching, steps or config.train.steps)
         return first.scaled(1 - share) + others[0].scaled(share)
 
-    def transcripts(self, config: RunConfig) -> SequenceCounts:
+    def _transcripts(self, config: RunConfig, kind: Patching) -> SequenceCounts:
         """The mean sequence of words that stand in it twice, as speech and as text (fine-tuning ASR and TTS).
 
-        Patched as at evaluation. Its documents are as long as a sequence; markers are not counted.
+        Its documents are as long as a sequence; markers are not counted.
         """
         model, mixed = config.model, self.stated.interleaved
         spoken = mixed.speech_per_text_words / (1 + mixed.speech_per_text_words)
         text_per_word = mixed.text_share / (1 - spoken) / (mixed.speech_share / spoken) * mixed.speech_tokens_per_word
         speech = mixed.speech_tokens_per_word / (mixed.speech_tokens_per_word + text_per_word)
-        kind = config.patching.evaluation_kind
         unit = self.stated.unit_length(kind, config.patching, model.speech_bpe_vocab)
         stacks = [stack.window for stack in (model.encoder, model.decoder) if stack is not None]
         content = Content(speech, 1 - speech, 0.0, (), unit)
@@ -125,7 +129,9 @@ class StatedMeasurements:
         """None: there are no held-out tokens, so no losses of n-gram models on them."""
 
     def _of_kind(self, config: RunConfig, kind: Patching) -> SequenceCounts:
-        """The mean sequence whose speech is cut by `kind`, interleaved or text only as the mixture has it."""
+        """The mean sequence whose speech is cut by `kind`: interleaved, text only or pairs of both, as the mixture has it."""
+        if _pairs_alone(config.data):
+            return self._transcripts(config, kind)
         model, data = config.model, config.data
         stacks = [stack.window for stack in (model.encoder, model.decoder) if stack is not None]
         key = (kind, config.patching, _mixture(data), tuple(stacks), model.local_text, model.speech_bpe_vocab)
@@ -247,6 +253,11 @@ def kinds_of(patching: PatchingConfig) -> tuple[Patching, ...]:
     if patching.kind in (Patching.MIXED, Patching.CURRICULUM):
         return (Patching.STATIC, Patching.ALIGNED)
     return (patching.kind,)
+
+
+def _pairs_alone(data: DataConfig) -> bool:
+    """Whether all sequences are of words that stand in them as speech and as text."""
+    return data.mixture.given and data.mixture.asr + data.mixture.tts == 1
 
 
 def _mixture(data: DataConfig) -> tuple[Any, ...]:

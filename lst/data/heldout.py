@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lst.config import DataConfig, EvalConfig
+from lst.data.boundary_noise import NoiseRange
 from lst.data.columns import Place, draw_places
 from lst.data.interleave import Document, Segment, SpokenDocument, SpokenDocuments
 from lst.data.shards import Dataset
@@ -21,15 +22,21 @@ SETS = ("speech", "text", "interleaved")
 
 
 def heldout_documents(
-    dataset: Dataset, evaluation: EvalConfig, data: DataConfig, *, aligned_unit: str = "word"
+    dataset: Dataset,
+    evaluation: EvalConfig,
+    data: DataConfig,
+    *,
+    aligned_unit: str = "word",
+    boundary_noise_ms: NoiseRange = (0, 0),
 ) -> dict[str, list[Document]]:
     """The documents of the sets `speech` (one speech segment each), `text` (one text segment) and `interleaved`.
 
     Their tokens depend on the data set, `evaluation` and the interleaving's span lengths in `data` alone, never on an arm;
-    `aligned_unit` says whether their spans are those of words or of text pieces (for an aligned arm). Sets have
+    `aligned_unit` says whether their spans are those of words or of text pieces (for an aligned arm), and `boundary_noise_ms`
+    by how much these are off. Sets have
     `heldout_documents` documents, or all there are. Raises DataError where the split 'heldout' has none.
     """
-    spoken = SpokenDocuments(dataset, aligned_unit)
+    spoken = SpokenDocuments(dataset, aligned_unit, boundary_noise_ms)
     cut = evaluation.context_tokens
     interleaved = []
     for row, place in _chosen(dataset, "speech", evaluation, 2):

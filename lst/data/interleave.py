@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lst.config import DataConfig
+from lst.data.boundary_noise import IntArray, NoiseRange, frame_moves, move_boundaries
 from lst.data.columns import Chunk, Place
 from lst.data.draws import Draws
 from lst.data.piece_spans import divide_words
@@ -114,9 +115,12 @@ class SpokenDocument:
 class SpokenDocuments:
     """Documents as segments, with the spans of words or of their text pieces."""
 
-    def __init__(self, dataset: Dataset, aligned_unit: str = "word") -> None:
-        """`aligned_unit`: whose spans speech segments carry, of words (`word`) or of their text pieces (`bpe`)."""
-        self._dataset, self.in_pieces = dataset, aligned_unit == "bpe"
+    def __init__(self, dataset: Dataset, aligned_unit: str = "word", boundary_noise_ms: NoiseRange = (0, 0)) -> None:
+        """`aligned_unit`: whose spans speech segments carry, of words (`word`) or of their text pieces (`bpe`).
+
+        Their boundaries are moved by `boundary_noise_ms` (lst.data.boundary_noise).
+        """
+        self._dataset, self.in_pieces, self._noise = dataset, aligned_unit == "bpe", boundary_noise_ms
 
     @cached_property
     def characters(self) -> NDArray[np.int64]:
@@ -150,7 +154,22 @@ class SpokenDocuments:
         else:
             characters = self.characters[document.text(first, last)]
             spans, _ = divide_words(starts, ends, document.word_lengths[first:last].astype(np.int64), characters)
+        if self.noisy:
+            moves = self.moves(document)
+            limits = (np.full(len(spans), document.begin(first)), np.full(len(spans), document.end(last)))
+            begins, after = spans[:, 0], spans[:, 1] + 1
+            begins, after = move_boundaries(begins, after, (moves[begins], moves[after]), limits)
+            spans = np.stack([begins, after - 1], 1)
         return spans - document.begin(first)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether boundaries are moved."""
+        return self._noise[1] > 0
+
+    def moves(self, document: SpokenDocument) -> IntArray:
+        """Frames by which a boundary before each of the document's frames, and after the last, moves."""
+        return frame_moves(document.starts, len(document.tokens), self._noise)
 
 
 def piece_times(document: SpokenDocument, first: int, last: int) -> NDArray[np.int64]:

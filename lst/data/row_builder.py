@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lst.config import Format, Patching, PatchingConfig
+from lst.data.boundary_noise import move_boundaries
 from lst.data.interleave import SpokenDocument, SpokenDocuments, piece_times
 from lst.data.pack import IntArray, PackedRow, count_within
 from lst.data.piece_spans import divide_words
@@ -149,6 +150,8 @@ class RowBuilder:
             return begins, ends[lengths % size > 0] - 1
         begins[starts] = True
         first, after = self._aligned_units(starts - np.array(self._frames))
+        if self._spoken.noisy:
+            first, after = self._moved(first, after, starts, ends)
         rule = self._patching.silence_rule
         if rule != "next":
             begins[first] = True
@@ -174,6 +177,15 @@ class RowBuilder:
             spans, _ = divide_words(starts, ends, lengths, self._spoken.characters[pieces])
             starts, ends = spans[:, 0], spans[:, 1]
         return starts, ends + 1
+
+    def _moved(self, first: IntArray, after: IntArray, starts: IntArray, ends: IntArray) -> tuple[IntArray, IntArray]:
+        """The same with the boundaries moved, each inside its span (patching.boundary_noise_ms)."""
+        own = np.searchsorted(starts, first, side="right") - 1  # the span of each
+        moves = [self._spoken.moves(document) for document, _, _ in self._words]
+        before = np.cumsum([0, *map(len, moves[:-1])]) + np.array(self._frames) - starts  # from a token to its frame's move
+        all_moves = np.concatenate(moves)
+        by = (all_moves[first + before[own]], all_moves[after + before[own]])
+        return move_boundaries(first, after, by, (starts[own], ends[own]))
 
     def _add(self, content: NDArray[np.integer], kind: int, units: int) -> None:
         """A span, led by its marker."""

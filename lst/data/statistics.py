@@ -219,6 +219,8 @@ def _interleaved_share(dataset: Dataset, config: RunConfig, kind: Patching) -> f
 def _format_shares(dataset: Dataset, config: RunConfig, kind: Patching) -> tuple[float, ...]:
     """Shares of sequences by format: a format's share of tokens (or words) over what its mean sequence holds of them."""
     data, wanted = config.data, config.data.format_shares
+    if max(wanted.values()) == 1:
+        return tuple(wanted.values())
     rates = _tokens_per_word(dataset) if data.mixture.of == "words" else None
     weights = []
     for name in Format:
@@ -264,6 +266,7 @@ def _mean_sequence(dataset: Dataset, config: RunConfig, kind: Patching, data: Da
         aligned_unit=config.patching.aligned_unit,
         silence=config.patching.silence,
         merge_side=config.patching.merge_side,
+        boundary_noise_ms=config.patching.boundary_noise_ms,
     )
     return _mean_tokens(dataset, _Alone(data, patching, config.model.speech_bpe_vocab, config))
 

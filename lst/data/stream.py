@@ -57,7 +57,7 @@ class Stream:
         pieces = config.model.speech_bpe_vocab
         self.vocabulary = Vocabulary(text=dataset.text_vocab, speech=dataset.speech_vocab, speech_pieces=pieces)
         self._speech_bpe = run_pieces(config, dataset)
-        self._spoken = SpokenDocuments(dataset, config.patching.aligned_unit)
+        self._spoken = SpokenDocuments(dataset, config.patching.aligned_unit, config.patching.boundary_noise_ms)
         self._documents = {name: dataset.documents(name, "train") for name in ("speech", "text")}
         kinds = {Patching.ALIGNED, Patching.STATIC} if config.patching.kind is not Patching.TOKEN else {Patching.TOKEN}
         used = {name for kind in kinds for name, share in self._shares(kind) if share}

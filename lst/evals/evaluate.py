@@ -47,8 +47,11 @@ class Evaluation:
 
     @cached_property
     def _documents(self) -> dict[str, list[Document]]:
-        unit = self.config.patching.aligned_unit
-        return heldout_documents(self.dataset, self.config.evaluation, self.config.data, aligned_unit=unit)
+        config, patching = self.config, self.config.patching
+        return heldout_documents(
+            self.dataset, config.evaluation, config.data,
+            aligned_unit=patching.aligned_unit, boundary_noise_ms=patching.boundary_noise_ms,
+        )  # fmt: skip
 
     def run(
         self,

@@ -1,5 +1,6 @@
-"""A run that starts from trained weights: the global transformer of a text-only model (as TWIST and SpiritLM start).
+"""A run that starts from trained weights: those of another run, or of a text-only model (as TWIST and SpiritLM start).
 
+`train.init_from=run:<run_id>` takes all weights of that run, which has the same network (fine-tuning; lst.parent_run). Else
 `train.init_from` names the weights by content (lst.weight_files.weights_hash, part of the run's identity),
 `execution.init_path` says where they are: a checkpoint of this program, a finished run, or a Hugging Face Llama folder.
 
@@ -14,6 +15,7 @@ never reads these weights again (lst.train.checkpoint).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,10 @@ from typing import TYPE_CHECKING, Any
 from lst.config import Arm, ModelConfig, RunConfig
 from lst.data.vocab import Vocabulary
 from lst.errors import CheckpointError, ConfigError
+from lst.flops import parameter_counts
 from lst.model.export import CONFIG, model_tensors, read_config, read_tensors, require_count, verify_folder
+from lst.parent_run import parent_of, parent_weights
+from lst.plain import to_dict
 from lst.weight_files import MODEL, checkpoint_folder, weights_hash
 
 if TYPE_CHECKING:
@@ -47,14 +52,16 @@ class Source:
         return self.model.text_vocab if self.text_only else _size(self.model)
 
 
-def warm_start(model: nn.Module, config: RunConfig) -> dict[str, Any]:
+def warm_start(model: nn.Module, config: RunConfig, run_dir: Path = Path()) -> dict[str, Any]:
     """Copy the weights that `config` names into `model` (in place); what was loaded and what stayed random, for the records.
 
-    Raises ConfigError without a path, CheckpointError if the folder holds other weights, misses a tensor or does not fit;
-    nothing is copied then.
+    `run_dir` is the run's folder, beside which a parent run is looked for. Raises ConfigError without a path, CheckpointError if
+    the folder holds other weights, misses a tensor or does not fit; nothing is copied then.
     """
     import torch
 
+    if parent := parent_of(config.train.init_from):
+        return _continue(model, config, parent_weights(run_dir, parent, config.execution.init_path))
     source = open_source(config)
     _require_equal_shapes(source, config.model)
     targets = model_tensors(model)
@@ -88,6 +95,40 @@ def warm_start(model: nn.Module, config: RunConfig) -> dict[str, Any]:
     return {"init_from": config.train.init_from, "loaded": loaded, "rows": rows, "random": counted - sum(loaded.values())}
 
 
+def _continue(model: nn.Module, config: RunConfig, path: Path) -> dict[str, Any]:
+    """Copy all weights of the checkpoint `path` into `model`, which is the same network."""
+    import torch
+
+    verify_folder(path)
+    theirs = read_config(path)
+    require_count(path, theirs)
+    of_both = (_flat({"model": to_dict(c.model), "data": {"speech_bpe_id": c.data.speech_bpe_id}}) for c in (theirs, config))
+    their, our = (dict(values) for values in of_both)
+    for key in sorted(their.keys() | our.keys()):
+        if their.get(key) != our.get(key):
+            raise CheckpointError(
+                f"the weights in '{path}' have {key}={their.get(key)}, the run that starts from them has {our.get(key)}; "
+                "a run goes on from weights of its own network."
+            )
+    found, targets = read_tensors(path / MODEL), model_tensors(model)
+    if {name: tensor.shape for name, tensor in found.items()} != {name: tensor.shape for name, tensor in targets.items()}:
+        raise CheckpointError(f"'{path}' does not hold the tensors that its configuration promises; train that run again.")
+    with torch.no_grad():
+        for name, target in targets.items():
+            copy_rows(target, found[name], len(target))
+    loaded = {group: count for group, count in parameter_counts(config.model).items() if count}
+    return {"init_from": config.train.init_from, "loaded": loaded, "rows": _size(config.model), "random": 0}
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of nested mappings."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def _require_floats(source: Source, name: str) -> None:
     dtype = str(source.tensors[name].dtype).removeprefix("torch.")
     if dtype not in ("float64", "float32", "float16", "bfloat16"):
@@ -111,7 +152,8 @@ def describe(record: dict[str, Any], path: str) -> str:
     parts = [f"{group} {count:,}" for group, count in record["loaded"].items()]
     rows = f" (rows of ids 0..{record['rows'] - 1})" if record["rows"] else ""
     loaded = f"loaded {', '.join(parts)} parameters{rows}; random {record['random']:,}"
-    return f"warm start from '{path}' ({record['init_from']}): {loaded}"
+    where = f"'{path}' ({record['init_from']})" if path else record["init_from"]
+    return f"warm start from {where}: {loaded}"
 
 
 def open_source(config: RunConfig) -> Source:

@@ -203,7 +203,7 @@ class Trainer:
         """Where the run stands: on the trunk, or on the branch that leaves it there, if that was begun."""
         trunk = self._load()
         if self.config.train.init_from and not trunk.warm_start:  # once in a run: a checkpoint says that it was done
-            trunk.warm_start = warm_start(self.model, self.config)
+            trunk.warm_start = warm_start(self.model, self.config, self.run_dir)
             log.info(describe(trunk.warm_start, self.config.execution.init_path))
         branch = due_branch(self.config, trunk)
         self.ranks.on_first(lambda: remove_branches(self.run_dir, but=branch))

@@ -14,7 +14,7 @@ OPTIONS = [
     "model.pooling", "model.queries_per_patch", "model.decoder_input", "model.cross_attention", "model.local_text",
     "model.tied_head", "model.speech_bpe_vocab", "baseline_match", "patching.aligned_unit", "patching.silence",
     "patching.merge_side", "patching.draw", "patching.mixed_aligned_share", "patching.curriculum_aligned_until",
-    "patching.curriculum_static_from",
+    "patching.curriculum_static_from", "patching.boundary_noise_ms",
 ]  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from lst.data.shards import open_dataset
-from lst.flops import training_flops
 from sweeps.cli import compose_study, main
 from sweeps.export import TOLERANCE, measure_statistics
 from sweeps.measure import Measurements
@@ -82,24 +81,3 @@ def test_the_command_writes_a_file_that_plans(toy_dataset: Path, tmp_path: Path,
     assert "are stated statistics already" in capsys.readouterr().err
     composed = compose_study({"study": "fixed_tokens", "data": str(out), "seq_len_units": "32", "sizes": "[w32]"})
     assert all(row.data_id == stated.data_id for row in plan(composed).rows)
-
-
-def test_transcripts_of_a_data_set_hold_its_words_in_both_modalities(toy_dataset: Path) -> None:
-    measure = Measurements(open_dataset(toy_dataset))
-    config = next(iter(plan_with(study(arms=["baseline"], data=str(toy_dataset), budgets=[4e9]), measure).run_configs.values()))
-    counts = measure.transcripts(config)
-    corpus = measure.dataset
-    from lst.data.statistics import corpus_statistics
-
-    statistics = corpus_statistics(corpus)
-    assert counts.units == config.data.seq_len_units
-    per_word = statistics["unique_speech_tokens"] / statistics["spoken_words"]
-    assert counts.speech_tokens / counts.text_tokens == pytest.approx(per_word / _pieces_per_word(measure), rel=0.1)
-    assert training_flops(config, counts).total > 0
-
-
-def _pieces_per_word(measure: Measurements) -> float:
-    from lst.data.statistics import corpus_statistics
-
-    statistics = corpus_statistics(measure.dataset)
-    return float(statistics["unique_transcript_tokens"] / statistics["spoken_words"])

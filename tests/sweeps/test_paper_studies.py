@@ -43,7 +43,7 @@ def billions(row: PlanRow) -> tuple[int, int]:
 
 
 def test_every_experiment_of_the_paper_has_a_study() -> None:
-    wanted = "figure4a figure4b figure6 table10 table12 table3 table4 table5_asr table5_tts table6 table8 table9"
+    wanted = "alignment_noise figure4a figure4b figure6 table10 table12 table3 table4 table5_asr table5_tts table6 table8 table9"
     assert {f"lst_{name}" for name in wanted.split()} <= set(NAMES)
 
 
@@ -146,6 +146,16 @@ def test_variants_of_table_6_and_figure_6_are_runs_of_their_own() -> None:
     assert len(set(groups.values())) == 3
 
 
+def test_alignment_noise_is_a_variant_of_the_aligned_arm_alone() -> None:
+    study = planned("lst_alignment_noise")
+    noise = {row.arm: study.run_configs[row.run_id].patching.boundary_noise_ms for row in study.rows}
+    assert noise == {"lst_aligned": (0, 0), "lst_aligned:noise20": (20, 20), "lst_aligned:noise40": (40, 40)}
+    assert len({row.run_id for row in study.rows}) == 3
+    assert {row.arm: row.run_id for row in study.rows}["lst_aligned"] == rows("lst_table6")["lst_aligned"].run_id
+    assert "alignment noise" in {a.name for a in assumptions_touched(study.study)}
+    assert "alignment noise" not in {a.name for a in assumptions_touched(planned("lst_table6").study)}
+
+
 def test_speech_to_text_ratios_change_the_speech_and_not_the_mixture() -> None:
     table = rows("lst_figure6")
     epochs = [table[arm].speech_epochs for arm in ("baseline:1to3", "baseline", "baseline:1to1")]
@@ -157,7 +167,7 @@ def test_speech_to_text_ratios_change_the_speech_and_not_the_mixture() -> None:
 
 
 @pytest.mark.parametrize(("name", "steps"), [("lst_table5_asr", [1000, 2000, 4000]), ("lst_table5_tts", [20000])])
-def test_fine_tuning_is_accounted_for_after_its_parent(name: str, steps: list[int]) -> None:
+def test_fine_tuning_is_a_run_after_its_parent(name: str, steps: list[int]) -> None:
     found = planned(name)
     parents = {row.run_id: row for row in found.rows if row.kind == "pretrain"}
     tuned = [row for row in found.rows if row.kind == "finetune"]
@@ -166,15 +176,14 @@ def test_fine_tuning_is_accounted_for_after_its_parent(name: str, steps: list[in
         assert row.arm == parents[row.parent_run_id].arm
         assert row.steps in steps
         assert row.units == row.steps * 4 * 4096
-        assert row.status == "refused"
-        assert "accounted for" in row.reason
-        assert row.run_id not in found.run_configs
+        assert row.admitted
+        assert found.run_configs[row.run_id].train.init_from == f"run:{row.parent_run_id}"
     by_arm = {row.arm: row for row in tuned if row.steps == steps[-1]}
     lst, base = by_arm["lst_curriculum"], by_arm["baseline"]
     speech_units = lst.speech_tokens / lst.mean_patch_length
     assert speech_units / lst.speech_tokens == pytest.approx(0.25, abs=0.005)  # the paper's 0.25x units of speech
     assert base.speech_tokens / base.text_tokens == pytest.approx(lst.speech_tokens / lst.text_tokens)
-    assert found.totals.admitted == len(parents)
+    assert found.totals.admitted == len(found.rows)
 
 
 def test_an_evaluation_names_its_parent_and_costs_nothing_that_is_known() -> None:
