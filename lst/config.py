@@ -19,7 +19,6 @@ from typing import Any, get_type_hints
 from lst.checks import require_choice, require_positive, require_seed, require_share
 from lst.config_mixture import Format as Format
 from lst.config_mixture import MixtureConfig as MixtureConfig
-from lst.config_patching import PATCHING_FIELDS_SINCE
 from lst.config_patching import Patching as Patching
 from lst.config_patching import PatchingConfig as PatchingConfig
 from lst.errors import ConfigError, did_you_mean
@@ -201,11 +200,9 @@ class DataConfig:
 FIELDS_SINCE = {
     "data": ("first_modality", "pair_words", "mixture", "mixture_sequences_static", "mixture_sequences_aligned"),
     "evaluation": ("story_score",),
+    "patching": ("boundary_noise_ms",),
 }
 """Fields by section that came after runs had ids. At their defaults they change nothing, and are no part of the identity."""
-
-
-FIELDS_SINCE = {"data": DATA_FIELDS_SINCE, "patching": PATCHING_FIELDS_SINCE}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,8 +12,6 @@ from lst.checks import require_choice, require_positive, require_share
 from lst.errors import ConfigError
 
 MOST_NOISE_MS = 1_000  # a boundary that is a second off is none
-PATCHING_FIELDS_SINCE = ("boundary_noise_ms",)
-"""Fields that came after runs had ids: as lst.config.DATA_FIELDS_SINCE."""
 
 
 class Patching(StrEnum):
