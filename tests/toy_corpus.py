@@ -60,7 +60,8 @@ def write_toy_jsonl(path: Path, documents: int = 120) -> Path:
 
 def write_toy_dataset(folder: Path, documents: int = 120) -> Path:
     """Prepare the toy corpus into `folder`/data through the real command's function."""
-    from lst.data.prepare import PrepareConfig, prepare
+    from lst.data.prepare import PrepareConfig
+    from lst.data.preparing.preparation import prepare
 
     source = write_toy_jsonl(folder / "toy.jsonl", documents)
     out = folder / "data"

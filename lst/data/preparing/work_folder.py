@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from lst.errors import DataError, RunFailed
+from lst.plain import content_hash
 from lst.records import read_json, write_atomically
 
 LOCK_BYTES = 256
 ONE_PART = (1, 1)
 TABLES = ("speech", "text")
+MODELS = ("quantizer", "kmeans", "ctc_model", "card")  # options that name what a source's identity holds by its checksum
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +175,25 @@ def fingerprint_files(files: Set[Path]) -> list[Any]:
     """The number of files, and their names, sizes and times of change as one hash."""
     listed = [fingerprint(file) for file in sorted(files)]
     return [len(listed), hashlib.sha256(json.dumps(listed).encode()).hexdigest()]
+
+
+def made_note(made_from: Mapping[str, Any], joining: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifest keeps of what a data set was made from, to know the same command again.
+
+    Of models and the tokenizer no paths: the sources' identities hold their checksums.
+    """
+    return {
+        "reading": {key: value for key, value in made_from["reading"].items() if key not in MODELS},
+        "joining": with_tokenizer(joining),
+        "inputs": made_from["inputs"],
+        "blocks": made_from["blocks"],
+        "identity": content_hash(made_from["identity"], 64),
+    }
+
+
+def with_tokenizer(joining: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the join, with the fingerprint of the tokenizer's file in the place of its path."""
+    return {k: fingerprint(Path(v)) if k == "tokenizer" and v else v for k, v in joining.items()}
 
 
 def _record_once(file: Path, content: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lst.data.quality.checks import Check, Verdict
+from lst.data.quality.summary import PATCHINGS
 from lst.data.shards import Dataset
 
 WIDTH = 100
@@ -84,7 +85,7 @@ def sizes_grid(summary: dict[str, Any]) -> Grid:
 def patching_grid(summary: dict[str, Any]) -> Grid:
     """Mean patch lengths and units by patching and split."""
     splits = [summary["speech"][s]["patching"] for s in ("train", "heldout")]
-    names = list(dict.fromkeys(name for split in splits for name in split))
+    names = [name for name in PATCHINGS if any(name in split for split in splits)]
     rows = []
     for name in names:
         row = [name]

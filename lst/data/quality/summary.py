@@ -33,6 +33,14 @@ SUMMARY_VERSION = 1
 SPEECH_COLUMNS = ("split", "speech_tokens", "word_start", "word_end", "word_text_tokens")
 PATCH_SIZES = (2, 3, 4, 5, 6, 8)
 SILENCE_RULES = ("separate", "previous", "next")
+PATCHINGS = (
+    "token",
+    *(f"static({p})" for p in PATCH_SIZES),
+    "words",
+    "silences",
+    *(f"aligned, silence {r}" for r in SILENCE_RULES),
+)
+"""The rows of the table of patch lengths, in their order: a file of JSON keeps none."""
 COUNTED_UNITS = 1 << 17  # in sequences of each kind and arm, evenly spread over the corpus
 DEFAULT_ARMS = (Arm.BASELINE, Arm.LST_STATIC, Arm.LST_ALIGNED)
 

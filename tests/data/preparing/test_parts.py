@@ -125,6 +125,22 @@ def test_a_join_that_lacks_a_part_says_so_and_takes_it_later(small, tmp_path, ca
     assert open_dataset(tmp_path / "out").manifest["about"]["heldout_share"] == 0.3
 
 
+def test_parts_and_the_join_that_come_again_find_that_all_is_done(small, tmp_path, capsys):
+    options, out = [*write_input(tmp_path), f"out={tmp_path / 'out'}"], tmp_path / "out"
+    for part in ("1/2", "2/2"):
+        assert main([*options, f"part={part}"]) == 0
+    assert main(["merge", str(out), "heldout_share=0.2"]) == 0
+    before = checksums(out)
+    for again in ([*options, "part=2/2"], ["merge", str(out)], ["merge", str(out), "heldout_share=0.2"]):
+        capsys.readouterr()
+        assert main(again) == 0
+        assert "is done already" in capsys.readouterr().out
+    assert main(["merge", str(out), "heldout_share=0.3"]) == 2
+    assert "made with heldout_share=0.2, and this command has heldout_share=0.3" in capsys.readouterr().err
+    assert checksums(out) == before
+    assert not WorkFolder(out).path.exists()
+
+
 def test_a_damaged_raw_shard_is_found_by_the_join(small, tmp_path, capsys):
     options = write_input(tmp_path)
     assert main([*options, f"out={tmp_path / 'out'}", "part=1/2"]) == 0

@@ -176,6 +176,57 @@ def test_an_existing_folder_is_left_alone(tmp_path, capsys):
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
 
 
+def state(folder):
+    """Names, times of change and content of all that is there."""
+    return {p.name: (p.stat().st_mtime_ns, p.read_bytes() if p.is_file() else b"") for p in (folder, *folder.iterdir())}
+
+
+def test_the_same_command_again_says_that_it_is_done_and_writes_nothing(tmp_path, capsys):
+    _, out = prepare(tmp_path, [])
+    before = state(out)
+    arguments = [f"input={tmp_path / 'in.jsonl'}", f"out={out}", "vocab_size=300", f"speech_vocab={SPEECH_VOCAB}"]
+    capsys.readouterr()
+    for same in (arguments, [*arguments, "part=1/1", "heldout_share=0.05"]):
+        assert main(same) == 0
+        printed = capsys.readouterr().out
+        assert "is done already, from the same input with the same options; nothing was written" in printed
+        assert f"data_id {open_dataset(out).data_id}" in printed
+    assert state(out) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (["heldout_share=0.2"], "made with heldout_share=0.05, and this command has heldout_share=0.2"),
+        (["times=seconds"], "made with times=frames, and this command has times=seconds"),
+        (["text={folder}/in.jsonl"], "text is another now"),
+        (["input={folder}/other.jsonl"], "input is another now"),
+    ],
+)
+def test_another_command_into_a_finished_folder_is_refused(tmp_path, capsys, change, sentence):
+    _, out = prepare(tmp_path, [])
+    write_toy_jsonl(tmp_path / "other.jsonl", 30)
+    before = state(out)
+    options = {"input": tmp_path / "in.jsonl", "out": out, "vocab_size": 300, "speech_vocab": SPEECH_VOCAB}
+    options |= dict(option.format(folder=tmp_path).split("=") for option in change)
+    capsys.readouterr()
+    assert main([f"{key}={value}" for key, value in options.items()]) == 2
+    message = capsys.readouterr().err
+    assert "exists already" in message
+    assert sentence in message
+    assert message.count("\n") == 1
+    assert state(out) == before
+
+
+def test_an_input_that_was_changed_since_is_no_reason_to_write_over_what_is_done(tmp_path, capsys):
+    _, out = prepare(tmp_path, [])
+    before = state(out)
+    assert prepare(tmp_path, [record(split="train")])[0] == 2
+    assert "input is another now, or has changed since" in capsys.readouterr().err
+    assert state(out) == before
+
+
 def test_a_flipped_bit_is_found(tmp_path, capsys):
     _, out = prepare(tmp_path, [])
     file = out / "speech-00000.arrow"

@@ -70,6 +70,22 @@ def test_a_share_is_met_in_tokens_and_in_documents_of_their_own():
     assert set(sides(lone, 0.0).values()) == {"train"}
 
 
+def test_what_was_drawn_is_told():
+    def told(documents: list[Document], split_by: str = "book_and_speaker") -> str:
+        groups = Groups("spoken", split_by)
+        groups.add(table(documents), np.ones(len(documents), np.int64))
+        return groups.describe()
+
+    named = [("b1", "s1", ""), ("b2", "s1", ""), ("b3", "s2", ""), ("", "", "")]
+    assert told(named) == (
+        "spoken documents are split by book_and_speaker: 2 sets of books and speakers that no document ties together, "
+        "1 documents one by one"
+    )
+    assert told(named, "speaker") == "spoken documents are split by speaker: 2 speakers, 1 documents one by one"
+    assert "3 documents one by one, for no record names a book or a speaker (layout=" in told([("", "", "")] * 3)
+    assert told([("", "", "train")]) == ("spoken documents are split by book_and_speaker: documents with a split of their own")
+
+
 def test_books_tied_by_speakers_are_one_group_and_the_remedy_works():
     """Readers of several books: 1-A 1-B 2-B 2-C 3-C is one component of books A, B, C and speakers 1, 2, 3."""
     rows = table([("A", "1", ""), ("B", "1", ""), ("B", "2", ""), ("C", "2", ""), ("C", "3", ""), *[("D", "4", "")] * 2] * 10)

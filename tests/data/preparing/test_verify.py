@@ -60,6 +60,14 @@ def test_every_file_is_needed_and_no_shard_is_too_many(prepared, copy, capsys):
     assert main(["verify", str(copy)]) == 0
 
 
+def test_a_shard_that_is_a_link_is_refused_though_it_leads_to_the_right_bytes(prepared, copy, capsys):
+    shard = copy / "speech-00000.arrow"
+    shard.unlink()
+    shard.symlink_to(prepared / shard.name)
+    assert main(["verify", str(copy)]) == 2
+    assert "speech-00000.arrow' is a link" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("key", ["rows", "tokens"])
 @pytest.mark.parametrize("where", ["shard", "table"])
 def test_wrong_counts_are_found_though_the_manifest_agrees_with_itself(copy, key, where):

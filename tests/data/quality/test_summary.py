@@ -10,6 +10,7 @@ import pytest
 
 from lst.config import Arm, Patching, arm_config
 from lst.data.quality.cli import statistics
+from lst.data.quality.show import patching_grid, summary_text
 from lst.data.quality.summary import PATCH_SIZES, STATISTICS, Budget, at_budget, summarise, summary_of, write_summary
 from lst.data.shards import Dataset
 from lst.data.statistics import corpus_statistics, count_sequences, solve_mixture
@@ -149,6 +150,15 @@ def test_the_table_fits_100_columns_and_json_holds_the_same(toy_dataset: Path, c
     assert f"{values['speech']['train']['speech_tokens']:,}" in printed
     assert f"{values['budget'][0]['speech_epochs']:.2f}" in printed
     assert [row["arm"] for row in values["budget"]] == ["baseline", "lst_static", "lst_aligned"]
+
+
+def test_the_rows_stand_in_one_order_whether_counted_or_stored(toy_dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toy = Dataset(toy_dataset)
+    assert statistics([str(toy_dataset)]) == 0  # from statistics.json
+    assert capsys.readouterr().out == summary_text(toy, summarise(toy), []) + "\n"
+    rows = [row[0] for row in patching_grid(json.loads((toy_dataset / STATISTICS).read_text())).rows]
+    assert rows[:7] == ["token", "static(2)", "static(3)", "static(4)", "static(5)", "static(6)", "static(8)"]
+    assert rows[7:] == ["words", "silences", *(f"aligned, silence {rule}" for rule in ("separate", "previous", "next"))]
 
 
 def test_speech_without_any_words_has_no_aligned_figures(toy_dataset: Path, tmp_path: Path) -> None:
