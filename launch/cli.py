@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 def _submit(arguments: argparse.Namespace) -> int:
     from launch.cluster import LocalCluster, load_cluster
     from launch.display import Display, failures, summary
+    from launch.retries import study_stopped
     from launch.submit import Report, submit
 
     cluster = load_cluster(arguments.overrides)
@@ -125,6 +126,8 @@ def _submit(arguments: argparse.Namespace) -> int:
         else f"nothing to submit; {summary(report.statuses, None)}"
     )
     bad = failures(arguments.dir, report.statuses)
+    if stopped := study_stopped(arguments.dir):
+        bad.append(f"the study is stopped: {stopped}; mend it, then: submit-sweep resubmit {arguments.dir} --failed")
     for line in bad:
         print(line, file=sys.stderr)
     if report.interrupted:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lst.errors import ConfigError, did_you_mean
+from lst.errors import ConfigError, LaunchError, did_you_mean
 from lst.plain import from_dict
 
 CONF = Path(__file__).parent / "conf" / "cluster"
@@ -60,7 +60,7 @@ class SlurmCluster:
     timeout_min: int | None = None  # time limit of a job, minutes
     mem_gb: float | None = None  # memory of a job, GB
     cpus_per_task: int | None = None  # CPUs of a job
-    gpus_per_node: int | None = None  # GPUs of a job; None = the plan's column gpus (absent where that is 0)
+    gpus_per_node: int | None = None  # GPUs of a machine that a run may use; None = as many as the run has; 0 = none
     constraint: str | None = None  # node features
     exclude: str | None = None  # nodes not to use
     nodelist: str | None = None  # nodes to use
@@ -115,6 +115,21 @@ def cluster_from_dict(values: dict[str, Any]) -> Cluster:
         cluster = dataclasses.replace(cluster, options=_options(options))
     cluster.validate()
     return cluster
+
+
+def placement(cluster: SlurmCluster, gpus: int) -> tuple[int, int, int]:
+    """(machines, processes on each, GPUs in all) of a run that the plan gives `gpus` GPUs. Raises LaunchError."""
+    per_node = cluster.gpus_per_node
+    if gpus == 0 or per_node == 0:
+        return 1, 1, per_node or 0
+    if per_node is None or gpus <= per_node:
+        return 1, gpus, gpus
+    if gpus % per_node:
+        raise LaunchError(
+            f"a run of {gpus} GPUs does not fill machines of cluster.gpus_per_node={per_node}; give a divisor of {gpus}, or plan "
+            "another number of GPUs."
+        )
+    return gpus // per_node, per_node, gpus
 
 
 def environment_names(text: str) -> tuple[str, ...]:

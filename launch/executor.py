@@ -1,79 +1,59 @@
-"""Starting jobs through submitit: the one file that imports it. Two ways: processes on this machine, arrays on SLURM.
+"""Starting jobs: processes on this machine, arrays on SLURM. The one file that imports submitit, which words the batch script.
 
-What submitit gives: the job's function stored beside its logs, the batch script, the array's job ids. What is ours: at
-most so many local jobs at once (`launch.feed`), a session of its own for each local job (so that Ctrl-C in the terminal
-reaches the submitter alone), an environment by allow-list, and one owner of signals and retries (`launch.worker`).
-
-    python -m launch.executor FOLDER    the entry of a local job: submitit's own, without loading numpy for nothing
+What a job runs is `python -m launch.worker` with a file of plain values (`launch.job`): nothing that lies in a study's folder is
+unpickled or executed. A local job has a session of its own, so that Ctrl-C in the terminal reaches the submitter alone. On
+SLURM the stop signals go to the batch script, which raises the flag that the worker and every process of the trainer look
+at, whether Python is up already or not; and the script asks for the requeue when the worker leaves with 75 or was killed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
+import dataclasses
 import os
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    sys.modules["numpy"] = None  # type: ignore[assignment]  # submitit tries to import it and goes on without: 0.2 s less a job
-
-import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-from submitit.local.local import LocalJob
-
 from launch.cluster import LocalCluster, SlurmCluster, environment_names
 from launch.environment import THREAD_LIMITS, job_environment, python_environment
-from launch.failures import one_line
-from launch.status import JOB_FILES
-from launch.worker import WorkerJob, run_job
+from launch.job import JOB_FILES, JOB_ID, SPEC, START, STOP_FILES, WorkerJob, write_jobs
+from launch.ledger import LAUNCH
+from launch.scheduler import sbatch
 from lst.errors import LaunchError
-from lst.plain import to_dict
 
-
-class _SessionLocalExecutor(submitit.LocalExecutor):
-    """submitit's local executor with one process a job: no controller process (it would kill a saving job after a second)."""
-
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
-        super().__init__(folder)
-        self.environment = dict(environment)
-        self._throttling = 0.0
-
-    def _submit_command(self, command: str) -> LocalJob[Any]:
-        name = uuid.uuid4().hex[:12]  # a process id would come back some day, and with it another job's files
-        environment = self.environment | {
-            "SUBMITIT_EXECUTOR": "local",
-            "SUBMITIT_LOCAL_JOB_ID": name,
-            "SUBMITIT_LOCAL_NTASKS": "1",
-            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
-            "SUBMITIT_LOCAL_NODEID": "0",
-            "SUBMITIT_LOCAL_GLOBALID": "0",
-            "SUBMITIT_LOCAL_LOCALID": "0",
-        }
-        argv = [sys.executable, "-u", "-m", "launch.executor", str(self.folder)]
-        with (self.folder / f"{name}_0_log.out").open("ab") as out, (self.folder / f"{name}_0_log.err").open("ab") as err:
-            process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, start_new_session=True
-            )
-        return LocalJob(folder=self.folder, job_id=name, tasks=[0], process=process)
+SCRIPT = "job.sh"
+FIRST = [
+    "stop() { echo \"$1\" > \"$LST_STOP_FLAG\"; }",
+    "trap 'stop USR1' USR1; trap 'stop USR2' USR2; trap 'stop TERM' TERM",
+]  # fmt: skip
+AFTER = """worker=$!
+until wait "$worker"; code=$?; ! kill -0 "$worker" 2>/dev/null; do :; done
+wait "$worker" 2>/dev/null; known=$?; [ "$known" = 127 ] || code=$known
+[ "$(cat "$LST_STOP_FLAG" 2>/dev/null)" = TERM ] && exit "$code"
+case "$code" in
+  75) ;;
+  12[89] | 1[3-5][0-9]) echo "worker was killed (exit status $code)" > "$LST_STOP_FLAG" ;;
+  *) exit "$code" ;;
+esac
+trap '' USR1 USR2 TERM
+for pause in 2 10 30; do scontrol requeue "$SLURM_JOB_ID" && exit 0; sleep "$pause"; done
+exit "$code"
+"""
 
 
 class LocalHandle:
     """A local job: its process leads a session that holds the worker and the trainer."""
 
-    def __init__(self, job: LocalJob[Any], folder: Path) -> None:
-        self.job_id = job.job_id
+    def __init__(self, job_id: str, folder: Path, process: subprocess.Popen[bytes]) -> None:
+        self.job_id = job_id
         self.folder = folder
-        self._job = job
-        process = job._process
-        assert process is not None
         self._process = process
 
     def ended(self) -> bool:
@@ -94,11 +74,11 @@ class LocalHandle:
 
     def complaint(self) -> str:
         """What the worker itself printed last, where it died without a word in the ledger."""
-        return self._job.stderr() or ""
+        return (self.folder / "err.txt").read_text(errors="replace") if (self.folder / "err.txt").is_file() else ""
 
     def clean(self) -> None:
-        """Remove submitit's files of a job that ended in order."""
-        if self._process.returncode == 0:
+        """Remove the files of a job that ended in order."""
+        if self._process.returncode in (0, 1):
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -106,15 +86,19 @@ def start_local(
     launch_dir: Path, job: WorkerJob, cluster: LocalCluster, *, gpu: int | None = None, trainer_argv: Sequence[str] | None = None
 ) -> LocalHandle:
     """Start one worker on this machine now. `gpu` is the index of its GPU; None hides all."""
+    name = uuid.uuid4().hex[:12]  # a process id would come back some day, and with it another job's files
+    folder = launch_dir / JOB_FILES / name
+    sha256 = write_jobs(folder, [dataclasses.replace(job, token=name)])
     allow = environment_names(cluster.environment)
     environment = job_environment(os.environ, root=Path(job.root), threads=cluster.threads, allow=allow)
+    environment |= {JOB_ID: name, START: str(round(time.time()))}
     environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(os.environ.get("CUDA_VISIBLE_DEVICES"), gpu)
-    folder = launch_dir / JOB_FILES / uuid.uuid4().hex[:12]
-    executor = _SessionLocalExecutor(folder, environment)
-    folder.mkdir(parents=True, exist_ok=True)
-    submitted = executor.submit(run_job, to_dict(job), list(trainer_argv) if trainer_argv else None)
-    assert isinstance(submitted, LocalJob)
-    return LocalHandle(submitted, folder)
+    argv = [sys.executable, "-m", "launch.worker", str(folder / SPEC), "0", sha256, *(trainer_argv or ())]
+    with (folder / "out.txt").open("wb") as out, (folder / "err.txt").open("wb") as err:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, start_new_session=True
+        )
+    return LocalHandle(name, folder, process)
 
 
 def visible_gpu(visible: str | None, gpu: int | None) -> str:
@@ -126,32 +110,70 @@ def visible_gpu(visible: str | None, gpu: int | None) -> str:
 
 
 def submit_slurm(
-    launch_dir: Path, jobs: Sequence[WorkerJob], cluster: SlurmCluster, *, token: str, trainer_argv: Sequence[str] | None = None
+    study: Path,
+    jobs: Sequence[WorkerJob],
+    cluster: SlurmCluster,
+    *,
+    token: str,
+    trainer_argv: Sequence[str] | None = None,
+    holding: Sequence[int] = (),
 ) -> list[str]:
     """Submit `jobs` (equal resources, at most max_array_size) as one array; returns their job ids in order.
 
-    `token` becomes the jobs' comment, by which they can be found again. Raises LaunchError with sbatch's own sentence.
+    `token` becomes the jobs' comment, by which they are found again if sbatch failed and SLURM took the jobs all the same.
+    `holding` are files whose locks are to outlive this process while sbatch runs. Raises LaunchError with sbatch's own sentence.
     """
     assert jobs
-    folder = launch_dir / JOB_FILES / token
+    folder = study / LAUNCH / JOB_FILES / token
+    (study / LAUNCH / STOP_FILES).mkdir(exist_ok=True)
+    sha256 = write_jobs(folder, [dataclasses.replace(job, token=token) for job in jobs])
+    script = folder / SCRIPT
+    script.write_text(batch_script(study, jobs, cluster, token=token, sha256=sha256, trainer_argv=trainer_argv))
+    array = sbatch(script, token=token, environment=sbatch_environment(jobs[0], cluster), holding=holding)
+    return [f"{array}_{number}" for number in range(len(jobs))]
+
+
+def sbatch_environment(job: WorkerJob, cluster: SlurmCluster) -> dict[str, str]:
+    """What sbatch itself sees, and so the job: by the allow-list, and nothing of a job in which it may be called."""
+    allow = (*environment_names(cluster.environment), "SBATCH_*")
+    environment = job_environment(os.environ, root=Path(job.root), threads=cluster.threads, allow=allow)
+    ours = {name for name in environment if name.startswith(("SLURM_", "LST_JOB_", "LST_STOP_", "LST_LEASE"))}
+    return {name: value for name, value in environment.items() if name not in ours - {"SLURM_CONF"}}
+
+
+def batch_script(
+    study: Path,
+    jobs: Sequence[WorkerJob],
+    cluster: SlurmCluster,
+    *,
+    token: str,
+    sha256: str,
+    trainer_argv: Sequence[str] | None = None,
+) -> str:
+    """The batch script's text. Raises LaunchError where SLURM's commands are not there."""
+    import submitit
+
+    folder = study / LAUNCH / JOB_FILES / token
     try:
         executor = submitit.SlurmExecutor(folder)
     except RuntimeError as error:
         raise LaunchError("cluster=slurm needs sbatch and srun on PATH, and they are not; submit from a login node.") from error
-    executor.update_parameters(**slurm_parameters(cluster, jobs[0], count=len(jobs), token=token))
-    argv = list(trainer_argv) if trainer_argv else None
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints sbatch's complaint and raises it too
-            submitted = executor.map_array(run_job, [to_dict(job) for job in jobs], [argv] * len(jobs))
-    except (FailedJobError, FailedSubmissionError, OSError) as error:
-        raise LaunchError(f"sbatch refused the jobs ({one_line(str(error))}); change the cluster options it names.") from error
-    return [job.job_id for job in submitted]
+    executor.update_parameters(**slurm_parameters(study, cluster, jobs[0], count=len(jobs), token=token))
+    executor.parameters["map_count"] = len(jobs)
+    worker = [sys.executable, "-m", "launch.worker", str(folder / SPEC), "$SLURM_ARRAY_TASK_ID", sha256, *(trainer_argv or ())]
+    words = ['"$SLURM_ARRAY_TASK_ID"' if word.startswith("$") else shlex.quote(word) for word in worker]
+    return executor._make_submission_file_text(f"{' '.join(words)} &\n{AFTER}", token)
 
 
-def slurm_parameters(cluster: SlurmCluster, job: WorkerJob, *, count: int, token: str) -> dict[str, Any]:
+def slurm_parameters(study: Path, cluster: SlurmCluster, job: WorkerJob, *, count: int, token: str) -> dict[str, Any]:
     """Arguments of submitit's SLURM executor: what is unset here is None there, and so absent from the batch script."""
     exported = python_environment(Path(job.root)) | dict.fromkeys(THREAD_LIMITS, str(cluster.threads))
-    gpus = cluster.gpus_per_node if cluster.gpus_per_node is not None else job.gpus
+    flags = shlex.quote(str(study / LAUNCH / STOP_FILES))
+    first = [
+        f"export {START}=$(date +%s) {JOB_ID}=${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}",
+        f'export LST_STOP_FLAG={flags}/"${JOB_ID}.${{SLURM_RESTART_COUNT:-0}}"',
+        *FIRST,
+    ]
     return {
         "job_name": cluster.job_name,
         "partition": cluster.partition,
@@ -159,27 +181,21 @@ def slurm_parameters(cluster: SlurmCluster, job: WorkerJob, *, count: int, token
         "qos": cluster.qos,
         "time": cluster.timeout_min,
         "mem": None if cluster.mem_gb is None else f"{round(cluster.mem_gb * 1024)}M",
-        "nodes": 1,
+        "nodes": job.nodes,
+        "ntasks_per_node": job.tasks_per_node if job.tasks_per_node > 1 else None,
         "cpus_per_task": cluster.cpus_per_task,
-        "gpus_per_node": gpus or None,
+        "gpus_per_node": job.gpus // job.nodes or None,
         "constraint": cluster.constraint,
         "exclude": cluster.exclude,
         "nodelist": cluster.nodelist,
         "comment": token,
         "wckey": None,
-        "signal_delay_s": cluster.signal_seconds,
         "array_parallelism": cluster.array_parallelism or count,
-        "setup": [f"export {name}={shlex.quote(value)}" for name, value in sorted(exported.items())],
-        "additional_parameters": dict(cluster.options),
+        "setup": first + [f"export {name}={shlex.quote(value)}" for name, value in sorted(exported.items())],
+        "use_srun": False,
+        "additional_parameters": {
+            "signal": f"B:USR2@{cluster.signal_seconds}",
+            "requeue": True,
+            **dict(cluster.options),
+        },
     }
-
-
-def main() -> None:
-    """Entry of a local job."""
-    from submitit.core.submission import submitit_main
-
-    submitit_main()
-
-
-if __name__ == "__main__":
-    main()

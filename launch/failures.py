@@ -1,7 +1,7 @@
 """What went wrong, in one class and one line: failure.json of a run whose trainer could not write it itself.
 
 The trainer writes failure.json for whatever it can catch; the worker writes it for the rest (killed by a signal, out of
-memory, died while starting). Not here: what to do about it (`launch.submit` retries a failed run once a call).
+memory, died while starting, stopped before its end). Not here: what to do about it (`launch.retries`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -30,9 +31,14 @@ class FailureClass(StrEnum):
     CONFIG = "config"
     DATA = "data"
     IMPORT = "import"
-    INTERRUPTED = "interrupted"
     KILLED = "killed"
     ERROR = "error"
+    TIMEOUT = "timeout"
+    PREEMPTED = "preempted"
+    NODE_FAILURE = "node_failure"
+    LOST = "lost"
+    CANCELLED = "cancelled"
+    BUDGET = "budget"
 
 
 PATTERNS = (
@@ -71,7 +77,9 @@ def judge_death(exit_code: int, log_tail: str, oom_kills: int = 0) -> tuple[Fail
     return fallback, last or f"the trainer ended with {exit_code} and printed nothing."
 
 
-def write_failure(run_dir: Path, failure: FailureClass, cause: str, *, attempt: int, log_tail: str = "") -> dict[str, Any]:
+def write_failure(
+    run_dir: Path, failure: FailureClass, cause: str, *, attempt: int, log_tail: str = "", node: str = ""
+) -> dict[str, Any]:
     """Write failure.json and return its content."""
     record = last_record(run_dir / TRAIN_RECORDS)
     content = {
@@ -81,6 +89,7 @@ def write_failure(run_dir: Path, failure: FailureClass, cause: str, *, attempt: 
         "traceback": "\n".join(log_tail.splitlines()[-TRACEBACK_LINES:]),
         "attempt": attempt,
         "step": int(record.get("step", 0)) if record else 0,
+        "node": node or socket.gethostname(),
         "time": round(time.time(), 3),
     }
     write_json(run_dir / FAILURE, content)

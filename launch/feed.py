@@ -17,11 +17,13 @@ from launch.display import Display
 from launch.executor import LocalHandle, start_local
 from launch.failures import last_line
 from launch.interrupt import Interrupts
-from launch.lease import LEASE, holder, signal_holder
+from launch.job import WorkerJob, is_complete
+from launch.lease import holder, signal_holder
 from launch.ledger import DONE, ENDED, INTERRUPTED, LAUNCH, LOST, SUBMITTED, append_event, next_attempt, read_attempts
+from launch.retries import study_stopped
 from launch.rows import Row, cost_of, waiting_text, waits_for
 from launch.status import eta_seconds, gather
-from launch.worker import WorkerJob, is_complete
+from lst.records import LEASE
 
 POLL_SECONDS = 0.05  # how soon a free slot is seen
 LOOK_SECONDS = 1.0  # how often files are read for the display and for runs of other submitters
@@ -104,6 +106,8 @@ class Feeder:
 
     def _fill(self) -> None:
         """Start runs while there are free slots. A run that somebody else began meanwhile is watched instead."""
+        if self.queue and self._stopped():
+            return
         while self.queue and len(self.slots) < self.cluster.slots:
             ready = next((place for place, row in enumerate(self.queue) if not waits_for(self.study, row)), None)
             if ready is None:
@@ -117,6 +121,15 @@ class Feeder:
                 self.slots.append(Slot(row, None))
                 continue
             self.slots.append(self._start(row))
+
+    def _stopped(self) -> bool:
+        """Whether the study was stopped, after which nothing more starts."""
+        found = study_stopped(self.study)
+        if found:
+            self.queue.clear()
+            self.announce([])
+            self.display.note(f"the study is stopped: {found}")
+        return bool(found)
 
     def _start(self, row: Row) -> Slot:
         assert self.root is not None, "runs wait, and no code was frozen for them"

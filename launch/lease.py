@@ -1,8 +1,11 @@
-"""One run, one runner; one study, one submitter: files that are held by a lock which dies with its holder.
+"""One run, one runner; one study, one submitter: a locked file that says who holds it, since when it was heard of, and its owner.
 
-The lock is the kernel's (`flock`), so a killed holder leaves nothing to clean up. A worker hands the open file on to its
-trainer: should the worker be killed, the run stays held until the trainer is gone too. The file's content only says who
-holds it. Not here: holders on machines that do not share locks.
+Two things tell that a holder lives. The kernel's lock (`flock`) dies with its holder and with those that inherited the file (a
+worker hands it to its trainer), so a kill on this machine leaves nothing to clean up. Where the lock does not tell enough
+(a machine that hangs or was cut off, a filesystem that keeps locks to one machine), the heartbeat does: a holder that
+was not heard of for LEASE_SECONDS is gone. Every taking writes a new *owner* with a token that rises; whoever finds another
+owner than itself is fenced off and writes no more (lst/train/fence.py). The file is replaced when it is taken by force,
+so that the lock on the old one means nothing. Not here: what is done under a lease.
 """
 
 from __future__ import annotations
@@ -11,55 +14,131 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
-from lst.records import read_json
+from lst.records import EVAL_RECORDS, ITEM_RECORDS, TRAIN_RECORDS, read_json
 
-LEASE = "lease.json"
 PROBE_SECONDS = 0.3  # a reader holds the lock for microseconds while it looks; a runner outwaits that
+BEAT_SECONDS = 5.0
+LEASE_SECONDS = 60.0  # a holder that was not heard of for so long is taken for gone
+OLD_LIFE_SECONDS = 5.0  # how long the processes of the same job's earlier life may take to die
+DISPLACED = (".lock", TRAIN_RECORDS, EVAL_RECORDS, ITEM_RECORDS)  # what a former runner may hold open
 
 
 class Lease:
-    """A held lock on `path`. Release it, or end the process (and those that inherited the file)."""
+    """A held lease on `path`. Release it, or end the process (and those that inherited the file)."""
 
-    def __init__(self, path: Path, file: int) -> None:
+    def __init__(self, path: Path, file: int, content: dict[str, Any]) -> None:
         self.path = path
         self.file = file  # descriptor that holds the lock
+        self.content = content
+        self._written = 0  # bytes
 
     @classmethod
-    def acquire(cls, path: Path, *, wait: float = PROBE_SECONDS, **about: Any) -> Lease | None:
-        """Take the lock within `wait` seconds and write who holds it (`about`, host, process, time); None if another holds it."""
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        deadline = time.monotonic() + wait
+    def acquire(cls, path: Path, *, wait: float = PROBE_SECONDS, beats: bool = False, **about: Any) -> Lease | None:
+        """Take the lease and write who holds it (`about`, host, process, time); None if another holds it.
+
+        With `beats` the holder promises to call `beat`, and one who no longer does is displaced: waits then until it is known
+        whether an unlocked holder elsewhere still lives. Raises OSError where the file cannot be written.
+        """
+        deadline, seen = time.monotonic() + wait, None
         while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    os.close(file)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            locked = _lock(file)
+            found = read_json(path) or {}
+            same_job = bool(found.get("job_id")) and found.get("job_id") == about.get("job_id")
+            if locked and _is_path(file, path) and not (beats and _may_live(found) and not same_job):
+                if not (beats and _elsewhere(found)):
+                    return cls._begin(path, file, found, beats, about)
+                os.close(file)
+                return cls._displace(path, found, beats, about)
+            os.close(file)
+            if not locked and beats and (_stale(found) or (same_job and time.monotonic() > deadline + OLD_LIFE_SECONDS)):
+                return cls._displace(path, found, beats, about)
+            if locked and beats:  # nobody here, perhaps somebody elsewhere: a beat will tell, or its absence
+                seen = found.get("beat") if seen is None else seen
+                if found.get("beat") != seen:
                     return None
-                time.sleep(0.02)
-        lease = cls(path, file)
+            elif time.monotonic() >= deadline and not same_job:
+                return None
+            time.sleep(0.02 if time.monotonic() < deadline else 0.5)
+
+    @classmethod
+    def _begin(cls, path: Path, file: int, found: dict[str, Any], beats: bool, about: dict[str, Any]) -> Lease:
+        token = int(found.get("token", 0)) + 1
+        lease = cls(path, file, {"token": token, "owner": f"{token}-{uuid.uuid4().hex[:12]}", "beats": beats})
+        lease._written = os.fstat(file).st_size
         lease.describe(**about)
         return lease
 
+    @classmethod
+    def _displace(cls, path: Path, found: dict[str, Any], beats: bool, about: dict[str, Any]) -> Lease:
+        """Take the run from a holder that hangs: with new files in the place of those that it may still write to."""
+        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        file = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        _lock(file)
+        lease = cls._begin(path, file, found, beats, about)
+        aside.replace(path)
+        for name in DISPLACED:
+            old = path.with_name(name)
+            if old.is_file():
+                shutil.copyfile(old, aside)
+                aside.replace(old)
+        return lease
+
+    @property
+    def owner(self) -> str:
+        return str(self.content["owner"])
+
     def describe(self, **about: Any) -> None:
-        """Replace the file's content."""
-        content = {"host": socket.gethostname(), "process": process_mark(os.getpid()), "time": round(time.time(), 3), **about}
-        os.ftruncate(self.file, 0)
-        os.pwrite(self.file, (json.dumps(content) + "\n").encode(), 0)
+        """Say who holds it: `about` replaces what was said before."""
+        now = round(time.time(), 3)
+        kept = {key: self.content[key] for key in ("token", "owner", "beats")}
+        self.content = {
+            **kept,
+            "host": socket.gethostname(),
+            "process": process_mark(os.getpid()),
+            "time": now,
+            "beat": now,
+            **about,
+        }
+        self._write()
+
+    def beat(self) -> bool:
+        """Be heard of; False if the lease is another's by now."""
+        if not self.held():
+            return False
+        self.content["beat"] = round(time.time(), 3)
+        self._write()
+        return True
+
+    def held(self) -> bool:
+        """Whether nobody has taken it over."""
+        return _is_path(self.file, self.path) and (read_json(self.path) or self.content).get("owner") == self.owner
 
     def release(self) -> None:
-        fcntl.flock(self.file, fcntl.LOCK_UN)
+        """Let the next one have it at once."""
+        if self.content["beats"] and self.held():
+            self.content["released"] = True
+            self._write()
+        with contextlib.suppress(OSError):  # a filesystem without locks
+            fcntl.flock(self.file, fcntl.LOCK_UN)
         os.close(self.file)
+
+    def _write(self) -> None:
+        data = (json.dumps(self.content) + "\n").encode()
+        padded = data.ljust(self._written)  # one write covers the old text: nobody reads half of each
+        os.pwrite(self.file, padded, 0)
+        self._written = len(padded)
 
 
 def holder(path: Path) -> dict[str, Any] | None:
-    """Who holds the lock on `path` (what the file says; at least {}), or None where it is free."""
+    """Who holds `path` (what the file says, at least {}, and `locked`: whether the kernel says so), or None where it is free."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -67,11 +146,14 @@ def holder(path: Path) -> dict[str, Any] | None:
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return read_json(path) or {}
+        return (read_json(path) or {}) | {"locked": True}
+    except OSError:  # a filesystem without locks: the heartbeat tells
+        pass
     finally:
         with contextlib.suppress(OSError):
             os.close(file)
-    return None
+    content = read_json(path) or {}
+    return content | {"locked": False} if _may_live(content) else None
 
 
 def signal_holder(path: Path, number: int) -> bool:
@@ -95,3 +177,42 @@ def process_mark(pid: int) -> list[int]:
         return [pid, int(after_name.split()[19])]
     except (OSError, IndexError, ValueError):
         return [pid, 0]
+
+
+def _lock(file: int) -> bool:
+    """Whether the file is ours now, as far as the kernel can tell."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a filesystem without locks: the heartbeat must do
+        return True
+    return True
+
+
+def _is_path(file: int, path: Path) -> bool:
+    """Whether the open file is the one that stands at `path`."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(file)
+    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+def _may_live(content: dict[str, Any]) -> bool:
+    """Whether a holder whose lock is not seen may live all the same: it was heard of lately, and is not known to be dead."""
+    if not content.get("beats") or content.get("released") or _stale(content):
+        return False
+    mark = content.get("process")
+    return _elsewhere(content) or (isinstance(mark, list) and mark[:1] != [os.getpid()] and process_mark(mark[0]) == mark)
+
+
+def _elsewhere(content: dict[str, Any]) -> bool:
+    """Whether the holder that did not take its leave was on another machine: nobody here knows what it still does."""
+    return bool(content.get("beats")) and not content.get("released") and content.get("host") != socket.gethostname()
+
+
+def _stale(content: dict[str, Any]) -> bool:
+    beat = content.get("beat")
+    return bool(content.get("beats")) and isinstance(beat, int | float) and time.time() - beat > LEASE_SECONDS

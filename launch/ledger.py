@@ -39,6 +39,12 @@ class Attempt:
     gpus: int = 0
     cluster: str = ""  # local or slurm
     token: str = ""  # names the submission, on SLURM: the jobs' comment, and the folder of their own logs
+    host: str = ""  # where it ran
+    failure: str = ""  # the class, if it did not end as done
+    step_before: int = 0  # optimiser steps recorded when it started
+    step: int = 0  # and when it ended
+    flops_before: float = 0.0  # training FLOPs spent, as of the checkpoint that it went on from
+    flops: float = 0.0  # training FLOPs that it spent itself, those of steps that were lost included
 
     def seconds(self, until: float) -> float:
         """Wall-clock seconds from its start to its end (or to `until`, while it has none)."""
@@ -94,9 +100,12 @@ def attempts_of(events: Iterable[dict[str, Any]]) -> dict[str, list[Attempt]]:
         if kind == SUBMITTED:
             changes["submitted"] = at
         elif kind == STARTED:
-            changes |= {"started": at, "gpus": gpus}
+            changes |= {"started": at, "gpus": gpus, "host": str(event.get("host") or "")}
+            changes |= {"step_before": int(event.get("step") or 0), "flops_before": float(event.get("flops") or 0.0)}
         elif kind == ENDED:
             changes |= {"ended": at, "state": str(event.get("state", "")), "cause": str(event.get("cause") or "")}
+            changes |= {"failure": str(event.get("class") or ""), "step": int(event.get("step") or 0)}
+            changes |= {"flops": float(event.get("flops") or 0.0)}
         attempts[number] = dataclasses.replace(attempts.get(number, Attempt(attempt=number)), **changes)
     return {run_id: [attempts[number] for number in sorted(attempts)] for run_id, attempts in runs.items()}
 

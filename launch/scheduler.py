@@ -1,6 +1,7 @@
-"""What SLURM says about our jobs, in one call of squeue whatever their number; and cancelling them.
+"""Talking to SLURM: what it says about our jobs in one call of squeue whatever their number, submitting, cancelling.
 
-Not here: sacct (a run's own files say how it ended) and submitting (`launch.executor`).
+Commands are lists of words, never a shell's. Not here: sacct (a run's own files say how it ended), the batch script's text
+(`launch.executor`).
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import getpass
 import re
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from launch.failures import one_line
 from lst.errors import LaunchError
@@ -16,6 +19,10 @@ from lst.errors import LaunchError
 RUNNING = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED"})
 CALL_SECONDS = 60
 CANCEL_CHUNK = 500
+ACCEPTED = re.compile(r"Submitted batch job (\d+)")
+UNSURE = re.compile(r"timed out|contact|connect|communicat|zero bytes|did not answer", re.IGNORECASE)
+LOOKS = 3  # for jobs of a submission that failed: SLURM may be slow to list what it has accepted
+LOOK_SECONDS = 2.0
 PENDING_ARRAY = re.compile(r"(\d+)_\[([0-9,:-]+)(?:%\d+)?\]")
 
 
@@ -51,6 +58,64 @@ def cancel_jobs(job_ids: Sequence[str]) -> None:
     """Cancel jobs; those that have left already are no error. Raises LaunchError if scancel fails."""
     for start in range(0, len(job_ids), CANCEL_CHUNK):
         _call(["scancel", "--quiet", *job_ids[start : start + CANCEL_CHUNK]])
+
+
+class Refused(LaunchError):
+    """SLURM does not take the jobs."""
+
+
+def sbatch(script: Path, *, token: str, environment: Mapping[str, str], holding: Sequence[int] = (), test: bool = False) -> str:
+    """Submit a batch script; the job's id. `test`: only ask whether SLURM would take it (the answer is empty).
+
+    A submission that failed is not repeated before its token was looked for: SLURM may have taken the jobs, and only the
+    answer was lost. Raises Refused with sbatch's own sentence.
+    """
+    argv = ["sbatch", *(["--test-only"] if test else []), str(script)]
+    try:
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=CALL_SECONDS,
+            env=dict(environment),
+            pass_fds=tuple(holding),
+        )
+        answer, complaint = done.stdout, done.stderr
+        if test and done.returncode == 0:
+            return ""
+    except FileNotFoundError as error:
+        raise LaunchError("cluster=slurm needs sbatch and srun on PATH, and they are not; submit from a login node.") from error
+    except subprocess.TimeoutExpired:
+        answer, complaint = "", f"sbatch did not answer within {CALL_SECONDS} s"
+    found = ACCEPTED.search(answer)
+    if found and not test:
+        return found[1]
+    unsure = not complaint.strip() or UNSURE.search(complaint)
+    accepted = "" if test else find_by_token(token, looks=LOOKS if unsure else 1)
+    if accepted:
+        return accepted
+    raise Refused(f"sbatch refused the jobs ({refusal(complaint)}); change the cluster options it names.")
+
+
+def refusal(complaint: str) -> str:
+    """sbatch's complaint on one line."""
+    return one_line(complaint.replace("sbatch: error: ", " ").replace("allocation failure: ", "")) or "it gave no reason"
+
+
+def find_by_token(token: str, *, looks: int = 1) -> str:
+    """The id of the job whose comment is `token`, as long as SLURM lists it; empty where there is none.
+
+    Raises LaunchError if squeue does not answer.
+    """
+    for look in range(looks):
+        if look:
+            time.sleep(LOOK_SECONDS)
+        for line in _call(["squeue", "--noheader", "--user", getpass.getuser(), "--format=%F|%k"]).splitlines():
+            identity, _, comment = line.strip().partition("|")
+            if comment == token:
+                return identity
+    return ""
 
 
 def _call(argv: list[str]) -> str:

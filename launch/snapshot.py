@@ -1,13 +1,15 @@
 """The code a study runs with: a copy of the five packages taken at submit, named by its hash, read-only.
 
 Jobs import from the copy alone, so that edits made while runs are queued or running change nothing. The worker checks
-the hash before it starts a run. Not here: the installed dependencies, which are recorded by each run's exit.json.
+the hash before it starts a run. What looks like a secret, or is large, is no code, and refused by name. Not here: the
+installed dependencies, which are recorded by each run's exit.json.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +20,14 @@ from lst.errors import LaunchError
 PACKAGES = ("lst", "sweeps", "launch", "analysis", "reports")
 SNAPSHOTS = "snapshot"
 HASH_DIGITS = 16
-LARGEST_MIB = 256
+LARGEST_MIB = 256  # of all together
+LARGEST_FILE_MIB = 32
+SECRET_NAMES = re.compile(
+    r"id_(rsa|dsa|ecdsa|ed25519)|credentials(\..*)?|secrets?(\..*)?|.*\.(pem|key|p12|pfx|kdbx|netrc)", re.IGNORECASE
+)
+SECRET_TEXTS = re.compile(
+    rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pos]_[0-9A-Za-z]{36}\b|\bhf_[0-9A-Za-z]{34}\b"
+)
 
 
 def code_root() -> Path:
@@ -38,6 +47,7 @@ def take_snapshot(launch_dir: Path) -> Path:
     size = sum(path.stat().st_size for _, path in _files(root)) / 2**20
     if size > LARGEST_MIB:
         raise LaunchError(f"the code in '{root}' is {size:.0f} MiB, more than {LARGEST_MIB}; move data out of the packages.")
+    _require_clean(root)
     expected = code_hash(root)
     target = launch_dir / SNAPSHOTS / expected
     if target.is_dir():
@@ -67,6 +77,15 @@ def code_hash(root: Path) -> str:
         digest.update(f"{name}\0{path.stat().st_size}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:HASH_DIGITS]
+
+
+def _require_clean(root: Path) -> None:
+    """Raises LaunchError on a large file, and on one whose name or text looks like a key: jobs' folders are read by many."""
+    for name, path in _files(root):
+        if path.stat().st_size > LARGEST_FILE_MIB * 2**20:
+            raise LaunchError(f"'{path}' has more than {LARGEST_FILE_MIB} MiB; move it out of the packages.")
+        if SECRET_NAMES.fullmatch(path.name) or SECRET_TEXTS.search(path.read_bytes()):
+            raise LaunchError(f"'{path}' looks like a secret key, and '{name}' would be copied into the study; move it away.")
 
 
 def _files(root: Path) -> Iterator[tuple[str, Path]]:

@@ -15,20 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from launch.failures import failure_text, last_line, last_record, read_failure, tail_of
-from launch.lease import LEASE, holder
+from launch.job import JOB_FILES, is_complete
+from launch.lease import holder
 from launch.ledger import DONE, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, read_attempts
 from launch.rows import Row, cost_of, read_rows, waits_for
 from launch.scheduler import RUNNING as SLURM_RUNNING
 from launch.scheduler import slurm_queue
-from launch.worker import is_complete
 from lst.errors import LaunchError
-from lst.records import TRAIN_RECORDS
+from lst.records import LEASE, TRAIN_RECORDS
 
 PLANNED, QUEUED, RUNNING, REFUSED = "planned", "queued", "running", "refused"
 STATES = (PLANNED, QUEUED, RUNNING, DONE, FAILED, LOST, REFUSED)
 OPEN_STATES = (QUEUED, RUNNING)
 LOCK = "lock"
-JOB_FILES = "submitit"  # below launch/: submitit's folder, one folder in it a submission
 START_SECONDS = 30.0  # a local job may take as long from its submission to its lease
 
 
@@ -149,7 +148,8 @@ def _state(
     """State, cause and source of a run: its own record first, then its lease, its job, and the ledger."""
     if is_complete(folder):
         return DONE, "", "exit.json"
-    if holder(folder / LEASE) is not None:
+    held = holder(folder / LEASE)
+    if held is not None and (held["locked"] or last is None or not queue or queue.get(last.job_id) in SLURM_RUNNING):
         return RUNNING, "", "lease"
     if last is not None and queue and last.job_id in queue:
         return (RUNNING if queue[last.job_id] in SLURM_RUNNING else QUEUED), queue[last.job_id].lower(), "squeue"
@@ -177,7 +177,7 @@ def _state(
 
 def _last_words(study: Path, attempt: Attempt) -> str:
     """What a SLURM job itself printed last to its error file, where it did not get as far as the run's log."""
-    path = study / LAUNCH / JOB_FILES / attempt.token / f"{attempt.job_id}_0_log.err"
+    path = study / LAUNCH / JOB_FILES / attempt.token / f"{attempt.job_id}_0_log.err"  # as submitit names it
     if not attempt.token or not path.is_file():
         return ""
     return last_line(tail_of(path))

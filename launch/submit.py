@@ -16,19 +16,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.cluster import LocalCluster, SlurmCluster
+from launch.cluster import LocalCluster, SlurmCluster, placement
 from launch.display import Display
-from launch.failures import last_record
+from launch.failures import FailureClass
 from launch.interrupt import Interrupts
-from launch.lease import LEASE, Lease, holder, signal_holder
-from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, SUBMITTED, Attempt, append_event, next_attempt, read_attempts
+from launch.job import WorkerJob
+from launch.lease import Lease, holder, signal_holder
+from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, SUBMITTED, append_event, next_attempt, read_attempts
+from launch.past import GONE, close
+from launch.retries import ORDER, STOPPED, study_stopped
 from launch.rows import Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
 from launch.scheduler import cancel_jobs
 from launch.snapshot import take_snapshot
 from launch.status import OPEN_STATES, PLANNED, RUNNING, RunStatus, eta_seconds, gather, lock_path
-from launch.worker import WorkerJob
 from lst.errors import LaunchError, did_you_mean
-from lst.records import TRAIN_RECORDS
+from lst.records import LEASE, write_json
 
 NEEDED_MIB = 64  # free space below which nothing is started
 FOLLOW_SECONDS = 5.0
@@ -91,6 +93,7 @@ def submit(
         if lock is None:
             return Report(interrupted=interrupts.exit_code, statuses=gather(study, rows))
         try:
+            _begin_order(study, selection)
             todo, running = _choose(study, rows, selection, began)
             if isinstance(cluster, SlurmCluster) and (waiting := [row for row in todo if waits_for(study, row)]):
                 display.note(waiting_text(study, waiting))
@@ -105,7 +108,7 @@ def submit(
                     announce=lambda waiting: lock.describe(waiting=waiting), trainer_argv=trainer_argv,
                 ).run()  # fmt: skip
             elif root is not None:
-                _to_slurm(study, cluster, todo, root, trainer_argv)
+                _to_slurm(study, cluster, todo, root, lock, trainer_argv)
         finally:
             lock.release()
         if isinstance(cluster, SlurmCluster) and wait:
@@ -172,6 +175,18 @@ def _take_lock(study: Path, display: Display, interrupts: Interrupts) -> Lease |
     return None
 
 
+def _begin_order(study: Path, selection: Selection) -> None:
+    """Note when the user asked; a stopped study goes on by `resubmit` alone. Raises LaunchError."""
+    stopped = study_stopped(study)
+    if stopped and not selection.failed_only:
+        raise LaunchError(
+            f"the study is stopped: {stopped}; look with submit-sweep logs {study}, mend it, then "
+            f"submit-sweep resubmit {study} --failed."
+        )
+    (study / LAUNCH / STOPPED).unlink(missing_ok=True)
+    write_json(study / LAUNCH / ORDER, {"time": round(time.time(), 3)})
+
+
 def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: float) -> tuple[list[Row], list[Row]]:
     """The rows to start, the longest first (so that the end is short), and those that run on this machine already."""
     statuses = gather(study, rows)
@@ -185,17 +200,9 @@ def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: float
         elif selection.wants(status) and (status.state == PLANNED or (status.state in (FAILED, LOST) and not tried)):
             todo.append(row)
             if status.state == LOST and last is not None and last.ended is None:
-                _close_lost(study, row, last)
+                close(study, row.folder(study), last, FailureClass.LOST, GONE)
     costs = cost_of(list(rows))
     return sorted(todo, key=lambda row: -costs[row.run_id]), [] if selection.failed_only else running
-
-
-def _close_lost(study: Path, row: Row, last: Attempt) -> None:
-    """End a lost attempt in the ledger, at the time of its last record: nobody else will."""
-    record = last_record(row.folder(study) / TRAIN_RECORDS) or {}
-    when = max(float(record.get("time") or 0.0), last.started or last.submitted or 0.0)
-    cause = "its job is gone and left neither exit.json nor failure.json"
-    append_event(study, ENDED, row.run_id, attempt=last.attempt, job_id=last.job_id, time=when, state=LOST, cause=cause)
 
 
 def _prepare(study: Path, todo: Sequence[Row]) -> Path:
@@ -208,7 +215,9 @@ def _prepare(study: Path, todo: Sequence[Row]) -> Path:
     return take_snapshot(study / LAUNCH)
 
 
-def _to_slurm(study: Path, cluster: SlurmCluster, todo: Sequence[Row], root: Path, trainer_argv: Sequence[str] | None) -> None:
+def _to_slurm(
+    study: Path, cluster: SlurmCluster, todo: Sequence[Row], root: Path, lock: Lease, trainer_argv: Sequence[str] | None
+) -> None:
     """Arrays of rows with equal resources, none larger than the cluster allows; each is in the ledger before the next is sent."""
     from launch.executor import submit_slurm
 
@@ -217,19 +226,23 @@ def _to_slurm(study: Path, cluster: SlurmCluster, todo: Sequence[Row], root: Pat
         for start in range(0, len(group), cluster.max_array_size):
             chunk = group[start : start + cluster.max_array_size]
             known = read_attempts(study)
-            jobs = [
-                WorkerJob(
-                    study=str(study), run_id=row.run_id, root=str(root), code=root.name, threads=cluster.threads,
-                    gpus=gpus if cluster.gpus_per_node is None else cluster.gpus_per_node,
-                    environment=cluster.environment, cluster="slurm",
-                )
-                for row in chunk
-            ]  # fmt: skip
+            jobs = [slurm_job(study, row, cluster, root) for row in chunk]
             token = uuid.uuid4().hex[:12]
-            job_ids = submit_slurm(study / LAUNCH, jobs, cluster, token=token, trainer_argv=trainer_argv)
+            job_ids = submit_slurm(study, jobs, cluster, token=token, trainer_argv=trainer_argv, holding=(lock.file,))
             for row, job_id in zip(chunk, job_ids, strict=True):
                 attempt = next_attempt(known.get(row.run_id, []), job_id)
                 append_event(study, SUBMITTED, row.run_id, attempt=attempt, job_id=job_id, cluster="slurm", token=token)
+
+
+def slurm_job(study: Path, row: Row, cluster: SlurmCluster, root: Path) -> WorkerJob:
+    """What the row's job is told."""
+    nodes, tasks, gpus = placement(cluster, row.gpus)
+    return WorkerJob(
+        study=str(study), run_id=row.run_id, root=str(root), code=root.name, threads=cluster.threads,
+        environment=cluster.environment, cluster="slurm", gpus=gpus, nodes=nodes, tasks_per_node=tasks,
+        cpus_per_task=cluster.cpus_per_task or 0, timeout_minutes=float(cluster.timeout_min or 0),
+        signal_seconds=float(cluster.signal_seconds),
+    )  # fmt: skip
 
 
 def _follow(study: Path, rows: Sequence[Row], display: Display, interrupts: Interrupts) -> None:

@@ -1,68 +1,57 @@
 """The job: one run, one runner. It holds the run's lease, starts the trainer, and tells the ledger how that ended.
 
-submitit runs `run_job` in a process that imports neither torch nor pandas; the trainer is a subprocess,
-`python -m lst.train RUN_DIR`. It prints straight into log.txt, so that nothing is lost when the worker dies. Stop signals
-are forwarded: the trainer saves, leaves with 75, and the run waits for the next submit (or is requeued, on SLURM). A
-trainer that leaves with 75 by itself is started again. Not here: which runs to start (`launch.submit`).
+    python -m launch.worker SPEC.json NUMBER SHA256
+
+Imports neither torch nor pandas; the trainer is a subprocess, `python -m lst.train RUN_DIR`, on SLURM one srun task a process of
+the run. It prints straight into log.txt, so that nothing is lost when the worker dies. Whatever asks to stop (a signal, the
+batch script's flag, the time limit, the budget) becomes the flag that all processes of the trainer see at a step boundary. Exit
+codes: 0 nothing to add, 1 the run has failed, 75 queue the job again. Not here: which runs to start (`launch.submit`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launch.environment import job_environment
+from launch.command import trainer_command
 from launch.failures import (
     FailureClass,
     count_oom_kills,
     failure_stamp,
     failure_text,
     judge_death,
-    last_record,
     log_tail,
     read_failure,
     write_failure,
 )
-from launch.lease import LEASE, Lease, process_mark
+from launch.job import FLAG, WorkerJob, is_complete, job_id, life, raise_flag, read_job
+from launch.lease import BEAT_SECONDS, Lease, process_mark
 from launch.ledger import DONE, ENDED, FAILED, INTERRUPTED, STARTED, append_event, next_attempt, read_attempts
+from launch.past import close_former_life
+from launch.progress import recorded_flops, recorded_step, saved_flops
+from launch.retries import may_go_on, stop_if_alike, study_stopped
 from launch.snapshot import code_hash
-from lst.plain import from_dict
-from lst.records import EXIT, LOG, TRAIN_RECORDS, read_json
+from launch.watch import Stop, Watch
+from lst.errors import LstError
+from lst.records import LEASE, LOG, write_json
 
-RESTART = 75  # the trainer has saved and asks to be run again
+RESTART = 75  # the trainer has saved and asks to be run again; a worker that leaves with it asks to be queued again
 FRUITLESS_RESTARTS = 3  # restarts in a row without a new step, after which the run has failed
 ELSEWHERE = "elsewhere"  # another runner holds the run
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+POLL_SECONDS = 0.25
+BUDGET_SECONDS = 15.0  # between two looks at what the study has spent
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerJob:
-    """Everything a worker needs, as plain values: it is what submitit stores."""
-
-    study: str  # folder of the study, absolute
-    run_id: str
-    root: str  # folder of the five packages, absolute
-    code: str = ""  # hash that the packages below root must have; empty = not checked
-    threads: int = 1  # CPU threads of the trainer
-    gpus: int = 0  # GPUs the run holds, for the account
-    environment: str = ""  # further variables handed to the trainer, by comma
-    cluster: str = "local"  # local or slurm; on slurm, USR2 (time limit, preemption) queues the job again
-
-    @property
-    def run_dir(self) -> Path:
-        return Path(self.study) / "runs" / self.run_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,127 +60,214 @@ class Outcome:
 
     state: str  # done, failed, interrupted, or elsewhere
     cause: str = ""
+    failure: str = ""  # the class, of a failure or an interruption
+    again: bool = False  # whether the job is to be queued again
 
 
-def run_job(values: dict[str, Any], trainer_argv: list[str] | None = None) -> dict[str, str]:
-    """Train one run to its end, or to a stop signal; returns {"state", "cause"}. `trainer_argv` is for tests only.
+def run_job(job: WorkerJob, trainer_argv: Sequence[str] | None = None) -> Outcome:
+    """Train one run to its end, or until something asks to stop. `trainer_argv` is for tests only.
 
-    Leaves at once where another runner holds the run or the run is complete. Raises OSError if the ledger cannot be written.
+    Leaves at once where another runner holds the run, the run is complete or the study is stopped. Raises OSError if the ledger
+    cannot be written.
     """
-    job = from_dict(WorkerJob, values)
-    lease = Lease.acquire(job.run_dir / LEASE, job_id=job_id())
-    if lease is None:
-        return {"state": ELSEWHERE, "cause": "another runner holds the run"}
-    try:
-        if is_complete(job.run_dir):
-            return {"state": DONE, "cause": ""}
-        attempt = next_attempt(read_attempts(Path(job.study)).get(job.run_id, []), job_id())
-        runner = Runner(job, attempt=attempt, lease=lease, trainer_argv=trainer_argv)
-        runner.listen()
-        runner.tell(STARTED, host=socket.gethostname(), gpus=job.gpus, code=job.code, cluster=job.cluster)
-        outcome = runner.run()
-        runner.tell(ENDED, state=outcome.state, cause=outcome.cause)
-    finally:
-        lease.release()
-    if job.cluster == "slurm" and runner.stopped_by == signal.SIGUSR2 and outcome.state == INTERRUPTED:
-        subprocess.run(["scontrol", "requeue", job_id()], check=True, timeout=60)
-    return dataclasses.asdict(outcome)
+    with Signals() as signals:
+        lease = Lease.acquire(job.run_dir / LEASE, beats=True, job_id=job_id())
+        if lease is None:
+            return Outcome(state=ELSEWHERE, cause="another runner holds the run")
+        try:
+            return _hold(job, lease, signals, trainer_argv)
+        finally:
+            lease.release()
+
+
+def _hold(job: WorkerJob, lease: Lease, signals: Signals, trainer_argv: Sequence[str] | None) -> Outcome:
+    """One attempt after the other, as long as the policy of retries has it."""
+    study = Path(job.study)
+    if is_complete(job.run_dir):
+        return Outcome(state=DONE)
+    attempts = read_attempts(study).get(job.run_id, [])
+    if close_former_life(study, job, attempts):
+        attempts = read_attempts(study).get(job.run_id, [])
+        if not may_go_on(attempts):
+            return Outcome(state=FAILED, cause=attempts[-1].cause)
+    while True:
+        found = study_stopped(study)
+        if found:
+            return Outcome(state=INTERRUPTED, cause=found)
+        runner = Runner(job, attempt=next_attempt(attempts, job_id()), lease=lease, signals=signals, trainer_argv=trainer_argv)
+        outcome = runner.attempt_once()
+        attempts = read_attempts(study).get(job.run_id, [])
+        if outcome.state == FAILED:
+            stop_if_alike(study)
+        if outcome.state != FAILED or not may_go_on(attempts):
+            return outcome
+
+
+class Signals:
+    """While entered, stop signals are remembered: the first one decides, and USR1 or USR2 came before Python was up too."""
+
+    def __init__(self) -> None:
+        self.first = 0
+        self.trainer: subprocess.Popen[bytes] | None = None  # started without srun: it is told at once
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in STOP_SIGNALS:
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self.first:
+            return
+        self.first = number
+        if self.trainer is not None:
+            self.trainer.send_signal(signal.SIGTERM)
 
 
 class Runner:
-    """Starts the trainer, forwards signals to it, and judges how it ended."""
+    """One attempt: starts the trainer, watches over it, and judges how it ended."""
 
-    def __init__(self, job: WorkerJob, *, attempt: int, lease: Lease, trainer_argv: list[str] | None = None) -> None:
+    def __init__(
+        self, job: WorkerJob, *, attempt: int, lease: Lease, signals: Signals, trainer_argv: Sequence[str] | None
+    ) -> None:
         self.job = job
         self.attempt = attempt
         self.lease = lease
-        self.argv = [*(trainer_argv or [sys.executable, "-m", "lst.train"]), str(job.run_dir)]
-        self.stopped_by = 0  # the first stop signal that came
-        self.trainer: subprocess.Popen[bytes] | None = None
+        self.signals = signals
+        self.command = trainer_command(job, trainer_argv)
+        self.watch = Watch(job)
+        self.stop: Stop | None = None  # why the trainer was told to leave
+        self.fenced = False  # whether another runner has taken the run over
+        self._flops_before = 0.0
+        self._beaten = self._budgeted = 0.0
 
-    def listen(self) -> None:
-        """Take signals from now on: stop signals end the run in order, USR1 makes the trainer save and go on."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._stop)
-        signal.signal(signal.SIGUSR1, self._forward)
+    def attempt_once(self) -> Outcome:
+        """From `started` to `ended` in the ledger."""
+        run_dir = self.job.run_dir
+        self._flops_before = saved_flops(run_dir)
+        about = {"host": socket.gethostname(), "gpus": self.job.gpus, "code": self.job.code, "cluster": self.job.cluster}
+        now = {"token": self.job.token, "life": life(), "step": recorded_step(run_dir), "flops": self._flops_before}
+        self.tell(STARTED, **about, **now)
+        outcome = self._run()
+        if not self.fenced:
+            spent = max(0.0, recorded_flops(run_dir) - self._flops_before)
+            ended = {"class": outcome.failure, "step": recorded_step(run_dir), "flops": spent}
+            self.tell(ENDED, state=outcome.state, cause=outcome.cause, **ended)
+            self.watch.flag.unlink(missing_ok=True) if self.job.cluster == "local" else None
+        return outcome
 
     def tell(self, event: str, **fields: Any) -> None:
         """Append an event of this attempt to the ledger."""
         append_event(Path(self.job.study), event, self.job.run_id, attempt=self.attempt, job_id=job_id(), **fields)
 
-    def run(self) -> Outcome:
+    def _run(self) -> Outcome:
         """Train until the run is complete, has failed, or is told to stop."""
         found = self._wrong_code()
         if found:
             return self._failed(FailureClass.CONFIG, found)
-        fruitless = 0
-        while not self.stopped_by:
-            before = self._step()
+        restarts = 0
+        while not self._look():
+            before = recorded_step(self.job.run_dir)
             outcome = self._train_once()
             if outcome is not None:
                 return outcome
-            fruitless = 0 if self._step() > before else fruitless + 1
-            if fruitless >= FRUITLESS_RESTARTS:
-                return self._failed(
-                    FailureClass.ERROR, f"the trainer asked {fruitless} times to be run again without a new step."
-                )
+            restarts = 0 if recorded_step(self.job.run_dir) > before else restarts + 1
+            if restarts >= FRUITLESS_RESTARTS:
+                cause = f"the trainer asked {restarts} times to be run again without a new step."
+                return self._failed(FailureClass.ERROR, cause)
         return self._interrupted()
 
     def _train_once(self) -> Outcome | None:
         """One life of the trainer; None when it asks to be run again."""
         run_dir, stamp, oom_kills = self.job.run_dir, failure_stamp(self.job.run_dir), count_oom_kills()
         exit_code, since = self._live()
+        if self.fenced:
+            return Outcome(state=ELSEWHERE, cause="another runner has taken the run over")
         if is_complete(run_dir):
             return Outcome(state=DONE)
         if exit_code == RESTART:
-            return None
+            return self._interrupted() if self.stop else None
         if failure_stamp(run_dir) not in (stamp, None):
-            failure = read_failure(run_dir) or {}
-            state = INTERRUPTED if failure.get("class") == FailureClass.INTERRUPTED else FAILED
-            return Outcome(state=state, cause=failure_text(failure))
-        if self.stopped_by:  # killed by the signal before it could save: it goes on from its last checkpoint
+            failure = (read_failure(run_dir) or {}) | {"node": socket.gethostname(), "attempt": self.attempt}
+            write_json(run_dir / "failure.json", failure)
+            return Outcome(state=FAILED, cause=failure_text(failure), failure=str(failure.get("class", "error")))
+        if self.stop:  # killed before it could save: it goes on from its last checkpoint
             return self._interrupted()
         tail = log_tail(run_dir, since)
         return self._failed(*judge_death(exit_code, tail, count_oom_kills() - oom_kills), tail)
 
     def _live(self) -> tuple[int, int]:
         """Run the trainer to its end: its exit status, and where in log.txt its output begins."""
-        names = tuple(part.strip() for part in self.job.environment.split(",") if part.strip())
-        environment = job_environment(os.environ, root=Path(self.job.root), threads=self.job.threads, allow=names)
-        environment["LST_ATTEMPT"] = str(self.attempt)
+        environment = self.command.environment | {"LST_ATTEMPT": str(self.attempt), "LST_LEASE": self.lease.owner}
+        environment[FLAG] = str(self.watch.flag)
         with (self.job.run_dir / LOG).open("ab") as output:
             when = time.strftime("%Y-%m-%d %H:%M:%S")
             output.write(f"--- attempt {self.attempt}, job {job_id()}, {socket.gethostname()}, {when} ---\n".encode())
             output.flush()
             since = output.tell()
             with subprocess.Popen(
-                self.argv,
+                self.command.argv,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
                 pass_fds=(self.lease.file,),
             ) as trainer:
-                self.trainer = trainer
+                self.signals.trainer = None if self.command.by_srun else trainer
                 self.lease.describe(job_id=job_id(), attempt=self.attempt, trainer=process_mark(trainer.pid))
-                if self.stopped_by:  # the signal came while the process was being made
+                if self.signals.first and not self.command.by_srun:  # it came while the process was being made
                     trainer.send_signal(signal.SIGTERM)
-                return trainer.wait(), since
+                try:
+                    return self.command.exit_status(self._wait(trainer)), since
+                finally:
+                    self.signals.trainer = None
 
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
-        """Remember the first stop signal and tell the trainer, once; it saves at the next step boundary."""
-        if self.stopped_by:
-            return
-        self.stopped_by = number
-        if self.trainer is not None:
-            self.trainer.send_signal(signal.SIGTERM)
+    def _wait(self, trainer: subprocess.Popen[bytes]) -> int:
+        """Look around until the trainer is gone."""
+        while True:
+            try:
+                return trainer.wait(POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._look()
+                if self.fenced:
+                    trainer.kill()
 
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
-        if self.trainer is not None:
-            self.trainer.send_signal(number)
+    def _look(self) -> bool:
+        """Whether the trainer has to leave; once it has, the flag stands. Beats the lease."""
+        now = time.monotonic()
+        if now - self._beaten >= BEAT_SECONDS:
+            self._beaten = now
+            self.fenced = self.fenced or not self.lease.beat()
+        if self.stop is None:
+            dear = now - self._budgeted >= BUDGET_SECONDS
+            self._budgeted = now if dear else self._budgeted
+            self.stop = self._told() or self.watch.reason(look_at_budget=dear)
+            if self.stop is not None:
+                raise_flag(self.watch.flag, self.stop.failure.value)
+                if self.signals.trainer is not None:
+                    self.signals.trainer.send_signal(signal.SIGTERM)
+        return self.stop is not None or self.fenced
+
+    def _told(self) -> Stop | None:
+        """The reason in a signal that this process got itself."""
+        number = self.signals.first
+        if not number:
+            return None
+        name = signal.Signals(number).name
+        if self.job.cluster == "slurm" and number in (signal.SIGUSR1, signal.SIGUSR2):
+            return Stop(failure=FailureClass.PREEMPTED, cause=f"SLURM takes the job's place ({name})", again=True)
+        return Stop(failure=FailureClass.CANCELLED, cause=f"stopped by {name}")
 
     def _interrupted(self) -> Outcome:
-        return Outcome(state=INTERRUPTED, cause=f"stopped by {signal.Signals(self.stopped_by).name}")
+        if self.fenced or self.stop is None:
+            return Outcome(state=ELSEWHERE, cause="another runner has taken the run over")
+        stop = self.stop
+        write_failure(self.job.run_dir, stop.failure, stop.cause, attempt=self.attempt)
+        return Outcome(state=INTERRUPTED, cause=stop.cause, failure=stop.failure.value, again=stop.again)
 
     def _failed(self, failure: FailureClass, cause: str, tail: str = "") -> Outcome:
         try:
@@ -199,7 +275,7 @@ class Runner:
         except OSError as error:  # a full disk: the ledger still gets the cause if it can
             log.error("failure.json of %s could not be written: %s", self.job.run_id, error)
             content = {"class": failure.value, "cause": cause}
-        return Outcome(state=FAILED, cause=failure_text(content))
+        return Outcome(state=FAILED, cause=failure_text(content), failure=failure.value)
 
     def _wrong_code(self) -> str:
         """Why the code is not what was submitted; empty where it is."""
@@ -210,22 +286,22 @@ class Runner:
             return f"the code snapshot '{root}' was altered after submitting; delete it and submit again."
         return ""
 
-    def _step(self) -> int:
-        record = last_record(self.job.run_dir / TRAIN_RECORDS)
-        return int(record.get("step", 0)) if record else 0
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of a job."""
+    spec, number, sha256, *trainer_argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    try:
+        job = read_job(Path(spec), int(number), sha256)
+        outcome = run_job(job, trainer_argv or None)
+    except LstError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{outcome.state} {outcome.cause}".strip(), flush=True)
+    if outcome.again and outcome.state == INTERRUPTED and may_go_on(read_attempts(Path(job.study)).get(job.run_id, [])):
+        return RESTART
+    return 1 if outcome.state == FAILED else 0
 
 
-def is_complete(run_dir: Path) -> bool:
-    """Whether the run's own exit record says that it is done."""
-    record = read_json(run_dir / EXIT)
-    return record is not None and record.get("status") == DONE and record.get("run_id", run_dir.name) == run_dir.name
-
-
-def job_id() -> str:
-    """The scheduler's name of this job; the process id outside of any."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
-        return os.environ["SUBMITIT_LOCAL_JOB_ID"]
-    if array and task:
-        return f"{array}_{task}"
-    return os.environ.get("SLURM_JOB_ID", str(os.getpid()))
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,6 +25,7 @@ ITEM_RECORDS = "items.jsonl"
 EXIT = "exit.json"
 FAILURE = "failure.json"
 LOG = "log.txt"
+LEASE = "lease.json"
 CHECKPOINTS = "checkpoints"
 KEPT_CHECKPOINTS = 2  # that a run in training keeps: the newest, and one before it in case the newest is damaged
 

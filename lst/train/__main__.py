@@ -126,10 +126,13 @@ def _attempt(run_dir: Path, stop: StopRequest, ranks: Ranks) -> int:
 def _fail(run_dir: Path, ranks: Ranks, error: Exception, *, run_id: str, attempt: int, step: int) -> int:
     """Say what failed, on rank 0 for all; the exit code. Ends other ranks at once, for they may wait for each other."""
     from lst.train.failures import exit_code
+    from lst.train.fence import lease_lost
     from lst.train.folder import write_failure
 
     error = ranks.explain(error)
-    if ranks.first:
+    if ranks.first and lease_lost(run_dir):
+        complain(f"error: {error}")  # the run is another runner's: its failure.json too
+    elif ranks.first:
         complain(f"error: {write_failure(run_dir, error, run_id=run_id, attempt=attempt, step=step)}")
     if ranks.size > 1:
         sys.stderr.flush()

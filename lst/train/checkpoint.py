@@ -38,6 +38,7 @@ from lst.model.export import (
 )
 from lst.records import CHECKPOINTS, KEPT_CHECKPOINTS, write_atomically
 from lst.train.distributed import Ranks
+from lst.train.fence import require_lease
 from lst.train.gathering import Piece, pieces, whole_tensors
 from lst.train.layout import (
     FINAL,
@@ -119,12 +120,14 @@ def save_checkpoint(run_dir: Path, snapshot: Snapshot, ranks: Ranks | None = Non
     target = step_folder(root, snapshot.step)
     with whole_tensors(snapshot.pieces, ranks or Ranks()) as values:
         if values is not None:
+            require_lease(run_dir)
             root.mkdir(parents=True, exist_ok=True)
             with aside(target) as folder:
                 files = _write_model(folder, snapshot.model, values, snapshot.config)
                 files[OPTIMIZER] = write_tensors(folder / OPTIMIZER, snapshot.optimizer, values)
                 files[STATE] = write_file(folder / STATE, snapshot.state.encode())
                 seal_folder(folder, files)
+                require_lease(run_dir)
             write_atomically(root / LATEST, (target.name + "\n").encode())
             for old in newest_first(root)[KEPT_CHECKPOINTS:]:
                 remove_folder(old)
@@ -133,11 +136,13 @@ def save_checkpoint(run_dir: Path, snapshot: Snapshot, ranks: Ranks | None = Non
 
 def save_final(run_dir: Path, *, model: nn.Module, config: RunConfig, ranks: Ranks | None = None) -> Path:
     """Write the finished run's weights to checkpoints/final/, whole or not at all. Called by all ranks."""
+    require_lease(run_dir)
     return _save_weights(run_dir / CHECKPOINTS / FINAL, model, config, ranks or Ranks())
 
 
 def save_budget(run_dir: Path, *, model: nn.Module, config: RunConfig, tag: dict[str, Any], ranks: Ranks | None = None) -> Path:
     """Write the weights of a finished branch and its `tag` to checkpoints/budget-<S>/, whole or not at all."""
+    require_lease(run_dir)
     return _save_weights(budget_folder(run_dir, tag["branch"]), model, config, ranks or Ranks(), {TAG: tag})
 
 

@@ -127,6 +127,7 @@ def write_failure(run_dir: Path, error: BaseException, *, run_id: str, attempt: 
         "traceback": traceback_tail(error),
         "attempt": attempt,
         "step": step,
+        "node": os.uname().nodename,
         "time": time.time(),
     }
     try:

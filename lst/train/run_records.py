@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lst.records import EVAL_RECORDS, ITEM_RECORDS, TRAIN_RECORDS, JsonLinesWriter, Position
+from lst.train.fence import require_lease
 
 
 class NoRecords:
@@ -23,6 +24,14 @@ class NoRecords:
     def close(self) -> None: ...
 
 
+class FencedWriter(JsonLinesWriter):
+    """Writes as long as the run is this runner's; raises Fenced afterwards."""
+
+    def write(self, record: dict[str, Any]) -> None:
+        require_lease(self.path.parent)
+        super().write(record)
+
+
 class RunRecords:
     """Writers of train.jsonl, eval.jsonl and items.jsonl."""
 
@@ -32,10 +41,11 @@ class RunRecords:
         Without `writes` (of several processes only one has it) no file is touched, and records go nowhere.
         """
 
-        def opened(name: str) -> JsonLinesWriter | NoRecords:
+        def opened(name: str) -> FencedWriter | NoRecords:
             if not writes:
                 return NoRecords()
-            return JsonLinesWriter(run_dir / name, position=Position(**positions.get(name, {})))
+            require_lease(run_dir)
+            return FencedWriter(run_dir / name, position=Position(**positions.get(name, {})))
 
         self.train = opened(TRAIN_RECORDS)
         self.evaluations = opened(EVAL_RECORDS)

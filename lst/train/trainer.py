@@ -38,6 +38,7 @@ from lst.train.branches import branch_tag, due_branch, fork_off, rejoin
 from lst.train.checkpoint import Snapshot, TrainState, resume, save_budget, save_final
 from lst.train.distributed import Ranks
 from lst.train.failures import Diverged
+from lst.train.fence import require_lease
 from lst.train.folder import versions
 from lst.train.layout import clean_up, remove_branches, step_folder
 from lst.train.losses import LossSums, accumulate_gradients
@@ -281,6 +282,7 @@ class Trainer:
             "num_params": parameter_counts(self.config.model),
             **({"warm_start": state.warm_start} if state.warm_start else {}),
         }
+        require_lease(self.run_dir)
         write_json(self.run_dir / EXIT, ended)
         clean_up(self.run_dir)
 

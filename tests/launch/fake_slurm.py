@@ -1,7 +1,8 @@
 """A scheduler of files: sbatch, srun, squeue, scancel and scontrol on PATH, as far as the launcher talks to them.
 
-`FAKE_SLURM` is its folder: script-N.sh is what the Nth sbatch got, queue.txt what squeue prints, calls.txt every call.
-With `FAKE_SLURM_RUN=1` sbatch also runs each task of the script, at once and in the foreground. Jobs count from 4711.
+In its folder script-N.sh is what the Nth sbatch got, queue.txt what squeue prints, calls.txt every call. With a file `runs`
+in it sbatch also runs each task of the script, one after the other. Jobs count from 4711. A file `loses-answer`
+in the folder makes sbatch take the job and say that it failed.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ def install(folder: Path) -> dict[str, str]:
     folder.mkdir()
     for name in ("sbatch", "srun", "squeue", "scancel", "scontrol"):
         command = folder / name
-        command.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {Path(__file__)} {name} "$@"\n')
+        command.write_text(f'#!/bin/sh\nFAKE_SLURM={folder} exec {sys.executable} -I -S {Path(__file__)} {name} "$@"\n')
         command.chmod(0o755)
-    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "FAKE_SLURM": str(folder)}
+    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
 
 def main(name: str, arguments: list[str]) -> int:
@@ -30,29 +31,39 @@ def main(name: str, arguments: list[str]) -> int:
     with (folder / "calls.txt").open("a") as calls:
         calls.write(" ".join([name, *arguments]) + "\n")
     if name == "sbatch":
-        return sbatch(folder, Path(arguments[-1]))
+        return sbatch(folder, Path(arguments[-1]), test="--test-only" in arguments)
     if name == "srun":
         return srun(arguments)
     if name == "squeue":
         if (folder / "squeue-is-down").exists():
             sys.stderr.write("slurm_load_jobs error: Unable to contact slurm controller\n")
             return 1
+        if "--format=%F|%k" in arguments:
+            scripts = [(n, (folder / f"script-{n}.sh").read_text()) for n in range(len(list(folder.glob("script-*.sh"))))]
+            sys.stdout.write("".join(f"{FIRST_JOB + n}|{re.search('--comment=(.*)', text)[1]}\n" for n, text in scripts))
+            return 0
         queue = folder / "queue.txt"
-        sys.stdout.write(queue.read_text() if queue.exists() else "")
+        sys.stdout.write(queue.read_text() if queue.exists() and "--format=%e" not in arguments else "")
     return 0
 
 
-def sbatch(folder: Path, script: Path) -> int:
+def sbatch(folder: Path, script: Path, *, test: bool) -> int:
     text = script.read_text()
     if "--partition=nowhere" in text:
         sys.stderr.write("sbatch: error: invalid partition specified: nowhere\n")
         return 1
+    if test:
+        sys.stderr.write("sbatch: Job 4711 to start at once using 1 processors on nodes node1 in partition main\n")
+        return 0
     number = len(list(folder.glob("script-*.sh")))
     (folder / f"script-{number}.sh").write_text(text)
     job, array = FIRST_JOB + number, re.search(r"--array=0-(\d+)", text)
+    if (folder / "loses-answer").exists():
+        sys.stderr.write("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n")
+        return 1
     sys.stdout.write(f"Submitted batch job {job}\n")
     sys.stdout.flush()
-    if os.environ.get("FAKE_SLURM_RUN") and os.fork() == 0:
+    if (folder / "runs").exists() and os.fork() == 0:
         os.setsid()
         for stream in (0, 1, 2):
             os.close(stream)
@@ -67,7 +78,7 @@ def sbatch(folder: Path, script: Path) -> int:
 
 def srun(arguments: list[str]) -> int:
     while arguments[0].startswith("--"):
-        arguments = arguments[1 if arguments[0] == "--unbuffered" else 2 :]
+        arguments = arguments[1:]  # every option is one word
     os.execvp(arguments[0], arguments)
 
 

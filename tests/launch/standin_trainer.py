@@ -1,7 +1,8 @@
 """A stand-in for the trainer: it learns nothing, but keeps its contract with the worker.
 
-It writes records as the trainer does, resumes after its last record, saves nothing else, leaves with 75 on SIGTERM or
-SIGUSR1, and writes exit.json at the end. `behaviour.json` in the run folder says how long it takes and how it goes wrong.
+It writes records as the trainer does, resumes after its last record, saves nothing else, leaves with 75 on SIGTERM,
+SIGUSR1 or the stop flag, and writes exit.json at the end. `behaviour.json` in the run folder says how long
+it takes and how it goes wrong.
 Each life adds a line to lives.jsonl: which code and which environment it saw.
 """
 
@@ -45,7 +46,7 @@ def main(run_dir: Path) -> int:
                 return die(run_dir, behaviour["how"])
             step += 1
             writer.write({"step": step, "loss": 5.0 / step, "time": round(time.time(), 3)})
-            if asked:
+            if asked or Path(os.environ.get("LST_STOP_FLAG", "/nowhere")).exists():
                 return 75
     write_json(run_dir / EXIT, {"run_id": run_dir.name, "status": "done", "step": step})
     (run_dir / FAILURE).unlink(missing_ok=True)

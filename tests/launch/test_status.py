@@ -16,7 +16,7 @@ from launch.display import Display, bar, duration, summary, table
 from launch.failures import judge_death, last_record
 from launch.ledger import append_event
 from launch.rows import read_rows
-from launch.snapshot import code_hash, take_snapshot
+from launch.snapshot import PACKAGES, code_hash, take_snapshot
 from launch.status import RunStatus, eta_seconds, gather
 from lst.errors import LaunchError
 from lst.records import write_json
@@ -145,6 +145,28 @@ def test_a_snapshot_is_taken_once_and_an_altered_one_refused(tmp_path: Path) -> 
     module.write_text("# altered\n")
     with pytest.raises(LaunchError, match="was altered; delete it and submit again"):
         take_snapshot(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("id_rsa", b"x", "looks like a secret key"),
+        ("notes.txt", b"-----BEGIN OPENSSH " + b"PRIVATE KEY-----", "looks like a secret key"),
+        ("keys.py", b"TOKEN = 'hf_" + b"a" * 34 + b"'", "looks like a secret key"),
+        ("weights.bin", b"\0" * (33 * 2**20), "has more than 32 MiB"),
+    ],
+)
+def test_a_snapshot_refuses_secrets_and_large_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: bytes, sentence: str
+) -> None:
+    root = tmp_path / "code"
+    for package in PACKAGES:
+        (root / package).mkdir(parents=True)
+    (root / "lst" / name).write_bytes(text)
+    monkeypatch.setattr("launch.snapshot.code_root", lambda: root)
+    with pytest.raises(LaunchError, match=sentence):
+        take_snapshot(tmp_path / "launch")
+    assert not (tmp_path / "launch").exists()
 
 
 def test_a_full_disk_is_one_sentence_before_anything_starts(

@@ -53,22 +53,22 @@ def test_two_submitters_at_once_run_each_row_once(tmp_path: Path) -> None:
     assert sum("is submitting this study already" in out for _, out, _ in results) == 1
 
 
-def test_a_killed_trainer_is_told_and_submitting_again_finishes_the_run(tmp_path: Path) -> None:
-    (run,) = make_study(tmp_path, {"steps": 5, "die_at": 2, "how": "kill", "bad_lives": 1})
+def test_a_killed_trainer_is_tried_once_more_and_told_and_submitting_again_finishes_the_run(tmp_path: Path) -> None:
+    (run,) = make_study(tmp_path, {"steps": 5, "die_at": 2, "how": "kill", "bad_lives": 2})
     code, _, err = call("submit", tmp_path)
     assert code == 1
     assert f"failed: {run} (baseline, tiny, step 2 of 5): killed: the trainer was killed by SIGKILL" in err
     assert "Traceback" not in err
     failure = read_json(tmp_path / "runs" / run / "failure.json")
     assert failure is not None
-    assert (failure["class"], failure["attempt"], failure["step"]) == ("killed", 1, 2)
+    assert (failure["class"], failure["attempt"], failure["step"], failure["node"]) == ("killed", 2, 2, os.uname().nodename)
     found = status(tmp_path)[run]
-    assert (found["state"], found["step"], found["attempts"]) == ("failed", 2, 1)
+    assert (found["state"], found["step"], found["attempts"]) == ("failed", 2, 2)
     assert call("submit", tmp_path)[0] == 0
     assert steps(tmp_path, run) == [1, 2, 3, 4, 5]
     assert status(tmp_path)[run] | {"seconds": 0} == found | {
-        "state": "done", "cause": "", "step": 5, "attempts": 2, "seconds": 0, "source": "exit.json",
-        "loss": 1.0, "job_id": ledger(tmp_path, "submitted", attempt=2)[0]["job_id"],
+        "state": "done", "cause": "", "step": 5, "attempts": 3, "seconds": 0, "source": "exit.json",
+        "loss": 1.0, "job_id": ledger(tmp_path, "submitted", attempt=3)[0]["job_id"],
     }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def test_the_trainers_own_failure_record_is_kept(tmp_path: Path) -> None:
 
 def test_resubmit_runs_failed_runs_of_a_class_and_nothing_else(tmp_path: Path) -> None:
     killed, nan, planned = make_study(
-        tmp_path, {"die_at": 1, "how": "kill", "bad_lives": 1}, {"die_at": 1, "how": "nan", "bad_lives": 1}, {"steps": 2}
+        tmp_path, {"die_at": 1, "how": "kill", "bad_lives": 2}, {"die_at": 1, "how": "nan", "bad_lives": 1}, {"steps": 2}
     )
     assert call("submit", tmp_path, "--run", killed, "--run", nan)[0] == 1
     code, out, _ = call("resubmit", tmp_path, "--failed", "--class", "nan")

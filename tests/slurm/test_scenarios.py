@@ -87,17 +87,16 @@ def test_a_plain_requeue_loses_at_most_what_came_after_the_last_checkpoint(tmp_p
     require_whole(study, alone)
 
 
-def test_a_killed_rank_is_a_failure_that_resubmit_mends(tmp_path: Path, data: Path, alone: Path) -> None:
+def test_a_killed_rank_is_a_failure_and_is_tried_once_more_by_itself(tmp_path: Path, data: Path, alone: Path) -> None:
     study = make_study(tmp_path / "study", data, rows=1)
     call("submit", study.folder, "cluster=slurm")
     wait_for_step(study, study.run_ids[0], 20)
-    subprocess.run(["pkill", "-KILL", "-f", f"lst.train {study.run_dir(study.run_ids[0])}"], check=True)
-    wait_until_done(study)
-    found = status(study)[study.run_ids[0]]
-    assert (found["state"], found["cause"].partition(":")[0]) == ("failed", "killed")
-    call("resubmit", study.folder, "--failed", "cluster=slurm")
+    subprocess.run(["pkill", "-KILL", "-f", f"python[^ ]* -m lst.train {study.run_dir(study.run_ids[0])}"], check=True)
     wait_until_done(study)
     require_whole(study, alone)
+    first, second = read_attempts(study.folder)[study.run_ids[0]]
+    assert (first.state, first.failure, second.state) == ("failed", "killed", "done")
+    assert first.job_id == second.job_id
 
 
 def test_a_cancelled_study_goes_on_when_submitted_again(tmp_path: Path, data: Path, alone: Path) -> None:

@@ -1,0 +1,53 @@
+"""Attempts that ended without a word: what became of them, told by what they left behind.
+
+A life of a job that SLURM ended abruptly (its node went down, it was requeued by hand, its worker was killed) leaves a `started`
+without an `ended`. The next life of the same job, or the next submitter, ends it in the ledger, at the time of its last record,
+with what it had spent. Not here: whether the run is tried again (`launch.retries`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.failures import FailureClass, last_record, write_failure
+from launch.job import WorkerJob, flag_path, flag_reason, job_id, life
+from launch.ledger import ENDED, LOST, Attempt, append_event
+from launch.progress import recorded_flops, recorded_step
+from lst.records import TRAIN_RECORDS
+
+GONE = "its job is gone and left neither exit.json nor failure.json"
+
+
+def close_former_life(study: Path, job: WorkerJob, attempts: Sequence[Attempt]) -> bool:
+    """End what earlier runners of this run left open; whether there was anything."""
+    found = [a for a in attempts if a.started is not None and a.ended is None]
+    for attempt in found:
+        failure, cause = FailureClass.LOST, GONE
+        if attempt.job_id == job_id() and life() > 0:
+            failure, cause = of_former_life(study, job_id(), life() - 1)
+        close(study, job.run_dir, attempt, failure, cause)
+    return bool(found)
+
+
+def of_former_life(study: Path, job: str, before: int) -> tuple[FailureClass, str]:
+    """Class and cause of a job's life that SLURM followed by another one."""
+    left = flag_reason(flag_path(study, job, before))
+    if left.startswith("worker"):
+        return FailureClass.LOST, f"its {left}"
+    if left:
+        return FailureClass.PREEMPTED, "SLURM took the job back before it could save"
+    return FailureClass.NODE_FAILURE, "its node went down, or it was killed with all it had started"
+
+
+def close(study: Path, run_dir: Path, attempt: Attempt, failure: FailureClass, cause: str) -> None:
+    """End an attempt in the ledger whose worker could not, and say so in failure.json."""
+    record = last_record(run_dir / TRAIN_RECORDS) or {}
+    when = max(float(record.get("time") or 0.0), attempt.started or attempt.submitted or 0.0)
+    spent = max(0.0, recorded_flops(run_dir) - attempt.flops_before) if attempt.started is not None else 0.0
+    if attempt.started is not None:
+        write_failure(run_dir, failure, cause, attempt=attempt.attempt, node=attempt.host)
+    end = {"class": failure.value, "step": recorded_step(run_dir), "flops": spent}
+    append_event(
+        study, ENDED, run_dir.name, attempt=attempt.attempt, job_id=attempt.job_id, time=when, state=LOST, cause=cause, **end
+    )

@@ -1,0 +1,101 @@
+"""What is tried again by itself, what was in the folder of an attempt that ended without a word, and when a study stops."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.failures import FailureClass
+from launch.job import WorkerJob, flag_path, raise_flag, write_jobs
+from launch.ledger import Attempt, append_event
+from launch.past import of_former_life
+from launch.retries import POLICIES, fruitless, may_go_on, stop_if_alike, study_stopped
+from launch.watch import Watch
+from tests.launch.study import ROOT, call, lives, make_study, status
+
+
+def ended(number: int, failure: str, step: int, state: str = "failed") -> Attempt:
+    return Attempt(attempt=number, started=1.0, ended=2.0, state=state, failure=failure, step=step)
+
+
+def test_every_failure_class_has_a_policy() -> None:
+    assert set(POLICIES) == set(FailureClass)
+
+
+def test_an_attempt_without_a_new_step_uses_up_a_retry_and_a_new_step_gives_it_back() -> None:
+    first, stuck, further = ended(1, "killed", 5), ended(2, "killed", 5), ended(2, "killed", 9)
+    assert may_go_on([first])
+    assert not may_go_on([first, stuck])
+    assert may_go_on([first, further])
+    assert fruitless([first, stuck, ended(3, "oom", 5)]) == 1
+
+
+@pytest.mark.parametrize("failure", ["oom", "nan", "disk_full", "config", "data", "import", "error", "cancelled", "budget"])
+def test_what_would_fail_again_is_not_tried_again(failure: str) -> None:
+    assert not may_go_on([ended(1, failure, 5)])
+
+
+def test_a_run_that_is_preempted_for_ever_without_a_step_is_given_up() -> None:
+    attempts = [ended(n, "preempted", 0, "interrupted") for n in range(1, 5)]
+    assert [may_go_on(attempts[:n]) for n in (1, 2, 3, 4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("left", "failure"), [("", "node_failure"), ("TERM", "preempted"), ("worker was killed (exit status 137)", "lost")]
+)
+def test_what_ended_a_former_life_is_told_by_what_it_left(tmp_path: Path, left: str, failure: str) -> None:
+    (tmp_path / "launch").mkdir()
+    if left:
+        raise_flag(flag_path(tmp_path, "7_0", 0), left)
+    assert of_former_life(tmp_path, "7_0", 0)[0] == failure
+
+
+def test_three_equal_failures_before_the_first_step_stop_the_study(tmp_path: Path) -> None:
+    runs = make_study(tmp_path, *[{"steps": 9, "die_at": 0, "how": "raise"}] * 5)
+    code, _, err = call("submit", tmp_path, "parallel=1")
+    assert code == 1
+    assert sum(len(lives(tmp_path, run)) for run in runs) == 3
+    assert sorted(s["state"] for s in status(tmp_path).values()) == ["failed"] * 3 + ["planned"] * 2
+    assert "3 attempts failed alike before their first step" in study_stopped(tmp_path)
+    assert "the study is stopped" in err
+    assert "the study is stopped" in call("submit", tmp_path)[2]
+    assert sum(len(lives(tmp_path, run)) for run in runs) == 3
+    assert call("resubmit", tmp_path, "--failed", "parallel=1")[0] == 1  # mended or not: it is tried again
+    assert sum(len(lives(tmp_path, run)) for run in runs) == 6
+
+
+def test_different_failures_and_failures_after_a_step_do_not_stop_a_study(tmp_path: Path) -> None:
+    (tmp_path / "launch").mkdir()
+    for n, (cause, step) in enumerate([("error: a", 0), ("error: b", 0), ("error: a", 0), ("error: a", 7), ("error: a", 3)]):
+        append_event(
+            tmp_path, "ended", f"r{n}", attempt=1, job_id="7", state="failed", cause=cause, step=step, **{"class": "error"}
+        )
+    assert stop_if_alike(tmp_path) == ""
+    append_event(tmp_path, "ended", "r9", attempt=1, job_id="7", state="failed", cause="error: a", step=0, **{"class": "error"})
+    assert "alike" in stop_if_alike(tmp_path)
+
+
+def test_the_time_limit_counts_from_the_allocations_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LST_JOB_START", "1000")
+    job = WorkerJob(study=str(tmp_path), run_id="r", root=str(ROOT), timeout_minutes=10, signal_seconds=100)
+    watch = Watch(job)
+    assert watch.deadline == 1000 + 600 - 100
+    found = watch.reason()  # 1970 is long ago
+    assert found is not None
+    assert (found.failure, found.again) == ("timeout", True)
+
+
+def test_a_job_whose_file_was_altered_does_not_run(tmp_path: Path) -> None:
+    (run,) = make_study(tmp_path, {"steps": 1})
+    (tmp_path / "launch").mkdir()
+    sha256 = write_jobs(tmp_path / "launch/jobs/t", [WorkerJob(study=str(tmp_path), run_id=run, root=str(ROOT))])
+    spec = tmp_path / "launch/jobs/t/jobs.json"
+    spec.write_text(spec.read_text().replace(str(ROOT), "/elsewhere"))
+    argv = [sys.executable, "-m", "launch.worker", str(spec), "0", sha256]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "was altered after submitting" in done.stderr
+    assert status(tmp_path)[run]["attempts"] == 0
