@@ -11,14 +11,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analysis.accuracy_fit import fit_accuracy
     from analysis.compare import compute_multiplier
     from analysis.fit import fit_loss_surface, fit_power_law
+    from analysis.form_results import FormFit
     from analysis.isoflop import fit_isoflop
     from analysis.laws import LossSurface, PowerLaw
+    from analysis.overtraining import fit_overtraining, fit_repetition
     from analysis.results import IsoflopFit, MultiplierCurve, PowerLawFit, SharedFit, SurfaceFit
     from analysis.shared import fit_shared_exponents
 
 _HOME = {
+    "fit_accuracy": "analysis.accuracy_fit",
+    "fit_overtraining": "analysis.overtraining",
+    "fit_repetition": "analysis.overtraining",
+    "FormFit": "analysis.form_results",
     "fit_loss_surface": "analysis.fit",
     "fit_power_law": "analysis.fit",
     "fit_isoflop": "analysis.isoflop",
@@ -34,6 +41,7 @@ _HOME = {
 }
 
 __all__ = [
+    "FormFit",
     "IsoflopFit",
     "LossSurface",
     "MultiplierCurve",
@@ -42,9 +50,12 @@ __all__ = [
     "SharedFit",
     "SurfaceFit",
     "compute_multiplier",
+    "fit_accuracy",
     "fit_isoflop",
     "fit_loss_surface",
+    "fit_overtraining",
     "fit_power_law",
+    "fit_repetition",
     "fit_shared_exponents",
 ]
 

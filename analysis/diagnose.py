@@ -14,8 +14,10 @@ from analysis.table import Frame
 from analysis.uncertainty import Draws, small_design_warning
 from lst.errors import FitError, did_you_mean
 
-HUBER, SQUARES = "huber", "squares"
+HUBER, SQUARES, ABSOLUTE = "huber", "squares", "absolute"
 DELTA = 1e-3
+ABSOLUTE_DELTA = 1e-7
+"""Least absolute deviation is Huber's loss over a delta so small that it moves no digit that is printed."""
 RUNNER_UP = 1.05
 """Other minima are told where their objective is within this factor of the best."""
 FINE_DELTA = 0.2
@@ -24,11 +26,16 @@ FINE_DELTA = 0.2
 
 def chosen_delta(objective: str, delta: float) -> float:
     """Huber's threshold for an objective's name: inf is least squares. Raises FitError."""
-    if objective not in (HUBER, SQUARES):
-        raise FitError(f"loss='{objective}' is no objective; {did_you_mean(objective, (HUBER, SQUARES))}")
+    if objective not in (HUBER, SQUARES, ABSOLUTE):
+        raise FitError(f"loss='{objective}' is no objective; {did_you_mean(objective, (HUBER, SQUARES, ABSOLUTE))}")
     if not (np.isfinite(delta) and delta > 0):
         raise FitError(f"delta={delta} must be positive and finite; 1e-3 is the literature's, on log residuals.")
-    return delta if objective == HUBER else np.inf
+    return {HUBER: delta, SQUARES: np.inf, ABSOLUTE: ABSOLUTE_DELTA}[objective]
+
+
+def unit_of(objective: str) -> float:
+    """What the solver's objective is divided by to be the one named: sum |r| is Huber's over its delta."""
+    return ABSOLUTE_DELTA if objective == ABSOLUTE else 1.0
 
 
 def check_options(resamples: int, level: float) -> None:
@@ -45,15 +52,15 @@ def basis(
     return {
         "n": n,
         "loss": objective,
-        "delta": delta if np.isfinite(delta) else None,
-        "objective": value,
+        "delta": delta if objective == HUBER else None,
+        "objective": value / unit_of(objective),
         "residual_spread": spread,
         "level": level,
         "interval_method": draws.method,
         "resamples": draws.resamples,
         "failed": draws.failed,
         "warnings": (
-            *spread_warnings(delta, spread),
+            *(spread_warnings(delta, spread) if objective == HUBER else []),
             *interval_warnings(n, parameters, draws.resamples, draws.failed, asked),
         ),
     }
@@ -79,7 +86,7 @@ def bounds_met(law: LossSurface) -> tuple[str, ...]:
     return (*faces, *ends)
 
 
-def runners(best: Optimum, frame: Frame) -> tuple[dict[str, float], ...]:
+def runners(best: Optimum, frame: Frame, unit: float) -> tuple[dict[str, float], ...]:
     """Up to three other converged minima, told apart by their objective."""
     found: list[dict[str, float]] = []
     seen = [best.objective]
@@ -88,7 +95,7 @@ def runners(best: Optimum, frame: Frame) -> tuple[dict[str, float], ...]:
         if converged and new and len(found) < 3:
             seen.append(float(value))
             law = LossSurface(*frame.surface(theta[None])[0].tolist())
-            found.append({"objective": float(value), **law.to_json()})
+            found.append({"objective": float(value) / unit, **law.to_json()})
     return tuple(found)
 
 
@@ -111,7 +118,7 @@ def runner_up_warnings(runner_ups: tuple[dict[str, float], ...], best: float) ->
 
 
 def spread_warnings(delta: float, spread: float) -> list[str]:
-    if not np.isfinite(delta) or delta >= 0.2 * spread:
+    if delta >= FINE_DELTA * spread:
         return []
     return [
         f"Huber's delta {delta:g} is {delta / spread:.2g} of the residuals' spread {spread:.2g}: nearly least absolute deviation"

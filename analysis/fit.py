@@ -26,6 +26,7 @@ from analysis.diagnose import (
     robust_spread,
     runner_up_warnings,
     runners,
+    unit_of,
 )
 from analysis.laws import Floats, LossSurface, PowerLaw
 from analysis.optimum import solve
@@ -50,9 +51,9 @@ def fit_loss_surface(
 ) -> SurfaceFit:
     """Fit L(N, D) = E + A / N^alpha + B / D^beta to a table's columns `params`, `tokens`, `loss` (nats per token).
 
-    `objective` is "huber" (on log residuals, with `delta`) or "squares" (of log residuals). Intervals come from `resamples`
-    bootstrap refits at `level`, drawn from `rng` (default: a generator with seed 0). Raises FitError where the table cannot
-    support the law: see docs/fitting.md.
+    `objective` is "huber" (on log residuals, with `delta`), "squares" or "absolute" (of log residuals). Intervals come from
+    `resamples` bootstrap refits at `level`, drawn from `rng` (default: a generator with seed 0). Raises FitError where the table
+    cannot support the law: see docs/fitting.md.
     """
     delta = chosen_delta(objective, delta)
     check_options(resamples, level)
@@ -69,8 +70,8 @@ def fit_loss_surface(
     law = LossSurface(*frame.surface(best.theta[None])[0].tolist())
     spread = robust_spread(np.log(points.loss) - np.log(law.predict(points.num_params, points.tokens)))
     told = basis(len(points), 5, objective, delta, best.objective, spread, level, draws, resamples)
-    on_bound, runner_ups = bounds_met(law), runners(best, frame)
-    told["warnings"] = (*bound_warnings(on_bound), *runner_up_warnings(runner_ups, best.objective), *told["warnings"])
+    on_bound, runner_ups = bounds_met(law), runners(best, frame, unit_of(objective))
+    told["warnings"] = (*bound_warnings(on_bound), *runner_up_warnings(runner_ups, told["objective"]), *told["warnings"])
     ranges = {"num_params": points.num_params, "tokens": points.tokens, "flops": 6 * points.num_params * points.tokens}
     return SurfaceFit(
         law=law,

@@ -2,7 +2,9 @@
 
     L_bi = p_b + q_b x_i + k x_i^2,  x = ln N - mean;   N*_b = exp(mean - q_b / (2 k)),  L*_b = p_b - q_b^2 / (4 k)
 
-(approach 2 of Hoffmann et al. 2022, section 3.2, with one curvature k for all budgets where sizes are few, else k_b each.)
+With shape "cubic" a term s x_i^3 is added, and the minimum is where the slope is 0 and the curvature positive:
+x* = -q / (k + sqrt(k^2 - 3 s q)). (Approach 2 of Hoffmann et al. 2022,
+section 3.2, with one curvature k for all budgets where sizes are few, else k_b each.)
 Least squares on the loss itself, so everything is linear and the intervals come from resampled residuals with the design
 kept (`analysis.uncertainty`). N*(C) and D*(C) are power laws fitted apart, in logs, through interior minima only; D* is read off
 the budget's own runs (ln D against ln N), not from 6ND. Not here: which runs count (`analysis.exclude`).
@@ -17,13 +19,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.diagnose import check_options, interval_warnings, robust_spread
-from analysis.laws import Floats, IsoflopParabola, PowerLaw
+from analysis.laws import Floats, IsoflopCubic, IsoflopParabola, PowerLaw
 from analysis.results import IsoflopFit, IsoflopProfile, PowerLawFit, percentile_interval
 from analysis.table import Points, read_points, require_one_kind
 from analysis.uncertainty import RESIDUAL, leverages, residual_errors
 from lst.errors import FitError, did_you_mean
 
 SHARED, PER_BUDGET, AUTO = "shared", "per_budget", "auto"
+PARABOLA, CUBIC = "parabola", "cubic"
 OWN_CURVATURE_SIZES = 5
 """Sizes that every budget must have before each gets a curvature of its own: two degrees of freedom a parabola."""
 INTERIOR, BELOW, ABOVE, NOT_CONVEX, TOO_FEW = "interior", "below_smallest", "above_largest", "not_convex", "too_few_sizes"
@@ -37,19 +40,22 @@ class Parabolas:
     constant: Floats  # (R, B)
     slope: Floats  # (R, B)
     curvature: Floats  # (R, B)
+    skew: Floats  # (R, B) of x^3; 0 for parabolas
     smallest: Floats  # (B,) x of the smallest size
     largest: Floats  # (B,)
     centre: float
 
     @property
     def lowest_x(self) -> Floats:
-        """(R, B) where the minimum lies; nan where the curvature is not positive."""
+        """(R, B) where the minimum lies; nan where there is none: no point of zero slope and positive curvature."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            result: Floats = np.where(self.curvature > 0, -self.slope / (2 * self.curvature), np.nan)
+            root = np.sqrt(self.curvature**2 - 3 * self.skew * self.slope)
+            at = -self.slope / (self.curvature + np.where(self.skew == 0, self.curvature, root))
+            result: Floats = np.where((self.curvature + 3 * self.skew * at > 0) & np.isfinite(at), at, np.nan)
         return result
 
     def value(self, x: Floats) -> Floats:
-        result: Floats = self.constant + self.slope * x + self.curvature * x * x
+        result: Floats = self.constant + self.slope * x + (self.curvature + self.skew * x) * x * x
         return result
 
     @property
@@ -69,10 +75,13 @@ class Regression:
     budgets: np.ndarray
     design: Floats  # (rows, q)
     shared: bool
+    cubic: bool
     centre: float
 
     @classmethod
-    def of(cls, points: Points, curvature: str) -> Regression:
+    def of(cls, points: Points, curvature: str, shape: str = PARABOLA) -> Regression:
+        if shape not in (PARABOLA, CUBIC):
+            raise FitError(f"shape='{shape}' is unknown; {did_you_mean(shape, (PARABOLA, CUBIC))}")
         if curvature not in (AUTO, SHARED, PER_BUDGET):
             raise FitError(f"curvature='{curvature}' is unknown; {did_you_mean(curvature, (AUTO, SHARED, PER_BUDGET))}")
         log_n = np.log(points.num_params)
@@ -80,18 +89,22 @@ class Regression:
         sizes = np.array([len(np.unique(np.round(log_n[points.budget == b], 6))) for b in every])
         if curvature == AUTO:
             curvature = PER_BUDGET if (sizes >= OWN_CURVATURE_SIZES).all() else SHARED
-        usable = every[sizes >= (3 if curvature == PER_BUDGET else 2)]
-        if not len(usable) or sizes[usable].max() < 3:
-            raise FitError(f"the budgets have {sizes.tolist()} sizes; a parabola needs a budget with three or more: add sizes.")
+        needed = 3 + (shape == CUBIC)
+        usable = every[sizes >= (needed if curvature == PER_BUDGET else needed - 1)]
+        if not len(usable) or sizes[usable].max() < needed:
+            told = "three" if needed == 3 else "four"
+            raise FitError(f"the budgets have {sizes.tolist()} sizes; a {shape} needs a budget with {told} or more: add sizes.")
         rows = np.flatnonzero(np.isin(points.budget, usable))
         centre = float(log_n[rows].mean())
         x = log_n[rows] - centre
         member = (points.budget[rows][:, None] == usable).astype(float)
-        square = x[:, None] ** 2 * member if curvature == PER_BUDGET else x[:, None] ** 2
-        design = np.concatenate([member, member * x[:, None], square], axis=1)
+        # of a cubic, "shared" is the skew alone: one curvature at minima in different places is not linear
+        apart = {2: curvature == PER_BUDGET or shape == CUBIC, 3: curvature == PER_BUDGET}
+        bends = [x[:, None] ** power * (member if apart[power] else 1.0) for power in range(2, needed)]
+        design = np.concatenate([member, member * x[:, None], *bends], axis=1)
         if len(rows) < design.shape[1]:
             raise FitError(f"{len(rows)} runs cannot fix the {design.shape[1]} parameters of the isoFLOP parabolas; add sizes.")
-        return cls(points, rows, usable, design, curvature == SHARED, centre)
+        return cls(points, rows, usable, design, curvature == SHARED, shape == CUBIC, centre)
 
     @property
     def losses(self) -> Floats:
@@ -102,13 +115,14 @@ class Regression:
         """Parabolas of `losses` (R, rows)."""
         coefficient = losses @ np.linalg.pinv(self.design).T
         count = len(self.budgets)
-        bend = coefficient[:, 2 * count :]
+        rest = coefficient[:, 2 * count :]
+        bends = (rest[:, :count], rest[:, count:]) if self.cubic else (rest, np.zeros((1, 1)))
+        bend, skew = (np.broadcast_to(b, (len(losses), count)) for b in bends)
         x = np.log(self.points.num_params) - self.centre
         ends = [[end(x[self.points.budget == b]) for b in self.budgets] for end in (np.min, np.max)]
-        curvature = np.broadcast_to(bend, (len(losses), count)) if self.shared else bend
         smallest, largest = np.array(ends[0]), np.array(ends[1])
         return Parabolas(
-            self.budgets, coefficient[:, :count], coefficient[:, count : 2 * count], curvature, smallest, largest, self.centre
+            self.budgets, coefficient[:, :count], coefficient[:, count : 2 * count], bend, skew, smallest, largest, self.centre
         )
 
     def draws(self, *, resamples: int, level: float, rng: np.random.Generator) -> tuple[Parabolas, Parabolas]:
@@ -142,23 +156,25 @@ def fit_isoflop(
     tokens: str = "tokens",
     loss: str = "loss",
     curvature: str = AUTO,
+    shape: str = PARABOLA,
     resamples: int = 1000,
     level: float = 0.9,
     rng: np.random.Generator | None = None,
 ) -> IsoflopFit:
     """isoFLOP profiles of a table with `params`, `tokens`, `loss` and `train_flops` or `flops_budget` (else C = 6ND).
 
-    `curvature`: "shared", "per_budget", or "auto" (its own where every budget has five sizes). Raises FitError where no budget
+    `curvature`: "shared", "per_budget", or "auto" (its own where every budget has five sizes); `shape`: "parabola" or "cubic".
+    Raises FitError where no budget
     has an interior minimum; a single budget without one is a status of its profile.
     """
     check_options(resamples, level)
     require_one_kind(table)
     points = read_points(table, params=params, tokens=tokens, loss=loss)
-    regression = Regression.of(points, curvature)
+    regression = Regression.of(points, curvature, shape)
     rng = np.random.default_rng(0) if rng is None else rng
     count = resamples if regression.freedom > 0 else 0
     best, draws = regression.draws(resamples=count, level=level, rng=rng)
-    profiles = tuple(_profile(points, b, best, draws, level) for b in range(len(points.budget_flops)))
+    profiles = tuple(_profile(points, b, best, draws, level, shape) for b in range(len(points.budget_flops)))
     inside = [p for p in profiles if p.status == INTERIOR]
     if not inside:
         told = "; ".join(f"{p.flops_budget:.3g} FLOPs: {p.status}" for p in profiles)
@@ -175,6 +191,7 @@ def fit_isoflop(
     }
     laws = [_law(name, points, best, draws, profiles, basis) for name in ("optimal_params", "optimal_tokens")]
     return IsoflopFit(
+        shape=shape,
         curvature=SHARED if regression.shared else PER_BUDGET,
         profiles=profiles,
         optimal_params=laws[0],
@@ -185,7 +202,7 @@ def fit_isoflop(
     )
 
 
-def _profile(points: Points, budget: int, best: Parabolas, draws: Parabolas, level: float) -> IsoflopProfile:
+def _profile(points: Points, budget: int, best: Parabolas, draws: Parabolas, level: float, shape: str) -> IsoflopProfile:
     """One budget's points, parabola, status and intervals."""
     rows = np.flatnonzero(points.budget == budget)
     rows = rows[np.argsort(points.num_params[rows], kind="stable")]
@@ -198,11 +215,13 @@ def _profile(points: Points, budget: int, best: Parabolas, draws: Parabolas, lev
     if budget not in best.budgets:
         return IsoflopProfile(**shared, parabola=None, status=TOO_FEW)
     b = int(np.flatnonzero(best.budgets == budget)[0])
-    bend, x = float(best.curvature[0, b]), float(best.lowest_x[0, b])
+    x, skew = float(best.lowest_x[0, b]), float(best.skew[0, b])
+    bend = float(best.curvature[0, b]) + 3 * skew * x  # half the second derivative at the minimum
     if not bend > 0:
         return IsoflopProfile(**shared, parabola=None, status=NOT_CONVEX)
     floor = float(best.value(best.lowest_x)[0, b])
-    parabola = IsoflopParabola(floor, bend, x + best.centre)
+    place = x + best.centre
+    parabola = IsoflopCubic(floor, bend, skew, place) if shape == CUBIC else IsoflopParabola(floor, bend, place)
     low, high = float(best.smallest[b]), float(best.largest[b])
     status = INTERIOR if low < x < high else BELOW if x <= low else ABOVE
     if status != INTERIOR:

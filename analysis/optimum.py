@@ -57,9 +57,9 @@ def _minimise_one(problem: Problem, starts: Floats, log_loss: Floats) -> Solutio
     """Minima of one fit from several starts; those that the coarse stages bring together go on as one."""
     losses, weight = np.repeat(log_loss[None], len(starts), axis=0), np.ones((len(starts), len(log_loss)))
     if np.isfinite(problem.delta):
-        starts = minimise(problem, starts, losses, weight, tolerance=1e-8, fine=False).theta
-    _, distinct = np.unique(np.round(starts, 4), axis=0, return_index=True)
-    return minimise(problem, starts[distinct], losses[distinct], weight[distinct], coarse=False)
+        starts = minimise(problem, starts, losses, weight, fine=False).theta
+    _, distinct = np.unique(np.round(starts, 3), axis=0, return_index=True)
+    return minimise(problem, starts[distinct], losses[distinct], weight[distinct], coarse=0)
 
 
 def least_squares(problem: Problem, start: Floats, log_loss: Floats) -> Floats:

@@ -13,10 +13,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.laws import Allocation, Floats, IsoflopParabola, LossSurface, PowerLaw, floats
+from analysis.laws import Allocation, Floats, IsoflopCubic, IsoflopParabola, LossSurface, PowerLaw, floats
 from lst.errors import FitError
 
 Interval = tuple[float, float]
+HOW = {
+    "huber": "Huber on log loss",
+    "squares": "least squares",
+    "absolute": "least absolute deviation of log loss",
+    "binomial": "binomial likelihood",
+}
 
 
 def percentile_interval(samples: Floats, level: float) -> Interval:
@@ -27,8 +33,18 @@ def percentile_interval(samples: Floats, level: float) -> Interval:
     return float(low), float(high)
 
 
-def _pair(values: Any) -> Interval:
+def pair(values: Any) -> Interval:
     return float(values[0]), float(values[1])
+
+
+def require_inside(name: str, values: ArrayLike, fitted: Interval, extrapolate: bool) -> None:
+    """Refuse values outside what was fitted, unless they are asked for with `extrapolate`."""
+    away = floats(values).ravel()
+    outside = away[(away < fitted[0] * (1 - 1e-6)) | (away > fitted[1] * (1 + 1e-6)) | np.isnan(away)]
+    if len(outside) and not extrapolate:
+        raise FitError(
+            f"{name}={outside[0]:.4g} lies outside the fitted {fitted[0]:.4g} to {fitted[1]:.4g}; pass extrapolate=True."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +52,8 @@ class Basis:
     """What every fit says of itself."""
 
     n: int  # points fitted
-    loss: str  # huber | squares, on residuals of log loss (isoFLOP parabolas: squares on the loss itself)
-    delta: float | None  # Huber's threshold on log residuals; None for squares
+    loss: str  # huber | squares | absolute, of residuals of log loss (isoFLOP: squares of the loss itself); binomial: accuracies
+    delta: float | None  # Huber's threshold on log residuals; else None
     objective: float  # the value at the optimum, a sum over points
     residual_spread: float  # robust standard deviation of the residuals (1.4826 x median absolute)
     level: float  # nominal coverage of the intervals
@@ -58,7 +74,7 @@ class Basis:
         return {n: tuple(content[n]) if n == "warnings" else content[n] for n in Basis.__dataclass_fields__}
 
     def _lines(self) -> list[str]:
-        how = f"Huber on log loss, delta {self.delta:g}" if self.loss == "huber" else "least squares"
+        how = HOW[self.loss] + (f", delta {self.delta:g}" if self.delta is not None else "")
         kept = f"{self.resamples - self.failed:,} of {self.resamples:,} resamples" if self.resamples else "no resamples"
         lines = [
             f"  {self.n} points; {how}; objective {self.objective:.6g}; residual spread {self.residual_spread:.2g}",
@@ -78,12 +94,17 @@ class SurfaceFit(Basis):
     ranges: dict[str, Interval]  # num_params, tokens, flops (6ND) of the fitted points: smallest and largest
     samples: Floats | None = field(default=None, compare=False)  # (kept, 5) bootstrap parameters, E A B alpha beta
 
-    def predict(self, num_params: ArrayLike, tokens: ArrayLike) -> Floats:
-        """Loss at N and D (see LossSurface.predict)."""
+    def predict(self, num_params: ArrayLike, tokens: ArrayLike, *, extrapolate: bool = False) -> Floats:
+        """Loss at N and D (see LossSurface.predict). Raises FitError outside the fitted ranges unless `extrapolate`."""
+        require_inside("num_params", num_params, self.ranges["num_params"], extrapolate)
+        require_inside("tokens", tokens, self.ranges["tokens"], extrapolate)
         return self.law.predict(num_params, tokens)
 
-    def optimal(self, flops: float, flops_per_token: Callable[[float], float] | None = None) -> Allocation:
-        """Best N and D at `flops` (see LossSurface.optimal); `beyond_data` tells how far that is from what was fitted."""
+    def optimal(
+        self, flops: float, flops_per_token: Callable[[float], float] | None = None, *, extrapolate: bool = False
+    ) -> Allocation:
+        """Best N and D at `flops` (see LossSurface.optimal). Raises FitError beyond the fitted FLOPs unless `extrapolate`."""
+        require_inside("flops", flops, self.ranges["flops"], extrapolate)
         return self.law.optimal(flops, flops_per_token)
 
     def beyond_data(self, flops: float) -> float:
@@ -91,10 +112,20 @@ class SurfaceFit(Basis):
         return flops / self.ranges["flops"][1]
 
     def interval(
-        self, name: str = "loss", *, num_params: float | None = None, tokens: float | None = None, flops: float | None = None
+        self,
+        name: str = "loss",
+        *,
+        num_params: float | None = None,
+        tokens: float | None = None,
+        flops: float | None = None,
+        extrapolate: bool = False,
     ) -> Interval:
         """Percentile interval of a parameter by name, of the "loss" at (num_params, tokens), or, at `flops` under C = 6ND, of
-        "optimal_params", "optimal_tokens" or "optimal_loss". Raises FitError where the samples for it are not kept."""
+        "optimal_params", "optimal_tokens" or "optimal_loss". Raises FitError where the samples for it are not kept, and outside
+        the fitted ranges unless `extrapolate`."""
+        for what, value in (("num_params", num_params), ("tokens", tokens), ("flops", flops)):
+            if value is not None:
+                require_inside(what, value, self.ranges[what], extrapolate)
         if name in self.intervals:
             return self.intervals[name]
         if self.samples is None or not len(self.samples):
@@ -129,10 +160,10 @@ class SurfaceFit(Basis):
         samples = content.get("samples")
         return cls(
             law=LossSurface.from_json(content),
-            intervals={k: _pair(v) for k, v in content["intervals"].items()},
+            intervals={k: pair(v) for k, v in content["intervals"].items()},
             on_bound=tuple(content.get("on_bound", ())),
             runner_ups=tuple(content.get("runner_ups", ())),
-            ranges={k: _pair(v) for k, v in content["ranges"].items()},
+            ranges={k: pair(v) for k, v in content["ranges"].items()},
             samples=None if samples is None else floats(samples).reshape(-1, 5),
             **Basis.read(content),
         )
@@ -156,11 +187,15 @@ class PowerLawFit(Basis):
     range: Interval  # smallest and largest x fitted
     samples: Floats | None = field(default=None, compare=False)  # (kept, 3): scale, exponent, asymptote
 
-    def predict(self, flops: ArrayLike) -> Floats:
+    def predict(self, flops: ArrayLike, *, extrapolate: bool = False) -> Floats:
+        """y at C. Raises FitError outside the fitted FLOPs unless `extrapolate`."""
+        require_inside("flops", flops, self.range, extrapolate)
         return self.law.predict(flops)
 
-    def interval(self, name: str = "value", *, flops: float | None = None) -> Interval:
-        """Percentile interval of a parameter by name, or of the "value" at `flops`."""
+    def interval(self, name: str = "value", *, flops: float | None = None, extrapolate: bool = False) -> Interval:
+        """Percentile interval of a parameter by name, or of the "value" at `flops` (see `predict`)."""
+        if flops is not None:
+            require_inside("flops", flops, self.range, extrapolate)
         if name in self.intervals:
             return self.intervals[name]
         if name != "value" or flops is None or self.samples is None:
@@ -183,8 +218,8 @@ class PowerLawFit(Basis):
         return cls(
             law=PowerLaw.from_json(content),
             quantity=content["quantity"],
-            intervals={k: _pair(v) for k, v in content["intervals"].items()},
-            range=_pair(content["range"]),
+            intervals={k: pair(v) for k, v in content["intervals"].items()},
+            range=pair(content["range"]),
             samples=None if samples is None else floats(samples).reshape(-1, 3),
             **Basis.read(content),
         )
@@ -203,7 +238,7 @@ class IsoflopProfile:
     train_flops: float  # geometric mean of the points' FLOPs
     num_params: tuple[float, ...]
     losses: tuple[float, ...]
-    parabola: IsoflopParabola | None  # None where the budget has too few sizes
+    parabola: IsoflopParabola | IsoflopCubic | None  # None where the budget has too few sizes
     status: str  # interior | below_smallest | above_largest | not_convex | too_few_sizes
     optimal_params: float | None = None  # only where the minimum is interior
     optimal_tokens: float | None = None
@@ -221,7 +256,8 @@ class IsoflopProfile:
     def from_json(cls, content: dict[str, Any]) -> Self:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         if values["parabola"] is not None:
-            values["parabola"] = IsoflopParabola.from_json(content["parabola"])
+            kind = IsoflopCubic if "skew" in content["parabola"] else IsoflopParabola
+            values["parabola"] = kind.from_json(content["parabola"])
         return cls(**values)
 
 
@@ -229,6 +265,7 @@ class IsoflopProfile:
 class IsoflopFit(Basis):
     """Parabolas in log N, a budget each, and the power laws through their minima."""
 
+    shape: str  # parabola | cubic
     curvature: str  # shared | per_budget
     profiles: tuple[IsoflopProfile, ...]
     optimal_params: PowerLawFit | None  # N*(C); None with fewer than two interior minima
@@ -238,6 +275,7 @@ class IsoflopFit(Basis):
         laws = {name: getattr(self, name) for name in ("optimal_params", "optimal_tokens")}
         return {
             **super().to_json(),
+            "shape": self.shape,
             "curvature": self.curvature,
             "profiles": [p.to_json() for p in self.profiles],
             **{k: None if v is None else v.to_json(samples=False) for k, v in laws.items()},
@@ -249,10 +287,17 @@ class IsoflopFit(Basis):
             k: None if content[k] is None else PowerLawFit.from_json(content[k]) for k in ("optimal_params", "optimal_tokens")
         }
         profiles = tuple(IsoflopProfile.from_json(p) for p in content["profiles"])
-        return cls(curvature=content["curvature"], profiles=profiles, **laws, **Basis.read(content))
+        return cls(
+            shape=content.get("shape", "parabola"),
+            curvature=content["curvature"],
+            profiles=profiles,
+            **laws,
+            **Basis.read(content),
+        )
 
     def __repr__(self) -> str:
-        rows = [f"IsoflopFit: L(N) = floor + curvature (ln N - ln N*)^2, {self.curvature} curvature"]
+        skew = " + skew (ln N - ln N*)^3" if self.shape == "cubic" else ""
+        rows = [f"IsoflopFit: L(N) = floor + curvature (ln N - ln N*)^2{skew}, {self.curvature} curvature"]
         for p in self.profiles:
             at = (
                 ""
@@ -330,7 +375,7 @@ class SharedFit(Basis):
             baseline=content["baseline"],
             law=LossSurface.from_json(content["law"]),
             efficiencies=content["efficiencies"],
-            intervals={arm: {k: _pair(v) for k, v in of.items()} for arm, of in content["intervals"].items()},
+            intervals={arm: {k: pair(v) for k, v in of.items()} for arm, of in content["intervals"].items()},
             tokens_meaning=content["tokens_meaning"],
             **Basis.read(content),
         )

@@ -24,10 +24,10 @@ from analysis.laws import Floats, floats
 
 CONSTANT, IN_N, IN_D = 0, 1, 2
 EXPONENT_BOUNDS = (0.01, 4.0)
-CACHED = 2**14  # points of the problems that are worked on together: their arrays should stay in the processor's cache
+CACHED = 2**15  # points of the problems that are worked on together: their arrays should stay in the processor's cache
 FIRST_DELTA = 0.01
 """Where the stages of a delta far below it begin: about the noise of losses."""
-COARSE_STEPS, FINE_STEPS = 12, 150
+COARSE_STEPS, FINE_STEPS, COARSE_TOLERANCE = 12, 150, 1e-4
 
 
 def chunk_rows(points: int) -> int:
@@ -59,15 +59,6 @@ class Group:
         """(n, powers J x powers' J') products of two groups' first derivatives, in the order that `lift` takes."""
         own, others = (g.first[:, : g.powers * g.members.shape[1]] for g in (self, other))
         return (own[:, :, None] * others[:, None, :]).reshape(len(self.log), -1)
-
-    def lift(self, theta: Floats) -> Floats:
-        """(P, J [+ 1], powers J): dLhat / d(c_j, exponent) in terms of phi m_j log^k, that is m_j, and -c_j log m_j."""
-        count = self.members.shape[1]
-        found = np.zeros((len(theta), len(self.places), self.powers * count))
-        found[:, :count, :count] = np.eye(count)
-        if self.slot is not None:
-            found[:, count, count:] = -theta[:, self.columns]
-        return found
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -119,9 +110,40 @@ class Problem:
         return tuple(found)
 
     @cached_property
-    def pairs(self) -> tuple[tuple[int, int, Floats], ...]:
-        """Each pair of groups with its table."""
-        return tuple((i, k, g.second(self.groups[k])) for i, g in enumerate(self.groups) for k in range(i, len(self.groups)))
+    def pairs(self) -> tuple[tuple[int, int, Floats, slice], ...]:
+        """Each pair of groups with its table, and where its sums stand among those of all pairs."""
+        found, end = [], 0
+        for i, group in enumerate(self.groups):
+            for k in range(i, len(self.groups)):
+                table = group.second(self.groups[k])
+                found.append((i, k, table, slice(end, end + table.shape[1])))
+                end += table.shape[1]
+        return tuple(found)
+
+    @cached_property
+    def features(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """First derivatives as features phi m_j log^k of all groups, q of them: (q, q) where the sums of each two stand among
+        those of all pairs, and the parameter (q,), coefficient (q,; -1: none) and sign (q,) of each feature's share."""
+        sizes = [g.powers * g.members.shape[1] for g in self.groups]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        index = np.empty((starts[-1], starts[-1]), dtype=int)
+        for i, k, _, where in self.pairs:
+            block = np.arange(where.start, where.stop).reshape(sizes[i], sizes[k])
+            index[starts[i] : starts[i + 1], starts[k] : starts[k + 1]] = block
+            index[starts[k] : starts[k + 1], starts[i] : starts[i + 1]] = block.T
+        parameter, amount, sign = [], [], []
+        for g in self.groups:
+            parameter += [*g.columns, *([g.slot] * len(g.columns) if g.slot is not None else [])]
+            amount += [-1] * len(g.columns) + (list(g.columns) if g.slot is not None else [])
+            sign += [1.0] * len(g.columns) + ([-1.0] * len(g.columns) if g.slot is not None else [])
+        return index, np.array(parameter), np.array(amount), np.array(sign)
+
+    def lift(self, theta: Floats) -> Floats:
+        """(P, p, q): dLhat / dtheta in terms of the features, m_j for c_j and -c_j log m_j for an exponent."""
+        _, parameter, amount, sign = self.features
+        found = np.zeros((len(theta), self.size, len(parameter)))
+        found[:, parameter, np.arange(len(parameter))] = sign * np.where(amount < 0, 1.0, theta[:, amount])
+        return found
 
     @property
     def stages(self) -> list[float]:
@@ -129,7 +151,7 @@ class Problem:
         if not np.isfinite(self.delta):
             return [self.delta]
         wide = [100 * self.delta, 10 * self.delta]
-        while self.delta < 1e-5 and wide[0] < FIRST_DELTA:
+        while wide[0] < 10 * FIRST_DELTA:
             wide.insert(0, 10 * wide[0])
         return [*wide, self.delta]
 
@@ -240,25 +262,18 @@ def _derivatives(problem: Problem, theta: Floats, state: State, weight: Floats, 
     inverse = 1 / state.value
     unit = [inverse if p is None else p * inverse for p in state.phi]
     bent = [curved * u for u in unit]
-    lifts = [group.lift(theta) for group in problem.groups]
-    gradient, scale = np.zeros_like(theta), np.zeros_like(theta)
-    hessian = np.zeros((*theta.shape, theta.shape[1]))
+    index = problem.features[0]
+    sums, own = np.zeros((2, len(theta), int(index.max()) + 1))
+    for i, k, table, where in problem.pairs:
+        sums[:, where] = (bent[i] * unit[k]) @ table
+        if i == k:
+            own[:, where] = (reweighted * unit[i] * unit[i]) @ table
+    lift = problem.lift(theta)
+    hessian = lift @ sums[:, index] @ np.swapaxes(lift, 1, 2)
+    scale = ((lift @ own[:, index]) * lift).sum(2)
+    gradient = np.zeros_like(theta)
     for group, u in zip(problem.groups, unit, strict=True):
         _slopes(group, theta, (psi * u) @ group.first, gradient, hessian)
-    for i, k, table in problem.pairs:
-        one, two = problem.groups[i], problem.groups[k]
-
-        def lifted(weighted: Floats, i: int = i, k: int = k, table: Floats = table) -> Floats:
-            sums = (weighted * unit[k]) @ table
-            block: Floats = lifts[i] @ sums.reshape(len(theta), lifts[i].shape[2], -1) @ np.swapaxes(lifts[k], 1, 2)
-            return block
-
-        block = lifted(bent[i])
-        hessian[:, one.places[:, None], two.places] += block
-        if i != k:
-            hessian[:, two.places[:, None], one.places] += np.swapaxes(block, 1, 2)
-        else:
-            scale[:, one.places] = np.einsum("pjj->pj", lifted(reweighted * unit[i]))
     return gradient, hessian, np.maximum(scale, 1e-14 * scale.max(1, keepdims=True) + 1e-300)
 
 
@@ -282,21 +297,23 @@ def minimise(
     weight: Floats,
     *,
     tolerance: float = 1e-14,
-    coarse: bool = True,
+    skip: int = 0,
+    coarse: int = COARSE_STEPS,
     fine: bool = True,
 ) -> Solutions:
     """Local minima from `start` (P, p); log_loss and weight are (P, n); `tolerance` is relative, on the objective.
 
-    `coarse` goes through the wider deltas, a few steps each; `fine` ends at the problem's own.
+    `coarse` steps are spent at each of the wider deltas (0: none) but the first `skip`; `fine` ends at the problem's own.
     """
-    stages = [(delta, COARSE_STEPS) for delta in problem.stages[:-1] if coarse] + [(problem.delta, FINE_STEPS)] * fine
+    stages = [(delta, coarse, COARSE_TOLERANCE) for delta in problem.stages[skip:-1] if coarse]
+    stages += [(problem.delta, FINE_STEPS, tolerance)] * fine
     parts = []
     size = chunk_rows(len(problem.x))
     for first in range(0, len(start), size):
         rows = slice(first, first + size)
         part = Solutions(start[rows], np.empty(0), np.empty(0))
-        for delta, steps in stages:
-            part = _newton(problem, part.theta, log_loss[rows], weight[rows], delta, steps, tolerance)
+        for delta, steps, until in stages:
+            part = _newton(problem, part.theta, log_loss[rows], weight[rows], delta, steps, until)
         parts.append(part)
     return Solutions.join(parts)
 

@@ -53,9 +53,10 @@ class FitOptions:
     n: str = "total"  # which parameters N counts: total | non_embedding | global
     d: str = "tokens"  # which length D counts: tokens | units
     baseline: str = "baseline"  # the arm that others are compared with
-    loss: str = HUBER  # huber | squares
+    loss: str = HUBER  # huber | squares | absolute
     delta: float = 1e-3  # Huber's threshold on log residuals
     curvature: str = "auto"  # isoFLOP parabolas: auto | shared | per_budget
+    shape: str = "parabola"  # isoFLOP profiles: parabola | cubic in log N
     method: str = "envelope"  # compute multiplier: envelope | law
     resamples: int = 1000  # bootstrap refits; 0 = no intervals
     level: float = 0.9  # nominal coverage of intervals
@@ -183,7 +184,8 @@ def arm_fit(table: pd.DataFrame, arm: str, target: str, options: FitOptions) -> 
         return _generator(options, kind, arm, target)
 
     surface = attempted(warnings, "loss surface", fit_loss_surface, rows, **common, **options.robust, rng=rng("surface"))
-    isoflop = attempted(warnings, "isoFLOP optimum", fit_isoflop, rows, **common, curvature=options.curvature, rng=rng("isoflop"))
+    profile = common | {"curvature": options.curvature, "shape": options.shape}
+    isoflop = attempted(warnings, "isoFLOP optimum", fit_isoflop, rows, **profile, rng=rng("isoflop"))
     best = best_per_budget(rows, isoflop)
     asymptote = len(best) >= LAW_ASYMPTOTE_BUDGETS
     settings = options.robust | options.bootstrap

@@ -32,6 +32,8 @@ SMALL_DESIGN = 20
 PAIRS = "pairs bootstrap over runs, stratified by budget"
 RESIDUAL = "bootstrap of residuals with random signs, design kept"
 MAX_LEVERAGE = 0.95
+ROUGH_STEPS = 6
+"""Newton steps at a wider delta before a resample's starts compete: the losers' ends are never needed."""
 REFIT_TOLERANCE = 1e-9
 """Relative change of the objective at which a resample's refit stops: far under the scatter of resamples."""
 
@@ -121,10 +123,10 @@ def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats, *, p
     repeated = [np.repeat(values, count, axis=0) for values in (log_loss, weight)]
     flat = starts.reshape(-1, problem.size)
     if np.isfinite(problem.delta):
-        flat = minimise(problem, flat, repeated[0], repeated[1], tolerance=1e-6, fine=False).theta
+        flat = minimise(problem, flat, repeated[0], repeated[1], skip=1, coarse=ROUGH_STEPS, fine=False).theta
     value = objective(problem, flat, repeated[0], repeated[1], problem.delta).reshape(-1, count)
     best = flat.reshape(starts.shape)[np.arange(len(starts)), value.argmin(1)]
-    return minimise(problem, best, log_loss, weight, tolerance=REFIT_TOLERANCE, coarse=False)
+    return minimise(problem, best, log_loss, weight, tolerance=REFIT_TOLERANCE, coarse=0)
 
 
 def small_design_warning(n: int, parameters: int) -> str | None:

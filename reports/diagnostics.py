@@ -39,7 +39,7 @@ def residual_table(study: Study, target: str) -> pd.DataFrame:
                 rows[kind] = math.nan
             if f"planned_{kind}" in rows:
                 rows[kind] = rows[kind].fillna(rows[f"planned_{kind}"])
-        rows["fitted"] = fit.surface.predict(rows[fit.n_kind].to_numpy(float), rows[fit.d_kind].to_numpy(float))
+        rows["fitted"] = fit.surface.predict(rows[fit.n_kind].to_numpy(float), rows[fit.d_kind].to_numpy(float), extrapolate=True)
         rows["residual"] = np.log(rows["loss"].to_numpy(float)) - np.log(rows["fitted"].to_numpy(float))
         parts.append(rows[["run_id", "arm", "size", "num_params", "flops", "loss", "fitted", "residual"]])
     return pd.concat(parts, ignore_index=True).dropna(subset=["residual"]) if parts else pd.DataFrame()
