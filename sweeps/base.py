@@ -39,7 +39,7 @@ class Shared:
         self.views = {arm: study.of_arm(arm) for arm in study.ordered_arms}
         self._configs: dict[tuple[str, str, int, bool], RunConfig] = {}
         self._hyperparameters: dict[tuple[float, str], Hyperparameters] = {}
-        self._optims: dict[tuple[str, float, int], OptimConfig] = {}
+        self._optims: dict[tuple[float, float, int], OptimConfig] = {}
 
     def config(self, arm: str, group: Group) -> RunConfig:
         """`base_config`: of its group's length it depends only on whether stories are scored."""
@@ -58,11 +58,11 @@ class Shared:
     def optim(self, hyper: Hyperparameters, steps: int) -> OptimConfig:
         """The optimiser of a run of `steps` steps."""
         recipe = self.study.recipe
-        key = (hyper.recipe, hyper.lr, hyper.warmup_steps(steps))
+        key = (hyper.weight_decay, hyper.lr, hyper.warmup_steps(steps))
         if key not in self._optims:
             self._optims[key] = OptimConfig(
                 lr=hyper.lr,
-                weight_decay=recipe.weight_decay,
+                weight_decay=hyper.weight_decay,
                 warmup_steps=hyper.warmup_steps(steps),
                 final_lr_ratio=recipe.final_lr_ratio,
                 schedule=recipe.schedule,
@@ -89,6 +89,7 @@ def group_hyperparameters(study: StudyConfig, measure: Measure, group: Group) ->
         Length.TOKENS_PER_PARAM: group.length * params,
     }
     situation = Situation(
+        size=group.size,
         num_params=params,
         num_non_embedding_params=num_non_embedding_params(baseline),
         width=baseline.global_stack.dim,

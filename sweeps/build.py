@@ -29,7 +29,7 @@ from sweeps.columns import PlanRow, format_value
 from sweeps.estimate import price_run
 from sweeps.measure import Measure
 from sweeps.price import AUTO
-from sweeps.recipe import RECIPES, Hyperparameters
+from sweeps.recipe import Hyperparameters
 from sweeps.spending import Level
 from sweeps.study import Length, Matching, StudyConfig
 from sweeps.trunk import LENGTH_DECIDES, share_trunks
@@ -82,7 +82,7 @@ def build_runs(
             place = (group.length, sizes.index(run.row.size), arms.index(run.row.arm), run.row.seed)
             runs.append((place, run))
             if hyper.outside:
-                outside.setdefault(hyper.outside, f"{group.size} at {study.length.value}={group.length:g}")
+                outside.setdefault(f"{group.size} at {study.length.value}={group.length:g}", hyper.outside)
         if progress is not None:
             progress(done, len(groups))
     ordered = [run for _, run in sorted(runs, key=lambda item: item[0])]
@@ -304,7 +304,7 @@ def _warnings(study: StudyConfig, measure: Measure, rows: list[PlanRow], outside
     if refused:
         warnings.insert(0, f"{len(refused)} of {len(rows)} rows are refused and will not run; the column reason says why.")
     if outside:
-        detail, where = next(iter(outside.items()))
+        where, detail = next(iter(outside.items()))
         recipe = study.recipe.name
         warnings.append(f"recipe '{recipe}' is used outside its range in {len(outside)} cases, the first is {where}: {detail}.")
     for arm in study.arms:
@@ -330,8 +330,3 @@ def _warnings(study: StudyConfig, measure: Measure, rows: list[PlanRow], outside
             f"{len(repeated)} rows repeat the speech more than {study.admission.max_speech_epochs:g} times, at most {most:.1f}."
         )
     return warnings
-
-
-def recipe_source(study: StudyConfig) -> str:
-    """Where the study's learning rates and batches come from."""
-    return RECIPES[study.recipe.name].source

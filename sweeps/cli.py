@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from sweeps.study import StudyConfig
 
 VERBS = ("plan", "diff", "price", "picture", "sizes", "savings", "statistics")
+PATHS = ("data", "recipe.table", "after.data")  # keys of a study that name files or folders
 EXAMPLE = "plan-sweep study=demo out=studies/demo"
 
 
@@ -259,6 +261,7 @@ def compose_study(overrides: dict[str, str]) -> StudyConfig:
 
     Raises ConfigError on an unknown study or key, and on a value that cannot be read.
     """
+    from lst.plain import merge
     from sweeps.study import StudyConfig, require_study_name, study_names
 
     overrides = dict(overrides)
@@ -267,8 +270,11 @@ def compose_study(overrides: dict[str, str]) -> StudyConfig:
         raise ConfigError(f"study is missing; known: {', '.join(study_names())}, as in: {EXAMPLE}")
     require_study_name(name)
     # a path is taken as it stands: Hydra's grammar would stumble over blanks and signs in it
-    paths = {key: overrides.pop(key) for key in ("data",) if key in overrides}
-    values = {**_compose([f"+study={name}"], overrides), **paths}
+    paths = {key: overrides.pop(key) for key in PATHS if key in overrides}
+    values = _compose([f"+study={name}"], overrides)
+    for key, path in paths.items():
+        *section, last = key.split(".")
+        values = merge(values, functools.reduce(lambda inner, part: {part: inner}, reversed(section), {last: path}))
     if overrides.get("arm_sizes", "").replace(" ", "") == "{}":
         # Hydra merges mappings, so that an empty one would clear nothing
         given = [key.partition(".")[2] for key in overrides if key.startswith("arm_sizes.")]

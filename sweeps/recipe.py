@@ -10,23 +10,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from lst.config import OptimConfig
 from lst.errors import ConfigError, did_you_mean
 from lst.schedule import DECAY_SHAPES, SCHEDULES
+from sweeps.recipe_table import RecipeTable, read_recipe_table
+
+TABLE = "table"  # the recipe.name of a user's table
+PAPER_DECAY = 0.1  # weight decay (PAPER: A.3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeConfig:
     """Which recipe, and what of it is overridden (null = as the recipe says)."""
 
-    name: str = "small"  # a key of RECIPES
+    name: str = "small"  # a key of RECIPES, or table
+    table: str = ""  # name=table: a CSV, YAML or JSON file of hyperparameters by size and budget (sweeps.recipe_table)
     lr: float | None = None  # peak learning rate
     lr_scale: float = 1.0  # factor on the peak learning rate (for triplets of learning rates)
     batch_sequences: int | None = None  # sequences of a global batch
     batch_scale: float = 1.0  # factor on the recipe's batch
     warmup_steps: int | None = None  # linear warm-up, steps
-    weight_decay: float = 0.1  # PAPER: A.3
+    weight_decay: float | None = None  # of AdamW; null: the table's, else 0.1 (PAPER: A.3)
     final_lr_ratio: float = OptimConfig.final_lr_ratio  # the schedule ends at this share of the peak (PAPER: A.3)
     schedule: str = OptimConfig.schedule  # cosine | wsd
     decay_share: float = OptimConfig.decay_share  # wsd: share of the steps that decays
@@ -34,12 +41,19 @@ class RecipeConfig:
     share_trunk: bool = False  # wsd: one run for all budgets of a size, arm and seed, at the longest one's hyperparameters
 
     def validate(self) -> None:
-        if self.name not in RECIPES:
-            raise ConfigError(f"recipe.name='{self.name}' is unknown; {did_you_mean(self.name, RECIPES)}")
+        if self.name not in (*RECIPES, TABLE):
+            raise ConfigError(f"recipe.name='{self.name}' is unknown; {did_you_mean(self.name, (*RECIPES, TABLE))}")
+        if (self.name == TABLE) != bool(self.table):
+            raise ConfigError(
+                f"recipe.name='{self.name}' and recipe.table='{self.table}' do not fit; a table of your own needs both: "
+                f"recipe.name={TABLE} recipe.table=FILE.csv."
+            )
         for key in ("lr", "lr_scale", "batch_sequences", "batch_scale"):
             value = getattr(self, key)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"recipe.{key}={value} must be a positive number.")
+        if self.weight_decay is not None and not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ConfigError(f"recipe.weight_decay={self.weight_decay} must be a finite number, 0 or more.")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ConfigError(f"recipe.warmup_steps={self.warmup_steps} is negative; give 0 for no warm-up.")
         for key, known in (("schedule", SCHEDULES), ("decay_shape", DECAY_SHAPES)):
@@ -61,6 +75,7 @@ class RecipeConfig:
 class Situation:
     """What a recipe may look at."""
 
+    size: str  # the rung's name
     num_params: int  # all parameters of the baseline of this size
     num_non_embedding_params: int  # of the same
     width: int  # width of the global transformer
@@ -79,6 +94,8 @@ class Recipe:
     lr: Callable[[Situation], float]
     batch_units: Callable[[Situation], float]
     warmup_steps: Callable[[int], int]  # steps of the run -> steps of warm-up
+    weight_decay: float = PAPER_DECAY  # of AdamW
+    outside: str | None = None  # why the situation lies outside, where that is known already
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +106,7 @@ class Hyperparameters:
     lr: float
     batch_sequences: int
     warmup_steps: Callable[[int], int]
+    weight_decay: float
     outside: str  # why the situation lies outside the recipe's range, or ""
 
 
@@ -155,16 +173,65 @@ RECIPES: dict[str, Recipe] = {
 
 
 def choose_hyperparameters(choice: RecipeConfig, situation: Situation) -> Hyperparameters:
-    """The values of `choice` in `situation`; learning rates are rounded to 6 digits so that they read well."""
-    recipe = RECIPES[choice.name]
+    """The values of `choice` in `situation`; learning rates are rounded to 6 digits so that they read well.
+
+    Raises ConfigError where the choice names a table that cannot be read.
+    """
+    recipe = _of_table(_read(choice.table), situation) if choice.name == TABLE else RECIPES[choice.name]
     fixed_warmup = choice.warmup_steps
+    decay = recipe.weight_decay if choice.weight_decay is None else choice.weight_decay
     batch = recipe.batch_units(situation) * choice.batch_scale / situation.seq_len_units
     return Hyperparameters(
         recipe=recipe.name,
         lr=float(f"{(choice.lr or recipe.lr(situation)) * choice.lr_scale:.6g}"),
         batch_sequences=choice.batch_sequences or max(1, round(batch)),
         warmup_steps=recipe.warmup_steps if fixed_warmup is None else lambda _: fixed_warmup,
-        outside=_outside(recipe, situation),
+        weight_decay=decay,
+        outside=_outside(recipe, situation) if recipe.outside is None else recipe.outside,
+    )
+
+
+def recipe_text(choice: RecipeConfig, arms: int) -> str:
+    """Where a study's hyperparameters come from, and that no arm is tuned more than another."""
+    source = _read(choice.table).text if choice.name == TABLE else f"{choice.name} ({RECIPES[choice.name].source})"
+    fixed = [f"{key}={value:g}" for key in FIXED if (value := getattr(choice, key)) is not None]
+    scaled = [f"{key}={value:g}" for key in ("lr_scale", "batch_scale") if (value := getattr(choice, key)) != 1]
+    by_hand = f"; by hand: {', '.join(fixed + scaled)}" if fixed or scaled else ""
+    alike = "every arm" if arms > 1 else "the arm"
+    return f"{source}{by_hand}. The same function of size and length for {alike}, so that none is tuned more than another"
+
+
+FIXED = ("lr", "batch_sequences", "warmup_steps", "weight_decay")
+"""Fields of RecipeConfig that stand in the place of what the recipe says."""
+
+
+def _read(table: str) -> RecipeTable:
+    path = Path(table)
+    return _read_once(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(maxsize=8)
+def _read_once(path: Path, changed: int) -> RecipeTable:
+    """As often as the file was changed, and not for each row."""
+    return read_recipe_table(path)
+
+
+def _of_table(table: RecipeTable, situation: Situation) -> Recipe:
+    """The table's answer in one situation, as a recipe."""
+    place, budget = table.place(situation.size, situation.num_params), 6.0 * situation.num_params * situation.tokens
+    lr, batch, warmup, decay = (table.value(key, place, budget) for key in ("lr", "batch_units", "warmup_steps", "weight_decay"))
+    assert lr is not None, "a table has it in every row"
+    assert batch is not None, "a table has it in every row"
+    return Recipe(
+        name=table.recipe,
+        source=table.text,
+        num_params_range=(0.0, math.inf),
+        tokens_range=(0.0, math.inf),
+        lr=lambda _: lr,
+        batch_units=lambda _: batch,
+        warmup_steps=short_warmup if warmup is None else lambda _: round(warmup),
+        weight_decay=PAPER_DECAY if decay is None else decay,
+        outside=table.outside(place, budget),
     )
 
 

@@ -15,6 +15,7 @@ from sweeps.accounting import accounting_text, speech_text
 from sweeps.columns import PlanRow
 from sweeps.contradictions import contradictions
 from sweeps.plan import Plan
+from sweeps.recipe import recipe_text
 from sweeps.study import ContextMatch, Matching, StudyConfig
 from sweeps.text import WIDTH, aligned, minutes, scientific, short, within, wrapped
 from sweeps.variants import arm_of
@@ -59,6 +60,7 @@ def describe(plan: Plan, cores: int) -> str:
         matching_text(plan.study, plan.rows),
         accounting_text(plan.study, plan.rows),
         *([speech_text(plan.stated)] if plan.stated else []),
+        wrapped("recipe: ", recipe_text(plan.study.recipe, len(plan.study.arms))),
         assumptions_text(plan.study),
         *([refusals_text(plan.rows)] if plan.totals.refused else []),
         *[wrapped("note: ", note) for note in plan.study.notes],

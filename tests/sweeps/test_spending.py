@@ -92,7 +92,7 @@ def test_an_optimum_beyond_the_largest_size_is_warned_of() -> None:
 
 def test_published_recipes_give_their_formulas_values() -> None:
     situation = Situation(
-        num_params=1_100_000_000, num_non_embedding_params=1_000_000_000, width=2048, tokens=2e10, seq_len_units=4096
+        size="", num_params=1_100_000_000, num_non_embedding_params=1_000_000_000, width=2048, tokens=2e10, seq_len_units=4096
     )
     # by hand: 10^(log10 1.79 - 0.713 * 9 + 0.307 * 10.30103) and 10^(log10 0.58 + 0.571 * 10.30103)
     assert RECIPES["step_law"].lr(situation) == pytest.approx(9.963e-4, rel=2e-3)
