@@ -31,6 +31,7 @@ from lst.errors import FitError, did_you_mean
 BINOMIAL = "binomial"
 PARAMETRIC = "parametric bootstrap: binomial counts with the dispersion found, t-scaled"
 AGAINST = {"loss": "accuracy_of_loss", "flops": "accuracy_of_flops"}
+SCATTERED = 2.0
 STEEPEST = 60.0
 """Bound of the slope over the range of the data: a step."""
 
@@ -55,16 +56,9 @@ def fit_accuracy(
     accuracy does not rise as the loss falls (as FLOPs grow).
     """
     check_options(resamples, level)
-    if against not in AGAINST:
-        raise FitError(f"against='{against}' is unknown; {did_you_mean(against, AGAINST)}")
-    if not 0 <= chance < ceiling <= 1:
-        raise FitError(f"chance={chance}, ceiling={ceiling}: give 0 <= chance < ceiling <= 1, as 0.25 for four endings.")
     require_one_kind(table)
-    raw = column(table, loss if against == "loss" else flops)
+    raw, share, count = _columns(table, chance, ceiling, against, loss if against == "loss" else flops, accuracy, items)
     x = raw if against == "loss" else np.log(raw)
-    share, count = _shares(table, accuracy, items), column(table, items)
-    if len(np.unique(np.round(x, 9))) < 3:
-        raise FitError(f"{len(np.unique(x))} distinct values of {against}: a sigmoid needs three or more; add runs.")
     require_above_chance(share, count, chance, level)
     rng = np.random.default_rng(0) if rng is None else rng
     centre, width = float(x.mean()), float(np.ptp(x))
@@ -85,7 +79,6 @@ def fit_accuracy(
     samples = _law(drawn[converged], centre, width)
     failed = len(shares) - len(samples)
     flat = np.full((len(samples), 2), [chance, ceiling])
-    steep = abs(best[1]) >= STEEPEST * (1 - 1e-6)
     return FormFit(
         form=AGAINST[against],
         law=law,
@@ -104,12 +97,31 @@ def fit_accuracy(
         interval_method=method if len(samples) else "none",
         resamples=len(shares),
         failed=failed,
-        warnings=(
-            *(["slope ended on its bound (a step): the data do not determine it"] if steep else []),
-            *([f"runs scatter {dispersion:.2g} times as much as binomial items would"] if dispersion > 2 else []),
-            *interval_warnings(len(x), 2, len(shares), failed, resamples),
-        ),
+        warnings=_warnings(best[1], dispersion, len(x), len(shares), failed, resamples),
     )
+
+
+def _warnings(slope: float, dispersion: float, n: int, done: int, failed: int, asked: int) -> tuple[str, ...]:
+    told = interval_warnings(n, 2, done, failed, asked)
+    if dispersion > SCATTERED:
+        told.insert(0, f"runs scatter {dispersion:.2g} times as much as binomial items would")
+    if abs(slope) >= STEEPEST * (1 - 1e-6):
+        told.insert(0, "slope ended on its bound (a step): the data do not determine it")
+    return tuple(told)
+
+
+def _columns(
+    table: pd.DataFrame, chance: float, ceiling: float, against: str, column_of_x: str, accuracy: str, items: str
+) -> tuple[Floats, Floats, Floats]:
+    """x as given, shares and counts, checked."""
+    if against not in AGAINST:
+        raise FitError(f"against='{against}' is unknown; {did_you_mean(against, AGAINST)}")
+    if not 0 <= chance < ceiling <= 1:
+        raise FitError(f"chance={chance}, ceiling={ceiling}: give 0 <= chance < ceiling <= 1, as 0.25 for four endings.")
+    x = column(table, column_of_x)
+    if (distinct := len(np.unique(np.round(np.log(x), 9)))) < 3:
+        raise FitError(f"{distinct} distinct values of {against}: a sigmoid needs three or more; add runs.")
+    return x, _shares(table, accuracy, items), column(table, items)
 
 
 def _shares(table: pd.DataFrame, accuracy: str, items: str) -> Floats:

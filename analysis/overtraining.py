@@ -10,20 +10,22 @@ of unrepeated data first, from the runs that saw no token twice, then the two de
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 
-from analysis.diagnose import DELTA, HUBER, basis, check_options, chosen_delta, extent, interval_warnings, robust_spread
+from analysis.diagnose import DELTA, HUBER, basis, check_options, chosen_delta, extent, robust_spread
 from analysis.fit import fit_loss_surface
 from analysis.form_results import FormFit
 from analysis.forms import OvertrainingLaw, RepetitionLaw
 from analysis.laws import Floats, LossSurface
 from analysis.optimum import solve
 from analysis.results import SurfaceFit, percentile_interval
-from analysis.scoring import minimise_by_scoring
+from analysis.scoring import Evaluate, minimise_by_scoring
 from analysis.solver import CONSTANT, IN_D, IN_N, Problem, huber
-from analysis.table import Frame, column, read_points, require_one_kind, require_points
-from analysis.uncertainty import PAIRS, bootstrap, stratified_counts
+from analysis.table import Frame, Points, column, read_points, require_one_kind, require_points
+from analysis.uncertainty import PAIRS, Draws, bootstrap, stratified_counts
 from lst.errors import FitError
 
 DECAYS = (0.05, 1e4)
@@ -123,67 +125,83 @@ def fit_repetition(
             f"{int(again.sum())} runs saw a token twice ({params}, {tokens} > {unique}); the decays need three or more."
         )
     rng = np.random.default_rng(0) if rng is None else rng
-    if base is None:
-        fresh = table[~again]
-        base = fit_loss_surface(
-            fresh, params=params, tokens=tokens, loss=loss, objective=objective, delta=delta_of(delta), resamples=0
-        )
-    surface = base.law if isinstance(base, SurfaceFit) else base
-    if min(surface.A, surface.B) <= 0:
-        raise FitError(
-            f"the surface of unrepeated data has A={surface.A:g}, B={surface.B:g}; both must be positive for N_opt(U)."
-        )
-    log_loss = np.log(points.loss)
-
-    def laws(theta: Floats) -> RepetitionLaw:
-        return RepetitionLaw(*surface.values().tolist(), *np.exp(theta).T[:, :, None])
-
-    def evaluate(theta: Floats, rows: np.ndarray) -> tuple[Floats, Floats, Floats]:
-        law = laws(theta)
-        predicted = law.predict(points.num_params, points.tokens, seen)
-        slope = law.gradient(points.num_params, points.tokens, seen)[..., 5:] / predicted[..., None]
-        slope = slope * np.exp(theta)[:, None, :]
-        residual = log_loss - np.log(predicted)
-        force = weight[rows] * np.clip(residual, -delta, delta)
-        curved = weight[rows] * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
-        value = (weight[rows] * huber(residual, delta)).sum(1)
-        return value, -np.einsum("pn,pnk->pk", force, slope), np.einsum("pn,pnk,pnl->pkl", curved, slope, slope)
-
-    low, high = np.full(2, np.log(DECAYS[0])), np.full(2, np.log(DECAYS[1]))
-    grid = np.stack([g.ravel() for g in np.meshgrid(*[np.linspace(low[0] + 1, high[0] - 2, 6)] * 2)], axis=1)
-    weight = np.ones((len(grid), len(points)))
-    ends, values, _ = minimise_by_scoring(evaluate, grid, low, high, steps=300)
-    best = ends[values.argmin()]
-    weight = stratified_counts(np.where(again, points.budget, -1), resamples, rng)
-    drawn, _, converged = minimise_by_scoring(evaluate, np.repeat(best[None], resamples, axis=0), low, high, steps=300)
-    drawn = drawn[converged]
+    surface = _unrepeated(base, table[~again], {"params": params, "tokens": tokens, "loss": loss}, objective, delta)
+    likelihood = Decays(surface, points, seen, delta)
+    best, value, drawn = likelihood.solve(stratified_counts(np.where(again, points.budget, -1), resamples, rng))
     law = RepetitionLaw(*surface.values().tolist(), *np.exp(best).tolist())
-    ended = [name for name, at in zip(law.names()[5:], best, strict=True) if at <= low[0] + 1e-6 or at >= high[0] - 1e-6]
+    ended = [name for name, at in zip(law.names()[5:], np.exp(best), strict=True) if at_bound(at)]
     samples = np.concatenate([np.repeat(surface.values()[None], len(drawn), axis=0), np.exp(drawn)], axis=1)
-    failed = resamples - len(drawn)
+    residual = np.log(points.loss) - np.log(law.predict(points.num_params, points.tokens, seen))
+    draws = Draws(drawn, PAIRS if len(drawn) else "none", resamples, resamples - len(drawn))
+    told = basis(len(points), 7, objective, delta, value, robust_spread(residual), level, draws, resamples)
+    told["warnings"] = (
+        *[f"{name} ended on its bound ({DECAYS[0]:g} to {DECAYS[1]:g}): the data do not determine it" for name in ended],
+        "the surface of unrepeated data is held: the decays' intervals do not have its uncertainty",
+        *told["warnings"],
+    )
     return FormFit(
         form="repetition",
         law=law,
         intervals={k: percentile_interval(samples[:, 5 + i], level) for i, k in enumerate(law.names()[5:])} if len(drawn) else {},
         ranges={"num_params": extent(points.num_params), "tokens": extent(points.tokens), "unique_tokens": extent(seen)},
         samples=samples if len(drawn) else None,
-        n=len(points),
-        loss=objective,
-        delta=delta if np.isfinite(delta) else None,
-        objective=float(values.min()),
-        residual_spread=robust_spread(log_loss - np.log(law.predict(points.num_params, points.tokens, seen))),
-        level=level,
-        interval_method=PAIRS if len(drawn) else "none",
-        resamples=resamples,
-        failed=failed,
-        warnings=(
-            *[f"{name} ended on its bound ({DECAYS[0]:g} to {DECAYS[1]:g}): the data do not determine it" for name in ended],
-            "the surface of unrepeated data is held: the decays' intervals do not have its uncertainty",
-            *interval_warnings(len(points), 7, resamples, failed, resamples),
-        ),
+        **told,
     )
 
 
-def delta_of(delta: float) -> float:
-    """A delta that `fit_loss_surface` takes beside any objective."""
-    return delta if np.isfinite(delta) else DELTA
+@dataclass(frozen=True)
+class Decays:
+    """The objective in (ln r, ln s) with the surface held."""
+
+    surface: LossSurface
+    points: Points
+    unique: Floats
+    delta: float
+
+    def evaluate(self, weight: Floats) -> Evaluate:
+        """For `analysis.scoring`: Huber's objective on log residuals, weights (P, n), by reweighted least squares."""
+        at = (self.points.num_params, self.points.tokens, self.unique)
+        log_loss = np.log(self.points.loss)
+
+        def evaluated(theta: Floats, rows: np.ndarray) -> tuple[Floats, Floats, Floats]:
+            decays = np.exp(theta)
+            law = RepetitionLaw(*self.surface.values().tolist(), *decays.T[:, :, None])
+            predicted = law.predict(*at)
+            slope = law.gradient(*at)[..., 5:] / predicted[..., None] * decays[:, None, :]
+            residual = log_loss - np.log(predicted)
+            force = weight[rows] * np.clip(residual, -self.delta, self.delta)
+            curved = weight[rows] * np.minimum(1.0, self.delta / np.maximum(np.abs(residual), 1e-300))
+            value: Floats = (weight[rows] * huber(residual, self.delta)).sum(1)
+            return value, -np.einsum("pn,pnk->pk", force, slope), np.einsum("pn,pnk,pnl->pkl", curved, slope, slope)
+
+        return evaluated
+
+    def solve(self, weight: Floats) -> tuple[Floats, float, Floats]:
+        """The best (ln r, ln s) over a grid of starts, its objective, and (kept, 2) those of resamples with `weight` (R, n)."""
+        low, high = np.full(2, np.log(DECAYS[0])), np.full(2, np.log(DECAYS[1]))
+        grid = np.stack([g.ravel() for g in np.meshgrid(*[np.linspace(low[0] + 1, high[0] - 2, 6)] * 2)], axis=1)
+        once = np.ones((len(grid), len(self.points)))
+        ends, values, _ = minimise_by_scoring(self.evaluate(once), grid, low, high, steps=300)
+        best = ends[values.argmin()]
+        near = np.repeat(best[None], len(weight), axis=0)
+        drawn, _, converged = minimise_by_scoring(self.evaluate(weight), near, low, high, steps=300)
+        return best, float(values.min()), drawn[converged]
+
+
+def at_bound(decay: float) -> bool:
+    return decay <= DECAYS[0] * (1 + 1e-6) or decay >= DECAYS[1] * (1 - 1e-6)
+
+
+def _unrepeated(
+    base: SurfaceFit | LossSurface | None, fresh: pd.DataFrame, columns: dict[str, str], objective: str, delta: float
+) -> LossSurface:
+    """The surface of unrepeated data, given or fitted. Raises FitError where it has no N_opt(U)."""
+    if base is None:
+        finite = delta if np.isfinite(delta) else DELTA
+        base = fit_loss_surface(fresh, **columns, objective=objective, delta=finite, resamples=0)  # type: ignore[arg-type]
+    surface = base.law if isinstance(base, SurfaceFit) else base
+    if min(surface.A, surface.B) <= 0:
+        raise FitError(
+            f"the surface of unrepeated data has A={surface.A:g}, B={surface.B:g}; both must be positive for N_opt(U)."
+        )
+    return surface

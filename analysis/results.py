@@ -120,9 +120,9 @@ class SurfaceFit(Basis):
         flops: float | None = None,
         extrapolate: bool = False,
     ) -> Interval:
-        """Percentile interval of a parameter by name, of the "loss" at (num_params, tokens), or, at `flops` under C = 6ND, of
-        "optimal_params", "optimal_tokens" or "optimal_loss". Raises FitError where the samples for it are not kept, and outside
-        the fitted ranges unless `extrapolate`."""
+        """Percentile interval of a parameter by name, of the "optimal_exponent" (N* ~ C^it), of the "loss" at (num_params,
+        tokens), or, at `flops` under C = 6ND, of "optimal_params", "optimal_tokens" or "optimal_loss". Raises FitError where the
+        samples for it are not kept, and outside the fitted ranges unless `extrapolate`."""
         for what, value in (("num_params", num_params), ("tokens", tokens), ("flops", flops)):
             if value is not None:
                 require_inside(what, value, self.ranges[what], extrapolate)
@@ -133,6 +133,8 @@ class SurfaceFit(Basis):
                 f"no interval for '{name}': this fit has no bootstrap samples; fit with resamples > 0 and keep samples."
             )
         e, a, b, alpha, beta = self.samples.T
+        if name == "optimal_exponent":  # N* ~ C^(beta / (alpha + beta))
+            return percentile_interval(beta / (alpha + beta), self.level)
         if name == "loss" and num_params is not None and tokens is not None:
             return percentile_interval(e + a * num_params**-alpha + b * tokens**-beta, self.level)
         if name in ("optimal_params", "optimal_tokens", "optimal_loss") and flops is not None:
