@@ -22,7 +22,7 @@ from analysis.diagnose import check_options, extent, interval_warnings, robust_s
 from analysis.form_results import FormFit
 from analysis.forms import ChanceSigmoid
 from analysis.laws import Floats
-from analysis.results import percentile_interval
+from analysis.results import Interval, percentile_interval
 from analysis.scoring import minimise_by_scoring
 from analysis.table import column, require_one_kind
 from analysis.uncertainty import PAIRS, RESIDUAL_BELOW
@@ -74,20 +74,18 @@ def fit_accuracy(
     free = len(x) - 2
     dispersion = float((count * (share - expected) ** 2 / (expected * (1 - expected))).sum() / free)
     shares, counts, method = _resampled(share, count, expected, max(dispersion, 1.0), resamples if free > 0 else 0, level, rng)
-    drawn, converged = _solve(z, shares, counts, chance, ceiling, best) if len(shares) else (np.empty((0, 2)), np.empty(0, bool))
-    converged &= np.abs(drawn[:, 1]) > 1e-6
-    samples = _law(drawn[converged], centre, width)
+    samples = np.empty((0, 2))
+    if len(shares):
+        drawn, converged = _solve(z, shares, counts, chance, ceiling, best)
+        samples = _law(drawn[converged & (np.abs(drawn[:, 1]) > 1e-6)], centre, width)
     failed = len(shares) - len(samples)
-    flat = np.full((len(samples), 2), [chance, ceiling])
     return FormFit(
         form=AGAINST[against],
         law=law,
-        intervals={k: percentile_interval(samples[:, i], level) for i, k in enumerate(("midpoint", "slope"))}
-        if len(samples)
-        else {},
+        intervals=_intervals(samples, level),
         ranges={against: extent(raw)},
         extra={"dispersion": dispersion},
-        samples=np.concatenate([samples, flat], axis=1) if len(samples) else None,
+        samples=np.insert(samples, 2, [[chance], [ceiling]], axis=1) if len(samples) else None,
         n=len(x),
         loss=BINOMIAL,
         delta=None,
@@ -99,6 +97,11 @@ def fit_accuracy(
         failed=failed,
         warnings=_warnings(best[1], dispersion, len(x), len(shares), failed, resamples),
     )
+
+
+def _intervals(samples: Floats, level: float) -> dict[str, Interval]:
+    names = ("midpoint", "slope") if len(samples) else ()
+    return {name: percentile_interval(samples[:, i], level) for i, name in enumerate(names)}
 
 
 def _warnings(slope: float, dispersion: float, n: int, done: int, failed: int, asked: int) -> tuple[str, ...]:
