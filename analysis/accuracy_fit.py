@@ -64,21 +64,18 @@ def fit_accuracy(
     centre, width = float(x.mean()), float(np.ptp(x))
     z = (x - centre) / width
     best = _solve(z, share[None], count[None], chance, ceiling, None)[0][0]
-    if (best[1] > 0) != (against == "flops") or best[1] == 0:
-        raise FitError(
-            f"accuracy does not rise as {'the loss falls' if against == 'loss' else 'FLOPs grow'}: no such law holds here."
-        )
+    if best[1] == 0 or (best[1] > 0) != (against == "flops"):
+        how = "the loss falls" if against == "loss" else "FLOPs grow"
+        raise FitError(f"accuracy does not rise as {how}: no such law holds here.")
     midpoint, slope = _law(best[None], centre, width)[0].tolist()
     law = ChanceSigmoid(midpoint, slope, chance, ceiling)
     expected = law.predict(x)
-    free = len(x) - 2
-    dispersion = float((count * (share - expected) ** 2 / (expected * (1 - expected))).sum() / free)
-    shares, counts, method = _resampled(share, count, expected, max(dispersion, 1.0), resamples if free > 0 else 0, level, rng)
+    dispersion = float((count * (share - expected) ** 2 / (expected * (1 - expected))).sum() / (len(x) - 2))
+    shares, counts, method = _resampled(share, count, expected, max(dispersion, 1.0), resamples, level, rng)
     samples = np.empty((0, 2))
     if len(shares):
         drawn, converged = _solve(z, shares, counts, chance, ceiling, best)
         samples = _law(drawn[converged & (np.abs(drawn[:, 1]) > 1e-6)], centre, width)
-    failed = len(shares) - len(samples)
     return FormFit(
         form=AGAINST[against],
         law=law,
@@ -94,8 +91,8 @@ def fit_accuracy(
         level=level,
         interval_method=method if len(samples) else "none",
         resamples=len(shares),
-        failed=failed,
-        warnings=_warnings(best[1], dispersion, len(x), len(shares), failed, resamples),
+        failed=len(shares) - len(samples),
+        warnings=_warnings(best[1], dispersion, len(x), len(shares), len(samples), resamples),
     )
 
 
@@ -104,8 +101,8 @@ def _intervals(samples: Floats, level: float) -> dict[str, Interval]:
     return {name: percentile_interval(samples[:, i], level) for i, name in enumerate(names)}
 
 
-def _warnings(slope: float, dispersion: float, n: int, done: int, failed: int, asked: int) -> tuple[str, ...]:
-    told = interval_warnings(n, 2, done, failed, asked)
+def _warnings(slope: float, dispersion: float, n: int, done: int, kept: int, asked: int) -> tuple[str, ...]:
+    told = interval_warnings(n, 2, done, done - kept, asked)
     if dispersion > SCATTERED:
         told.insert(0, f"runs scatter {dispersion:.2g} times as much as binomial items would")
     if abs(slope) >= STEEPEST * (1 - 1e-6):
@@ -204,6 +201,6 @@ def _resampled(
         drawn = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
         return np.repeat(share[None], resamples, axis=0), count * drawn, PAIRS
     tail = 0.5 + level / 2
-    wide = dispersion * (stats.t.ppf(tail, max(n - 2, 1)) / stats.norm.ppf(tail)) ** 2
+    wide = dispersion * (stats.t.ppf(tail, n - 2) / stats.norm.ppf(tail)) ** 2
     error = np.sqrt(wide * expected * (1 - expected) / count) * rng.standard_normal((resamples, n))
     return np.clip(expected + error, 0, 1), np.repeat(count[None], resamples, axis=0), PARAMETRIC
