@@ -8,6 +8,7 @@
     prepare-data statistics DIR [tokens=1e9]      sizes, patch lengths, units; epochs at a budget (json=true: as JSON)
     prepare-data report DIR [out=FILE.html]       quality checks, plots and examples to hear, as an HTML page
     prepare-data speak DIR id=ID out=FILE.wav     a document's speech tokens back to audio
+    prepare-data eval=FILE out=DIR [voice=NAME]   a benchmark's items, for evaluation (docs/evaluation.md)
     prepare-data corpus=embedded out=DIR          rebuild the embedded corpus (needs the extra `speech`)
 
 A preparation that was interrupted goes on where it was when the same command is given again; one that is done writes nothing.
@@ -136,6 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"prepare-data needs its options as key=value, for example: {EXAMPLE}")
         if arguments[0] in VERBS:
             return VERBS[arguments[0]](arguments[1:])
+        if any(a.startswith("eval=") for a in arguments):
+            return _prepare_items(arguments)
         return _prepare(_options(arguments))
     except LstError as error:
         print(f"prepare-data: {error}", file=sys.stderr)
@@ -167,7 +170,7 @@ def _options(arguments: Sequence[str]) -> PrepareConfig:
     return config
 
 
-def _values(arguments: Sequence[str]) -> dict[str, Any]:
+def _values(arguments: Sequence[str], of: type = PrepareConfig) -> dict[str, Any]:
     """key=value arguments as values of the options' types. Raises ConfigError."""
     wrong = [a for a in arguments if "=" not in a]
     if wrong:
@@ -178,7 +181,7 @@ def _values(arguments: Sequence[str]) -> dict[str, Any]:
     twice = [key for key, count in keys.items() if count > 1]
     if twice:
         raise ConfigError(f"{twice[0]} is given {keys[twice[0]]} times; give it once.")
-    kinds = typing.get_type_hints(PrepareConfig)
+    kinds = typing.get_type_hints(of)
     return {key: _value(key, text, kinds.get(key, str)) for key, text in map(_split, arguments)}
 
 
@@ -235,6 +238,14 @@ def _merge(arguments: Sequence[str]) -> int:
     from_dict(PrepareConfig, {"out": folder, "input": "parts", **given}).validate()
     merge(Path(folder), given)
     _describe(Path(folder))
+    return 0
+
+
+def _prepare_items(arguments: Sequence[str]) -> int:
+    """eval=FILE: an item set in place of a data set."""
+    from lst.evals.make_items import ItemsConfig, prepare_items
+
+    print(prepare_items(_values(arguments, ItemsConfig)))
     return 0
 
 

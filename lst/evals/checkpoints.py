@@ -1,0 +1,96 @@
+"""A checkpoint that is to be evaluated: its model, its configuration, its data set, and what was spent on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lst.config import RunConfig
+from lst.data.shards import Dataset, open_dataset
+from lst.errors import ConfigError, DataError
+from lst.records import EXIT, RUN_CONFIG, read_json
+from lst.weight_files import checkpoint_folder, weights_hash
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+SPENT = ("step", "branch", "train_flops", "units", "text_tokens", "speech_tokens")
+DTYPES = ("float32", "float64", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint, in evaluation mode on its device."""
+
+    source: Path
+    model: nn.Module
+    config: RunConfig
+    dataset: Dataset
+    weights: str  # their hash
+    spent: dict[str, Any]  # step, FLOPs and tokens on the way to the weights, as far as the folder tells
+    device: torch.device
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """What of the checkpoint decides an evaluation's result."""
+        return {"weights": self.weights, "run_id": self.config.run_id, "data_id": self.dataset.data_id}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {"checkpoint": str(self.source), "arm": str(self.config.model.arm), **self.spent}
+
+
+def open_checkpoint(
+    source: Path, *, data: str = "", device: str = "auto", dtype: str = "float32", batch_tokens: int = 0
+) -> Checkpoint:
+    """`source` is a run's folder, a checkpoint's, or an exported one; `data` the folder of its data set, if it was moved.
+
+    Raises CheckpointError, DataError or ConfigError.
+    """
+    import torch
+
+    from lst.model import load_checkpoint
+    from lst.train.distributed import Ranks
+    from lst.train.trainer import choose_device
+
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype} is unknown; use {', '.join(DTYPES)}.")
+    if batch_tokens < 0:
+        raise ConfigError(f"batch_tokens={batch_tokens} must not be negative.")
+    folder = checkpoint_folder(source)
+    model, config = load_checkpoint(folder)
+    changes: dict[str, Any] = {"data_path": data or config.execution.data_path, "device": device}
+    changes |= {"micro_batch_tokens": batch_tokens} if batch_tokens else {}
+    config = dataclasses.replace(config, execution=dataclasses.replace(config.execution, **changes))
+    config.validate()
+    dataset = open_dataset(config.execution.data_path)
+    if dataset.data_id != config.data.data_id:
+        raise DataError(
+            f"data '{dataset.path}' has data_id={dataset.data_id}, the checkpoint was trained on '{config.data.data_id}'; give "
+            "data=DIR of that data set: its text tokenizer and its speech tokenizer's card are needed."
+        )
+    on = choose_device(config, Ranks())
+    if on.type == "cpu":
+        torch.set_num_threads(config.execution.threads)
+    model = model.to(on, torch.float64 if dtype == "float64" else torch.float32)
+    return Checkpoint(source, model, config, dataset, weights_hash(folder), _spent(source, folder), on)
+
+
+def _spent(source: Path, folder: Path) -> dict[str, Any]:
+    """From the run's exit.json, or from what stands beside the weights."""
+    for file in (folder / "state.json", folder / "tag.json", source / EXIT):
+        content = read_json(file)
+        if content is not None:
+            content |= content.get("counts") or {}
+            return {name: content[name] for name in SPENT if content.get(name) is not None}
+    return {}
+
+
+def default_out(source: Path, name: str) -> Path:
+    """Where a run's evaluation goes. Raises ConfigError for a checkpoint that is no run's folder."""
+    if (source / RUN_CONFIG).is_file():
+        return source / "evals" / name
+    raise ConfigError(f"'{source}' is no run's folder, so say where the results go: out=DIR")

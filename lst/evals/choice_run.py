@@ -1,0 +1,171 @@
+"""`python -m lst.evals choices CHECKPOINT items=DIR`: an item set on a checkpoint, in every direction that it allows.
+
+    python -m lst.evals choices studies/mine/runs/0123456789ab items=items/hellaswag
+    python -m lst.evals choices my-model items=items/swuggy score=loglik_sum out=results/swuggy
+
+Results are those of docs/evaluation.md, in RUN/evals/TASK-<evaluation_id> or out=. A command that was interrupted goes on where
+it was; one that is done says so. Items are scored in parts of PART, cut by their number alone, so an interruption changes no bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lst.config import Patching
+from lst.errors import ConfigError
+from lst.plain import from_dict
+
+if TYPE_CHECKING:
+    from lst.evals.checkpoints import Checkpoint
+    from lst.evals.choices import ChoiceOptions
+    from lst.evals.heldout import Metric
+    from lst.evals.item_set import ItemSet
+
+PART = 256  # items of a part
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceRunConfig:
+    """Options of `python -m lst.evals choices`, given as key=value."""
+
+    items: str  # folder of an item set; or hellaswag_spoken, the small one that ships
+    out: str = ""  # new folder; default: RUN/evals/TASK-<evaluation_id>
+    directions: str = ""  # as in S->S,T->T; default: all that the items allow
+    score: str = "loglik_per_token"  # which score decides (docs/evaluation.md)
+    join: str = "straddle"  # straddle | closed: may a patch reach over the join of prompt and ending
+    context_tokens: int = 0  # ids of the longest sequence; 0 = no limit
+    patching: str = "auto"  # of speech: auto (as the arm is evaluated), static or aligned
+    limit: int = 0  # only the first so many items; 0 = all
+    data: str = ""  # folder of the checkpoint's data set, if it was moved
+    device: str = "auto"  # auto | cpu | cuda
+    dtype: str = "float32"  # float32 | float64 | bfloat16
+    batch_tokens: int = 0  # padded tokens of a forward pass; 0 = the run's
+
+    def validate(self) -> ChoiceOptions:
+        """The options of scoring. Raises ConfigError."""
+        from lst.checks import require_choice
+        from lst.evals.choices import DIRECTIONS, ChoiceOptions
+
+        for direction in filter(None, self.directions.split(",")):
+            require_choice("directions", direction, DIRECTIONS)
+        require_choice("patching", self.patching, ("auto", "static", "aligned"))
+        if self.limit < 0:
+            raise ConfigError(f"limit={self.limit} must not be negative.")
+        options = ChoiceOptions(score=self.score, join=self.join, context_tokens=self.context_tokens)
+        options.validate()
+        return options
+
+
+def run_choices(source: Path, values: dict[str, Any]) -> str:
+    """Evaluate; the text to print. Raises LstError, OSError on a full disk."""
+    config = from_dict(ChoiceRunConfig, {"items": "", **values})
+    options = config.validate()
+    from lst.evals.checkpoints import default_out, open_checkpoint
+    from lst.evals.evaluation_folder import EvaluationFolder, evaluation_id
+    from lst.evals.item_set import open_item_set
+
+    items = open_item_set(config.items)
+    checkpoint = open_checkpoint(
+        source, data=config.data, device=config.device, dtype=config.dtype, batch_tokens=config.batch_tokens
+    )
+    kind, directions = _patching(config, checkpoint), _directions(config, items, checkpoint)
+    if any("S" in d for d in directions):
+        items.require_tokens_of(checkpoint.dataset)
+    count = min(config.limit or len(items), len(items))
+    decisive = checkpoint.decisive | {
+        "items_id": items.items_id, "task": items.task, "items": count, "directions": directions, "score": options.score,
+        "join": options.join, "context_tokens": options.context_tokens, "patching": str(kind), "dtype": config.dtype,
+    }  # fmt: skip
+    out = Path(config.out) if config.out else default_out(source, f"{items.task}-{evaluation_id(decisive)}")
+    folder = EvaluationFolder(out, decisive)
+    if folder.is_done:
+        return f"{out}: this evaluation is there already."
+    with folder.begun() as done:
+        records = _score_all(checkpoint, items, options, kind, directions, count, config.dtype, folder.add_items, done)
+        about = {"evaluation_id": folder.id, "items_id": items.items_id}
+        metrics = _metrics(records, checkpoint, about)
+        folder.finish(_card(checkpoint, items, folder.id), metrics)
+    return _table(out, items, metrics)
+
+
+def _score_all(
+    checkpoint: Checkpoint, items: ItemSet, options: ChoiceOptions, kind: Patching, directions: Sequence[str], count: int,
+    dtype: str, keep: Any, done: list[dict[str, Any]],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Records of all items, direction by direction; `done` are those of an earlier attempt, whole parts of which are taken."""
+    from tqdm import tqdm
+
+    from lst.evals.choices import score_choices
+    from lst.evals.scoring import Scorer
+
+    scorer = Scorer(checkpoint.model, checkpoint.config, device=checkpoint.device, kind=kind, dtype=dtype)  # type: ignore[arg-type]
+    parts = [(d, first, min(PART, count - first)) for d in directions for first in range(0, count, PART)]
+    records: list[dict[str, Any]] = []
+    with tqdm(total=count * len(directions), desc=items.task, unit=" items", leave=False, disable=None) as bar:
+        for direction, first, size in parts:
+            part = done[len(records) : len(records) + size]
+            if len(part) < size:
+                chosen = items.choices(direction, checkpoint.dataset.tokenizer, first=first, count=size)
+                fresh = score_choices(scorer, chosen, options)
+                keep(fresh[len(part) :])
+                part = part + fresh[len(part) :]
+            records += part
+            bar.update(size)
+    return records
+
+
+def _patching(config: ChoiceRunConfig, checkpoint: Checkpoint) -> Patching:
+    own = checkpoint.config.patching.evaluation_kind
+    if config.patching == "auto":
+        return own
+    if own is Patching.TOKEN:
+        raise ConfigError(f"patching={config.patching}: arm '{checkpoint.config.model.arm}' has no patches; leave patching out.")
+    return Patching(config.patching)
+
+
+def _directions(config: ChoiceRunConfig, items: ItemSet, checkpoint: Checkpoint) -> list[str]:
+    """Those asked for, or all that the items allow. Raises ConfigError where patches need word spans that the items have not."""
+    asked = [d for d in config.directions.split(",") if d] or items.directions
+    kind = _patching(config, checkpoint)
+    spoken = [d for d in asked if "S" in d]
+    if kind is Patching.ALIGNED and spoken and not items.manifest["aligned"]:
+        raise ConfigError(
+            f"directions={','.join(spoken)}: aligned patches need the words' frames, which item set '{items.path}' has not; "
+            "prepare it with words, or give patching=static or directions=T->T."
+        )
+    return asked
+
+
+def _metrics(records: Sequence[dict[str, Any]], checkpoint: Checkpoint, about: dict[str, Any]) -> list[dict[str, Any]]:
+    from lst.evals.choice_metrics import choice_metrics
+
+    return [{**checkpoint.spent, **_plain(metric), **about} for metric in choice_metrics(records)]
+
+
+def _plain(metric: Metric) -> dict[str, Any]:
+    names = ("task", "direction", "metric", "value", "n_items")
+    return {name: getattr(metric, name) for name in names} | dict(metric.about)
+
+
+def _card(checkpoint: Checkpoint, items: ItemSet, evaluation_id: str) -> dict[str, Any]:
+    from lst.train.folder import versions
+
+    names = ("speech_tokenizer", "voice", "licence", "source", "refused_share", "smoke_test")
+    of_items = {name: items.manifest[name] for name in names if name in items.manifest}
+    return checkpoint.about | {"items": of_items, "versions": versions(), "evaluation_id": evaluation_id}
+
+
+def _table(out: Path, items: ItemSet, metrics: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for row in (m for m in metrics if m["metric"] == "accuracy"):
+        chance = next((m["value"] for m in metrics if m["metric"] == "chance" and m["task"] == row["task"]), None)
+        beside = "" if chance is None else f", chance {100 * chance:.1f}%"
+        label = " (conditional: aligned patches)" if row["conditional"] else ""
+        share = f"{100 * row['value']:5.1f}% of {row['n_items']:,} items by {row['score']}"
+        lines.append(f"{row['task']:32} {row['direction']}  {share}{beside}{label}")
+    if items.manifest.get("smoke_test"):
+        lines.append(f"note: {items.manifest['smoke_test']}")
+    return "\n".join([*lines, f"written: {out}"])

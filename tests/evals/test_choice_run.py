@@ -1,0 +1,179 @@
+"""`python -m lst.evals choices`: an item set on a real checkpoint, resumed, refused, and equal to the records by hand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lst.data.shards import open_dataset
+from lst.errors import LstError
+from lst.evals import choice_run
+from lst.evals.__main__ import main
+from lst.evals.choice_run import run_choices
+from lst.evals.choices import ChoiceOptions, score_choices
+from lst.evals.item_set import open_item_set
+from lst.evals.make_items import prepare_items
+from lst.evals.scoring import Scorer
+from lst.model import build_model, export_checkpoint
+from lst.records import read_jsonl
+from tests.evals.item_files import spoken_items, write_card, write_lines
+from tests.train.tiny_run import ROOT, tiny_config
+
+Options = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("items")
+    prepare_items({"eval": str(write_lines(folder / "cloze.jsonl", spoken_items(10))), "out": str(folder / "set")})
+    return folder / "set"
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    made = {}
+    for arm in ("baseline", "bpe", "lst_static", "lst_aligned"):
+        torch.manual_seed(3)
+        config = tiny_config(arm, tiny_data)
+        made[arm] = export_checkpoint(build_model(config), config, folder / arm)
+    return made
+
+
+@pytest.mark.parametrize("arm", ["baseline", "bpe", "lst_static", "lst_aligned"])
+def test_one_command_scores_an_item_set_in_all_directions(
+    checkpoints: dict[str, Path], items: Path, tmp_path: Path, arm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results"
+    assert main(["choices", str(checkpoints[arm]), f"items={items}", f"out={out}"]) == 0
+    assert {p.name for p in out.iterdir()} == {"evaluation.json", "eval.jsonl", "items.jsonl"}
+    assert list(tmp_path.glob(".*")) == []
+    records, metrics = read_jsonl(out / "items.jsonl"), read_jsonl(out / "eval.jsonl")
+    assert {r["direction"] for r in records} == {"S->S", "T->T", "S->T", "T->S"}
+    assert len(records) == 40
+    for metric in (m for m in metrics if m["metric"] == "accuracy" and m["task"] == "cloze"):
+        rows = [r for r in records if r["direction"] == metric["direction"]]
+        assert metric["value"] == sum(r["correct"] for r in rows) / 10
+        assert (metric["score"], metric["items_id"]) == ("loglik_per_token", open_item_set(str(items)).items_id)
+        assert metric["conditional"] == (arm == "lst_aligned" and "S" in metric["direction"])
+    assert {m["task"] for m in metrics} == {"cloze", "cloze/a", "cloze/b"}
+    card = json.loads((out / "evaluation.json").read_text())
+    assert (card["arm"], card["decided_by"]["directions"]) == (arm, ["S->S", "T->T", "S->T", "T->S"])
+    assert "% of 10 items by loglik_per_token, chance 50.0%" in capsys.readouterr().out
+
+
+def test_records_are_those_of_score_choices(checkpoints: dict[str, Path], items: Path, tiny_data: Path, tmp_path: Path) -> None:
+    run_choices(
+        checkpoints["lst_static"], {"items": str(items), "out": str(tmp_path / "o"), "directions": "S->S", "dtype": "float64"}
+    )
+    torch.manual_seed(3)
+    config = tiny_config("lst_static", tiny_data)
+    scorer = Scorer(build_model(config).double(), config, device=torch.device("cpu"), dtype="float64")
+    chosen = open_item_set(str(items)).choices("S->S", open_dataset(tiny_data).tokenizer)
+    expected = score_choices(scorer, chosen, ChoiceOptions())
+    assert [r["scores"] for r in read_jsonl(tmp_path / "o" / "items.jsonl")] == [
+        pytest.approx(r["scores"], abs=1e-9) for r in expected
+    ]
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(
+    checkpoints: dict[str, Path], items: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice_run, "PART", 4)
+    options = {"items": str(items), "directions": "S->S,T->T"}
+    run_choices(checkpoints["lst_static"], options | {"out": str(tmp_path / "whole")})
+    calls = 0
+
+    def stops(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return score_choices(*arguments)
+
+    monkeypatch.setattr("lst.evals.choices.score_choices", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run_choices(checkpoints["lst_static"], options | {"out": str(tmp_path / "cut")})
+    assert not (tmp_path / "cut").exists()
+    assert len(read_jsonl(tmp_path / ".cut.work" / "items.jsonl")) == 8
+    run_choices(checkpoints["lst_static"], options | {"out": str(tmp_path / "cut")})
+    assert calls == 3 + 4  # six parts, of which two were done
+    for name in ("eval.jsonl", "items.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert "there already" in run_choices(checkpoints["lst_static"], options | {"out": str(tmp_path / "cut")})
+
+
+def test_a_runs_evaluation_goes_into_its_folder_and_names_its_options(
+    checkpoints: dict[str, Path], items: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "final").symlink_to(checkpoints["baseline"])
+    (run / "run.yaml").write_text("{}")
+    (run / "exit.json").write_text(json.dumps({"step": 12, "train_flops": 5.0, "units": 7}))
+    for score in ("loglik_sum", "loglik_gain"):
+        run_choices(run, {"items": str(items), "directions": "T->T", "score": score})
+    folders = sorted((run / "evals").iterdir())
+    assert len(folders) == 2
+    assert all(f.name.startswith("cloze-") for f in folders)
+    rows = [read_jsonl(f / "eval.jsonl")[0] for f in folders]
+    assert {r["score"] for r in rows} == {"loglik_sum", "loglik_gain"}
+    assert all((r["step"], r["train_flops"], r["units"]) == (12, 5.0, 7) for r in rows)
+
+
+WRONG = [
+    ("baseline", {"items": "nowhere"}, "items='nowhere' has no manifest.json"),
+    ("baseline", {}, "give items=DIR"),
+    ("baseline", {"directions": "S->X"}, "directions='S->X' is unknown; did you mean"),
+    ("baseline", {"score": "loglik_per_second", "directions": "T->T"}, "score=loglik_per_second is not defined for item"),
+    ("baseline", {"patching": "static"}, "arm 'baseline' has no patches"),
+    ("baseline", {"dtype": "float16"}, "dtype=float16 is unknown"),
+    ("baseline", {"data": "embedded"}, "the checkpoint was trained on"),
+    ("baseline", {"scores": "x"}, "unknown key 'scores'; did you mean 'score'"),
+    ("baseline", {"out": ""}, "is no run's folder, so say where the results go"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arm", "options", "reason"), WRONG)
+def test_what_cannot_be_evaluated_is_one_sentence(
+    checkpoints: dict[str, Path], items: Path, tmp_path: Path, arm: str, options: Options, reason: str
+) -> None:
+    given = {"items": str(items), "out": str(tmp_path / "o")} | options if options else {}
+    with pytest.raises(LstError, match=reason.replace("(", r"\(")):
+        run_choices(checkpoints[arm], given)
+    assert not (tmp_path / "o").exists()
+
+
+def test_items_of_another_speech_tokenizer_are_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    source = write_lines(tmp_path / "c.jsonl", spoken_items(2))
+    prepare_items({"eval": str(source), "out": str(tmp_path / "set"), "card": str(write_card(tmp_path / "card.json"))})
+    with pytest.raises(LstError, match=r"has another speech tokenizer than data .*\(layer: 3 and None\)"):
+        run_choices(checkpoints["baseline"], {"items": str(tmp_path / "set"), "out": str(tmp_path / "o")})
+    run_choices(checkpoints["baseline"], {"items": str(tmp_path / "set"), "out": str(tmp_path / "o"), "directions": "T->T"})
+
+
+def test_aligned_patches_need_word_spans(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    lines = spoken_items(2)
+    for part in [p for item in lines for p in (item["prompt"], *item["endings"])]:
+        del part["words"]
+    prepare_items({"eval": str(write_lines(tmp_path / "c.jsonl", lines)), "out": str(tmp_path / "set")})
+    given = {"items": str(tmp_path / "set"), "out": str(tmp_path / "o")}
+    with pytest.raises(LstError, match=r"directions=S->S,S->T,T->S: aligned patches need the words' frames"):
+        run_choices(checkpoints["lst_aligned"], given)
+    run_choices(checkpoints["lst_aligned"], given | {"patching": "static"})
+    rows = read_jsonl(tmp_path / "o" / "eval.jsonl")
+    assert {(r["patching"], r["conditional"]) for r in rows} == {("static", False), ("", False)}
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = (
+        "import sys; from lst.evals.__main__ import main\n"
+        "try: main(['choices', '--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, timeout=60)

@@ -1,0 +1,183 @@
+"""Benchmarks' own files: what is read from them, and which line is refused for what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lst.data.sources.base import Refused
+from lst.errors import DataError
+from lst.evals.item_formats import Found, guess_format, read_items, read_tokens, without_brackets
+from tests.evals.item_files import write_lines, write_tone
+
+GOOD: dict[str, Any] = {"ctx": "A man sits.", "endings": ["He stands.", "He flies.", "It rains.", "No."], "label": 1, "doc_id": 7}
+
+
+def read(format_: str, file: Path, **given: Path) -> list[Found | Refused]:
+    return list(read_items(format_, file, **given))
+
+
+def test_hellaswag_lines_are_items_of_four_endings(tmp_path: Path) -> None:
+    file = write_lines(tmp_path / "val.jsonl", [GOOD, GOOD | {"label": "3", "ctx": "How to cook [title] Boil [step] water."}])
+    assert guess_format(file) == "hellaswag"
+    first, second = read("hellaswag", file)
+    assert isinstance(first, Found)
+    assert isinstance(second, Found)
+    assert (first.id, first.right, first.line, first.prompt) == ("7", 1, 1, True)
+    assert [p.text for p in first.parts] == ["A man sits.", *GOOD["endings"]]
+    assert (second.right, second.parts[0].text) == (3, "How to cook. Boil water.")
+
+
+def test_brackets_go_as_in_the_usual_preparation() -> None:
+    assert without_brackets(" [header] Wash [title] Dry it [step]  now ") == "Wash. Dry it now"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"label": 4}, "label 4 is not one of its 4 endings (0..3)"),
+        ({"label": "x"}, "label 'x' is no whole number"),
+        ({"endings": ["a", "b"]}, "HellaSwag items have 4 endings, not 2"),
+        ({"ctx": None}, "it has no 'ctx'"),
+    ],
+)
+def test_a_bad_line_is_refused_by_its_number(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    bad = {k: v for k, v in (GOOD | change).items() if v is not None}
+    found = read("hellaswag", write_lines(tmp_path / "val.jsonl", [GOOD, bad, GOOD]))
+    (refused,) = (f for f in found if isinstance(f, Refused))
+    assert refused.line == 2
+    assert str(refused).startswith(f"{tmp_path / 'val.jsonl'}:2: ")
+    assert refused.reason == reason
+    assert len(found) == 3
+
+
+def test_torn_json_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "items.jsonl"
+    file.write_text('{"endings": ["a", "b"], "label": 0}\n{"endings": ["a"\n')
+    found = read("jsonl", file)
+    assert isinstance(found[0], Found)
+    assert isinstance(found[1], Refused)
+    assert found[1].line == 2
+
+
+def test_storycloze_labels_count_from_one(tmp_path: Path) -> None:
+    head = "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,RandomFifthSentenceQuiz1,"
+    head += "RandomFifthSentenceQuiz2,AnswerRightEnding\n"
+    file = tmp_path / "cloze.csv"
+    file.write_text(head + "s1,One.,Two.,Three.,Four.,Right.,Wrong.,2\ns2,a,b,c,d,e,f,3\n")
+    assert guess_format(file) == "storycloze"
+    first, second = read("storycloze", file)
+    assert isinstance(first, Found)
+    assert (first.id, first.right, first.parts[0].text) == ("s1", 1, "One. Two. Three. Four.")
+    assert [p.text for p in first.parts[1:]] == ["Right.", "Wrong."]
+    assert isinstance(second, Refused)
+    assert (second.line, second.reason) == (3, "label 3 is not one of its 2 endings (1..2)")
+
+
+@pytest.fixture
+def gold(tmp_path: Path) -> Path:
+    rows = ["id,filename,voice,frequency,word,phones,length,correct"]
+    for number, frequency in ((0, 0), (1, 30)):
+        for voice in "AB":
+            rows += [
+                f"{number},w{number}{voice},{voice},{frequency},brick,b,4,1",
+                f"{number},n{number}{voice},{voice},,blick,b,4,0",
+            ]
+    rows += ["2,w2A,A,200,house,h,3,1"]
+    file = tmp_path / "gold.csv"
+    file.write_text("\n".join(rows) + "\n")
+    return file
+
+
+def test_zerospeech_rows_are_paired_by_id_and_voice(gold: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "quantized.txt"
+    tokens.write_text("".join(f"{kind}{n}{v}\t1,2,{n}\n" for kind in "wn" for n in (0, 1) for v in "AB"))
+    assert guess_format(gold) == "zerospeech"
+    *items, lonely = read("zerospeech", gold, tokens=tokens)
+    assert [(i.id, i.pair, i.group, i.prompt) for i in items if isinstance(i, Found)] == [
+        ("0/A", "0", "oov", False), ("0/B", "0", "oov", False), ("1/A", "1", "21-100", False), ("1/B", "1", "21-100", False),
+    ]  # fmt: skip
+    assert isinstance(items[2], Found)
+    assert items[2].right == 0
+    assert items[2].parts[0].tokens is not None
+    assert items[2].parts[0].tokens.tolist() == [1, 2, 1]
+    assert isinstance(lonely, Refused)
+    assert (lonely.line, lonely.reason) == (10, "id 2 of voice A has 1 rows, 1 of them correct; a pair has 2 and 1")
+
+
+def test_zerospeech_recordings_that_are_missing_are_refused_by_line(gold: Path, tmp_path: Path) -> None:
+    for name in ("w0A", "n0A"):
+        write_tone(tmp_path / "dev" / f"{name}.wav", 0.2)
+    first, second, *_ = read("zerospeech", gold, audio=tmp_path / "dev")
+    assert isinstance(first, Found)
+    assert first.parts[0].audio == tmp_path / "dev" / "w0A.wav"
+    assert isinstance(second, Refused)
+    assert second.line == 4
+    assert "w0B.wav' does not exist" in second.reason
+    with pytest.raises(DataError, match="needs audio=FOLDER or tokens=FILE"):
+        read("zerospeech", gold)
+
+
+def test_sblimp_pairs_have_their_type_as_group(tmp_path: Path) -> None:
+    file, tokens = tmp_path / "gold.csv", tmp_path / "tokens.jsonl"
+    file.write_text(
+        "id,filename,voice,type,subtype,transcription,correct\n1,x,A,agreement,plural,cats sleeps,0\n"
+        "1,y,A,agreement,plural,cats sleep,1\n1,z,A,other,plural,go,1\n1,q,A,other,plural,went go,0\n"
+    )
+    write_lines(tokens, [{"id": n, "speech_tokens": [1, 2]} for n in "xyzq"])
+    first, second = read("zerospeech", file, tokens=tokens)
+    assert isinstance(first, Found)
+    assert (first.right, first.group, first.pair, first.id) == (1, "agreement", "agreement/plural/1", "agreement/plural/1/A")
+    assert isinstance(second, Found)
+    assert (second.right, second.group) == (0, "other")
+
+
+def test_salmon_pairs_have_their_part_as_group(tmp_path: Path) -> None:
+    for part in ("gender_consistency", "rir_consistency"):
+        for n in (0, 10):
+            for which in ("a_first", "b_second"):
+                write_tone(tmp_path / part / f"sample_{n}_{which}.wav", 0.1)
+    (tmp_path / "rir_consistency" / "sample_10_b_second.wav").unlink()
+    assert guess_format(tmp_path) == "salmon"
+    *items, refused = read("salmon", tmp_path)
+    assert [(i.id, i.group) for i in items if isinstance(i, Found)] == [
+        ("gender_consistency/0", "gender_consistency"),
+        ("gender_consistency/10", "gender_consistency"),
+        ("rir_consistency/0", "rir_consistency"),
+    ]
+    assert isinstance(items[0], Found)
+    assert [p.audio.name for p in items[0].parts if p.audio] == ["sample_0_a_first.wav", "sample_0_b_second.wav"]
+    assert isinstance(refused, Refused)
+
+
+def test_slamkit_pairs_have_a_prompt_where_there_is_a_mutual(tmp_path: Path) -> None:
+    for name, kinds in (("7", ("correct", "incorrect", "mutual")), ("8", ("correct", "incorrect")), ("9", ("correct",))):
+        for kind in kinds:
+            write_tone(tmp_path / f"{name}_{kind}.wav", 0.1)
+            (tmp_path / f"{name}_{kind}.txt").write_text(f"{kind} words\n")
+    assert guess_format(tmp_path) == "slamkit"
+    seven, eight, nine = read("slamkit", tmp_path)
+    assert isinstance(seven, Found)
+    assert (seven.prompt, seven.right, [p.text for p in seven.parts]) == (
+        True,
+        0,
+        ["mutual words", "correct words", "incorrect words"],
+    )
+    assert isinstance(eight, Found)
+    assert (eight.prompt, len(eight.parts)) == (False, 2)
+    assert isinstance(nine, Refused)
+
+
+def test_tokens_file_names_its_bad_line(tmp_path: Path) -> None:
+    file = tmp_path / "q.txt"
+    file.write_text("a\t1,2\nb\t1,x\n")
+    with pytest.raises(DataError, match=r"q.txt:2: .*'x'"):
+        read_tokens(file)
+
+
+@pytest.mark.parametrize(("format_", "reason"), [("helaswag", "did you mean 'hellaswag'"), ("storycloze", "has no column")])
+def test_a_wrong_format_is_one_sentence(tmp_path: Path, format_: str, reason: str) -> None:
+    with pytest.raises(DataError, match=reason):
+        read(format_, write_lines(tmp_path / "x.csv", [GOOD]))
