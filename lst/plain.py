@@ -68,11 +68,32 @@ def kept(config: C, name: str, make: Callable[[C], T]) -> T:
     return found
 
 
+def changed(config: C, **values: Any) -> C:
+    """As `dataclasses.replace`, several times as fast: for classes whose instances hold their fields and what is kept."""
+    cls: Any = type(config)
+    new = object.__new__(cls)
+    own, memory = vars(new), vars(config)
+    for name in _field_names(cls):
+        own[name] = memory[name]
+    own.update(values)
+    return new  # type: ignore[no-any-return]
+
+
+def with_number(config: C, name: str, value: int) -> C:
+    """`config` with another whole number in the field `name`; texts that are kept on it follow, and need not be made anew."""
+    new, before = changed(config, **{name: value}), getattr(config, name)
+    for kind, mark in (("_json", f'"{name}":{{}},'), ("_yaml", f" {name}: {{}}\n")):
+        text = vars(config).get(kind)
+        if text is not None and text.count(mark.format(before)) == 1:
+            vars(new)[kind] = text.replace(mark.format(before), mark.format(value))
+    return new
+
+
 def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
     """Build dataclass `cls` from plain values; `path` is the prefix that errors name. Raises ConfigError."""
     if not isinstance(values, dict):
         raise ConfigError(f"{path or cls.__name__}={values!r} is no mapping; give its fields by name.")
-    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
+    hints = field_types(cls)  # type: ignore[arg-type]  # a class is hashable
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in values:
         if key not in known:
@@ -85,7 +106,8 @@ def from_dict(cls: type[T], values: dict[str, Any], path: str = "") -> T:
 
 
 @functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
+def field_types(cls: Any) -> dict[str, Any]:
+    """The annotated type of each field of a dataclass."""
     return typing.get_type_hints(cls)
 
 

@@ -21,12 +21,14 @@ from lst.config import Arm, RunConfig
 from lst.errors import PlanError
 from lst.flops import num_params, parameter_counts, six_nd, training_flops
 from lst.ladder import SIZES
+from lst.plain import changed, with_number
 from sweeps.admit import admit, group_warnings, modality_warnings
 from sweeps.allocate import Allocation, Quantity, Target, allocate, copy_length, flops_until, whole_batches
 from sweeps.arms import arm_model
 from sweeps.base import Group, Shared
-from sweeps.columns import PlanRow, format_value
+from sweeps.columns import PlanRow, format_value, with_cells
 from sweeps.estimate import price_run
+from sweeps.folder import section_yaml
 from sweeps.measure import Measure
 from sweeps.price import AUTO
 from sweeps.recipe import Hyperparameters
@@ -97,9 +99,10 @@ def build_runs(
 
 def _reseeded(run: PlannedRun, seed: int) -> PlannedRun:
     """The same run with another seed."""
-    config = dataclasses.replace(run.config, train=dataclasses.replace(run.config.train, seed=seed))
+    section_yaml(run.config.train)  # made once, for all seeds
+    config = changed(run.config, train=with_number(run.config.train, "seed", seed))
     group = run.row.match_group.replace(f" seed={run.row.seed}", f" seed={seed}")
-    return PlannedRun(row=dataclasses.replace(run.row, run_id=config.run_id, seed=seed, match_group=group), config=config)
+    return PlannedRun(row=with_cells(run.row, run_id=config.run_id, seed=seed, match_group=group), config=config)
 
 
 def _groups(study: StudyConfig, levels: Sequence[Level]) -> Iterator[Group]:

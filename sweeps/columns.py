@@ -10,13 +10,14 @@ import csv
 import dataclasses
 import functools
 import io
-import operator
+import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lst.errors import PlanError
+from lst.plain import changed, kept
 
 PLAN_TABLE = "plan.csv"
 FINETUNE = "finetune"  # a value of the column `kind`: a row that starts from its parent_run_id's weights
@@ -125,12 +126,36 @@ def _column_types() -> dict[str, type]:
 
 def rows_to_csv(rows: typing.Iterable[PlanRow]) -> str:
     """The text of plan.csv."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    # the module writes numbers as `format_value` does
-    writer.writerows(map(operator.attrgetter(*COLUMNS), rows))
-    return text.getvalue()
+    return "".join(f"{','.join(cells)}\n" for cells in (COLUMNS, *map(_cells, rows)))
+
+
+def with_cells(row: PlanRow, **values: typing.Any) -> PlanRow:
+    """`row` with other values; the cells of the rest are not formatted anew."""
+    new = changed(row, **values)
+    cells = _cells(row).copy()
+    for name, value in values.items():
+        cells[_PLACES[name]] = _cell(value)
+    vars(new)["_cells"] = cells
+    return new
+
+
+_PLACES = {name: place for place, name in enumerate(COLUMNS)}
+
+
+def _cells(row: PlanRow) -> list[str]:
+    """The row's cells as they stand in the file."""
+    return kept(row, "_cells", lambda row: [_cell(getattr(row, name)) for name in COLUMNS])
+
+
+def _cell(value: Any) -> str:
+    text = format_value(value)
+    if not isinstance(value, str) or not _SPECIAL.search(text):
+        return text
+    quoted = text.replace('"', '""')
+    return f'"{quoted}"'
+
+
+_SPECIAL = re.compile(r'[,"\r\n]')
 
 
 def read_rows(folder: Path) -> list[PlanRow]:

@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import functools
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -44,9 +45,16 @@ def run_file(run_id: str) -> str:
 
 def run_yaml(config: RunConfig) -> str:
     """The text of the run.yaml of `config`, as `python -m lst.train` reads it."""
-    names = (field.name for field in dataclasses.fields(config))
-    sections = (f"  {name}:\n{kept(getattr(config, name), '_yaml', _section_yaml)}" for name in names)
-    return f"{to_yaml({'run_id': config.run_id})}config:\n{''.join(sections)}"
+    sections = [f"  {name}:\n{section_yaml(getattr(config, name))}" for name in _SECTIONS]
+    return f"run_id: {_quoted(config.run_id)}\nconfig:\n{''.join(sections)}"
+
+
+def section_yaml(section: Any) -> str:
+    """A section's lines inside run.yaml, made once; runs of a plan share most sections, and their text."""
+    return kept(section, "_yaml", lambda config: "".join(_yaml_lines(to_dict(config), 2)))
+
+
+_SECTIONS = tuple(field.name for field in dataclasses.fields(RunConfig))
 
 
 def write_run(config: RunConfig, study: Path | str) -> Path:
@@ -118,15 +126,26 @@ def _write_new(out: Path, files: Mapping[str, bytes]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
+        for folder in dict.fromkeys(name.rpartition("/")[0] for name in files):
+            (aside / folder).mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
-            path = aside / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            _write_file(f"{aside}/{name}", data)
         aside.chmod(0o755)
         aside.rename(out)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def _write_file(path: str, data: bytes) -> None:
+    """A new file. Without a buffer or an object for each: a plan has thousands."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file, view) :]
+    finally:
+        os.close(file)
 
 
 def _write_over(out: Path, files: Mapping[str, bytes], references: Callable[[], bytes] | None, *, widen: bool) -> Written:
@@ -170,11 +189,6 @@ def _require_growth(out: Path, files: Mapping[str, bytes], *, widen: bool) -> No
 
 def _content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
-
-
-def _section_yaml(section: Any) -> str:
-    """A section's lines inside run.yaml; runs of a plan share most sections, and their text."""
-    return "".join(_yaml_lines(to_dict(section), 2))
 
 
 def _yaml_lines(content: Mapping[str, Any], depth: int) -> list[str]:

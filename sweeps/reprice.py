@@ -8,29 +8,46 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-import typing
 from pathlib import Path
 from typing import Any
 
 from lst.config import RunConfig
 from lst.errors import PlanError
-from lst.plain import from_dict
+from lst.plain import changed, field_types, from_dict, with_number
 from sweeps.canary import Canary
 from sweeps.columns import BRANCH, FINETUNE, PlanRow, Status
-from sweeps.estimate import price_run
+from sweeps.estimate import Price, price_run
 from sweeps.folder import from_yaml, run_file
 from sweeps.plan import StoredPlan
 from sweeps.price import PriceConfig, Work
 
+_SEED = re.compile(r"^    seed: (0|[1-9]\d*)$", re.MULTILINE)  # of the section train
 _SECTION = re.compile(r"^(?=  \w+:$)", re.MULTILINE)  # where a section of `config` begins
 
 
 def reprice(stored: StoredPlan, price: PriceConfig, canary: Canary | None = None) -> tuple[PlanRow, ...]:
     """The plan's rows with new price columns; refused rows and branches, which have no run.yaml, as they stand."""
-    return tuple(
-        _repriced(row, load_run_config(stored, row.run_id), price, canary) if row.admitted and row.kind != BRANCH else row
-        for row in stored.rows
-    )
+    known: dict[tuple[Any, ...], tuple[RunConfig, Price]] = {}  # runs that differ in their seed alone cost the same
+    rows = []
+    for row in stored.rows:
+        if row.admitted and row.kind != BRANCH:
+            config = load_run_config(stored, row.run_id)
+            key = (row.arm, row.size, row.kind, row.steps, row.planned_spent_flops, row.planned_spent_steps, row.tokens)
+            twin, estimate = known.get(key, (None, None))
+            if twin is None or estimate is None or canary is not None or not _cost_the_same(twin, config):
+                estimate = _estimate(row, config, price, canary)
+                known[key] = config, estimate
+            row = dataclasses.replace(row, **estimate.columns())
+            if misfit := estimate.placement.refusal:
+                row = dataclasses.replace(row, status=Status.REFUSED, reason=misfit)
+        rows.append(row)
+    return tuple(rows)
+
+
+def _cost_the_same(a: RunConfig, b: RunConfig) -> bool:
+    """Whether two runs of equal counts differ in their seed alone; sections that were written alike are one object."""
+    shared = all(getattr(a, name) is getattr(b, name) for name in ("model", "patching", "data", "evaluation", "execution"))
+    return shared and changed(a.train, seed=b.train.seed) == b.train
 
 
 def load_run_config(stored: StoredPlan, run_id: str) -> RunConfig:
@@ -68,11 +85,20 @@ def _read_sections(text: str) -> dict[str, Any]:
     return values
 
 
-@functools.lru_cache(maxsize=4096)
 def _read_section(block: str) -> tuple[str, Any]:
-    """(name, section) of a section's lines. Raises ConfigError, and ValueError as `from_yaml`."""
+    """(name, section) of a section's lines, read once for all seeds. Raises ConfigError, and ValueError as `from_yaml`."""
+    seed = _SEED.search(block) if block.startswith("  train:") else None
+    if seed is None:
+        return _read_once(block)
+    name, section = _read_once(f"{block[: seed.start(1)]}0{block[seed.end(1) :]}")
+    number = int(seed[1])
+    return name, section | {"seed": number} if isinstance(section, dict) else with_number(section, "seed", number)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_once(block: str) -> tuple[str, Any]:
     ((name, values),) = from_yaml(f"config:\n{block}")["config"].items()
-    cls = typing.get_type_hints(RunConfig).get(name)
+    cls = field_types(RunConfig).get(name)
     return name, values if cls is None else from_dict(cls, values, name)
 
 
@@ -88,12 +114,9 @@ def _read_any_yaml(text: str) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 
-def _repriced(row: PlanRow, config: RunConfig, price: PriceConfig, canary: Canary | None) -> PlanRow:
+def _estimate(row: PlanRow, config: RunConfig, price: PriceConfig, canary: Canary | None) -> Price:
     if row.kind == FINETUNE:
         price = price.on_at_most(row.batch_sequences)
     speed_of = None if canary is None else functools.partial(canary.speed, row, price)
     spent = Work(flops=row.planned_spent_flops, steps=row.planned_spent_steps, branches=len(config.train.branch_steps))
-    estimate = price_run(config, price, train_flops=row.planned_flops, tokens=row.tokens, spent=spent, speed_of=speed_of)
-    repriced = dataclasses.replace(row, **estimate.columns())
-    misfit = estimate.placement.refusal
-    return dataclasses.replace(repriced, status=Status.REFUSED, reason=misfit) if misfit else repriced
+    return price_run(config, price, train_flops=row.planned_flops, tokens=row.tokens, spent=spent, speed_of=speed_of)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import dataclasses
 import errno
+import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,11 @@ from sweeps.columns import COLUMNS, read_rows, rows_to_csv
 from sweeps.diff import describe_diff, diff_plans
 from sweeps.folder import Written, to_yaml
 from sweeps.measure import Measurements
-from sweeps.plan import Plan, plan_with, read_plan
+from sweeps.plan import Plan, plan, plan_with, read_plan
 from sweeps.reprice import reprice
 from sweeps.study import StudyConfig, study_to_dict
+
+ONE = {"name": "one", "data": "paper", "units": [1e11], "matching": "unit", "sizes": ["420M"], "recipe": {"name": "paper"}}
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -146,15 +152,15 @@ def test_a_lost_or_damaged_file_is_put_back(small_plan: Plan, tmp_path: Path) ->
 
 
 def test_a_full_disk_leaves_nothing(small_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, written = Path.write_bytes, []
+    real, written = os.write, []
 
-    def full_after_three(self: Path, data: bytes) -> int:
+    def full_after_three(file: int, data: bytes) -> int:
         if len(written) == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        written.append(self)
-        return real(self, data)
+        written.append(file)
+        return real(file, data[:1000])  # a disk may take a part
 
-    monkeypatch.setattr(Path, "write_bytes", full_after_three)
+    monkeypatch.setattr(os, "write", full_after_three)
     with pytest.raises(PlanError, match=r"No space left on device.*free some space"):
         small_plan.write(tmp_path / "s")
     assert len(written) == 3
@@ -218,3 +224,24 @@ def test_repricing_reads_the_frozen_configurations(small_plan: Plan, tmp_path: P
 
 def test_a_study_reads_back_from_its_plain_form(small_plan: Plan) -> None:
     assert StudyConfig.from_dict(study_to_dict(small_plan.study)) == small_plan.study
+
+
+def test_a_seed_planned_beside_others_is_the_bytes_of_the_seed_alone() -> None:
+    """Seeds share what is made of them but for the number itself; 1 and 10 share digits too."""
+    together = plan({**ONE, "seeds": [1, 10, 0]}).files()
+    for seed in (1, 10, 0):
+        alone = plan({**ONE, "seeds": [seed]}).files()
+        runs = {name: data for name, data in alone.items() if name.startswith("runs/")}
+        assert len(runs) == 2
+        assert {name: together[name] for name in runs} == runs
+        assert set(alone["plan.csv"].splitlines()) < set(together["plan.csv"].splitlines())
+
+
+def test_plan_csv_is_what_the_csv_module_writes() -> None:
+    row = plan(
+        {"name": "a", "data": "paper", "units": [1e9], "matching": "unit", "sizes": ["420M"], "recipe": {"name": "paper"}}
+    ).rows[0]
+    rows = [dataclasses.replace(row, reason=reason) for reason in ("", 'say "no", twice', "a,b", " blank ", "two\nlines", "ünï")]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *([getattr(row, name) for name in COLUMNS] for row in rows)])
+    assert rows_to_csv(rows) == text.getvalue()
