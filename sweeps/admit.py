@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lst.errors import ConfigError
@@ -23,7 +24,8 @@ class AdmissionConfig:
     min_batch_units: int = 64  # fewer units a batch: refused
     max_match_gap: float = 0.005  # the matched quantity is off by more: refused
     max_peak_gib: float = 0.0  # more memory: refused; 0 = no limit
-    max_speech_epochs: float = 6.0  # more passes over the speech tokens: warned (PAPER: about 6)
+    max_speech_epochs: float = 40.0  # more epochs of the speech: refused (arXiv 2305.16264: such repeats teach nothing more)
+    warn_speech_epochs: float = 6.0  # more epochs of the speech: warned (PAPER: about 6)
 
     def validate(self) -> None:
         for field in dataclasses.fields(self):
@@ -32,12 +34,13 @@ class AdmissionConfig:
                 raise ConfigError(f"admission.{field.name}={value} must be a finite number, 0 or more.")
 
 
-def admit(row: PlanRow, rules: AdmissionConfig, *, match_gap: float, misfit: str = "") -> PlanRow:
+def admit(row: PlanRow, rules: AdmissionConfig, *, match_gap: float, misfit: str = "", warned: Sequence[str] = ()) -> PlanRow:
     """`row` with its status and reason.
 
-    `match_gap` is how far its matched quantity is off, as a share; `misfit` says why it fits on no GPUs (sweeps.placement).
+    `match_gap` is how far its matched quantity is off, as a share; `misfit` says why it fits on no GPUs (sweeps.placement);
+    `warned` is what else is to be told of it.
     """
-    refusals, warnings = [], []
+    refusals, warnings = [], list(warned)
     if row.steps < rules.min_steps:
         refusals.append(f"{row.steps} steps are fewer than admission.min_steps={rules.min_steps}")
     if row.warmup_steps > rules.max_warmup_share * row.steps:
@@ -54,7 +57,12 @@ def admit(row: PlanRow, rules: AdmissionConfig, *, match_gap: float, misfit: str
     if misfit:
         refusals.append(misfit)
     if row.speech_epochs > rules.max_speech_epochs:
-        warnings.append(f"{row.speech_epochs:.1f} speech epochs, over {rules.max_speech_epochs:g}")
+        refusals.append(
+            f"{row.speech_epochs:.1f} speech epochs are over admission.max_speech_epochs={rules.max_speech_epochs:g} "
+            "(give more speech, a smaller budget, or allow more)"
+        )
+    elif row.speech_epochs > rules.warn_speech_epochs:
+        warnings.append(f"{row.speech_epochs:.1f} speech epochs, over {rules.warn_speech_epochs:g}")
     status = Status.REFUSED if refusals else Status.ADMITTED
     return dataclasses.replace(row, status=status, reason="; ".join(refusals + [f"warning: {w}" for w in warnings]))
 

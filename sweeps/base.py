@@ -7,6 +7,7 @@ Not here: how long a run is (`sweeps.allocate`), rows (`sweeps.build`).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +35,9 @@ class Group:
 class Shared:
     """The parts of one study's rows, by what they depend on."""
 
-    def __init__(self, study: StudyConfig, measure: Measure) -> None:
-        self.study, self.measure = study, measure
+    def __init__(self, study: StudyConfig, measure: Measure, edges: Mapping[float, str]) -> None:
+        """`edges` says of a length why its minimum may lie at the grid's edge."""
+        self.study, self.measure, self.edges = study, measure, edges
         self.views = {arm: study.of_arm(arm) for arm in study.ordered_arms}
         self._configs: dict[tuple[str, str, int, bool], RunConfig] = {}
         self._hyperparameters: dict[tuple[float, str], Hyperparameters] = {}

@@ -32,7 +32,7 @@ from sweeps.folder import section_yaml
 from sweeps.measure import Measure
 from sweeps.price import AUTO
 from sweeps.recipe import Hyperparameters
-from sweeps.spending import Level
+from sweeps.spending import Level, edges
 from sweeps.study import Length, Matching, StudyConfig
 from sweeps.trunk import LENGTH_DECIDES, share_trunks
 from sweeps.variants import arm_of
@@ -73,7 +73,7 @@ def build_runs(
     runs: list[tuple[tuple[float, int, int, int], PlannedRun]] = []
     outside: dict[str, str] = {}
     sizes, arms = list(SIZES), study.ordered_arms
-    groups, shared = list(_groups(study, levels)), Shared(study, measure)
+    groups, shared = list(_groups(study, levels)), Shared(study, measure, edges(study, measure, levels))
     before, of_group = groups[0], list[tuple[PlannedRun, Hyperparameters]]()
     for done, group in enumerate(groups, start=1):
         # stated statistics know no seed, so that seeds differ in nothing else (data read by another seed differ in counts)
@@ -132,7 +132,7 @@ def _group_runs(shared: Shared, group: Group) -> Iterator[tuple[PlannedRun, Hype
         cell = cells[arm] = _Cell(
             name=arm, config=_finished(shared, config, allocation, hyper), allocation=allocation, hyper=hyper
         )
-        yield _planned_run(own, measure, group, cell, reference or cell), hyper
+        yield _planned_run(own, measure, group, cell, reference or cell, shared.edges.get(group.length, "")), hyper
 
 
 def _match(study: StudyConfig, measure: Measure, group: Group, config: RunConfig, reference: _Cell) -> Allocation:
@@ -178,7 +178,7 @@ def _finished(shared: Shared, config: RunConfig, allocation: Allocation, hyper: 
     return finished
 
 
-def _planned_run(study: StudyConfig, measure: Measure, group: Group, cell: _Cell, reference: _Cell) -> PlannedRun:
+def _planned_run(study: StudyConfig, measure: Measure, group: Group, cell: _Cell, reference: _Cell, edge: str) -> PlannedRun:
     config, allocation = cell.config, cell.allocation
     price = price_run(config, study.price, train_flops=allocation.flops, tokens=allocation.counts.tokens)
     if study.price.gpus == AUTO:
@@ -206,7 +206,9 @@ def _planned_run(study: StudyConfig, measure: Measure, group: Group, cell: _Cell
         **price.columns(),
     )
     gap = _match_gap(study, measure, group, cell, reference)
-    admitted = admit(row, study.admission, match_gap=gap, misfit=price.placement.refusal)
+    warned = [f"recipe '{study.recipe.name}' is outside its range ({cell.hyper.outside})"] if cell.hyper.outside else []
+    warned += [edge] if edge else []
+    admitted = admit(row, study.admission, match_gap=gap, misfit=price.placement.refusal, warned=warned)
     return PlannedRun(row=admitted, config=config)
 
 
@@ -326,10 +328,10 @@ def _warnings(study: StudyConfig, measure: Measure, rows: list[PlanRow], outside
         )
     if study.evaluation.story_items and study.stories_from > longest:
         warnings.append(f"stories_from={study.stories_from:g} lies above every run's length: no run scores stories.")
-    repeated = [row for row in rows if row.speech_epochs > study.admission.max_speech_epochs]
+    repeated = [row for row in rows if row.speech_epochs > study.admission.warn_speech_epochs]
     if repeated:
         most = max(row.speech_epochs for row in repeated)
         warnings.append(
-            f"{len(repeated)} rows repeat the speech more than {study.admission.max_speech_epochs:g} times, at most {most:.1f}."
+            f"{len(repeated)} rows repeat the speech more than {study.admission.warn_speech_epochs:g} times, at most {most:.1f}."
         )
     return warnings

@@ -9,6 +9,7 @@
     plan-sweep sizes
     plan-sweep savings
     plan-sweep statistics study=demo data=FOLDER out=FILE.yaml
+    plan-sweep propose studies/demo total_flops=1e12
 
 Overrides are key=value with the fields of a study (sweeps/study.py); each study is a file of sweeps/conf/study. The only
 file that imports Hydra, which leaves no files behind. Not here: what is printed (`sweeps.show`), planning (`sweeps.plan`).
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from sweeps.plan import Plan
     from sweeps.study import StudyConfig
 
-VERBS = ("plan", "diff", "price", "picture", "sizes", "savings", "statistics")
+VERBS = ("plan", "diff", "price", "picture", "sizes", "savings", "statistics", "propose")
 PATHS = ("data", "recipe.table", "after.data")  # keys of a study that name files or folders
 EXAMPLE = "plan-sweep study=demo out=studies/demo"
 
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "sizes": _sizes,
         "savings": _savings,
         "statistics": _statistics,
+        "propose": _propose,
     }[arguments[0]]
     try:
         return run(options)
@@ -97,13 +99,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     statistics.add_argument(
         "overrides", nargs="*", metavar="key=value", help="study=NAME, out=FILE.yaml, and fields of the study"
     )
-    for verb in (plan, diff, price, picture, sizes, savings, statistics):
+    what = "given a plan's results (fits.json, power.json) and a total, say which rows to run next"
+    propose = verbs.add_parser("propose", help="say which rows to run next", description=what)
+    propose.add_argument("folder", metavar="DIR")
+    propose.add_argument("overrides", nargs="*", metavar="key=value", help="total_flops=, total_gpu_hours= or total_money=")
+    every = (plan, diff, price, picture, sizes, savings, statistics, propose)
+    for verb in every:
         verb.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     for verb in (plan, price):
         verb.add_argument(
             "--cores", type=_positive, default=os.cpu_count() or 1, help="runs at a time, for the wall-clock estimate"
         )
-    return parser, dict(zip(VERBS, (plan, diff, price, picture, sizes, savings, statistics), strict=True))
+    return parser, dict(zip(VERBS, every, strict=True))
 
 
 def _positive(text: str) -> int:
@@ -234,6 +241,17 @@ def _statistics(options: argparse.Namespace) -> int:
     if out:
         write_statistics(stated, Path(out))
     print(json.dumps(to_plain(stated), indent=1) if options.json or not out else f"written: {out}; plan from it with data={out}")
+    return 0
+
+
+def _propose(options: argparse.Namespace) -> int:
+    from sweeps.plan import read_plan
+    from sweeps.propose import propose, read_spend
+    from sweeps.show_propose import proposal_json, proposal_text
+
+    stored = read_plan(options.folder)
+    proposal = propose(stored, read_spend(_split_overrides(options.overrides)))
+    print(json.dumps(proposal_json(proposal), indent=1) if options.json else proposal_text(stored, proposal))
     return 0
 
 

@@ -51,21 +51,25 @@ def levels_of(study: StudyConfig, measure: Measure) -> tuple[Level, ...]:
     )
 
 
-def edge_warnings(study: StudyConfig, measure: Measure, levels: Sequence[Level]) -> list[str]:
-    """A sentence for each budget whose expected optimum lies outside its sizes: its profile may have no minimum inside."""
+def edges(study: StudyConfig, measure: Measure, levels: Sequence[Level]) -> dict[float, str]:
+    """Why the minimum of a budget's profile may lie at the grid's edge: its expected optimum lies outside its sizes."""
     if study.length is not Length.BUDGETS:
-        return []
-    params, found = size_params(study, measure), []
+        return {}
+    params, found = size_params(study, measure), {}
     for level in levels:
         optimum = expected_optimum(level.length, study.spend.tokens_per_param)
         counts = sorted(params[size] for size in level.sizes)
         if len(counts) >= LEAST_SIZES and not counts[0] < optimum < counts[-1]:
-            found.append(
-                f"budget {level.length:.3g} has its expected optimum at {optimum:.3g} parameters "
-                f"({study.spend.tokens_per_param:g} tokens each), outside its sizes ({counts[0]:.3g} to {counts[-1]:.3g}): its "
-                "profile may have its minimum at the edge."
+            found[level.length] = (
+                f"its budget has its expected optimum at {optimum:.3g} parameters ({study.spend.tokens_per_param:g} tokens "
+                f"each), outside its sizes ({counts[0]:.3g} to {counts[-1]:.3g}): the profile may have its minimum at the edge"
             )
     return found
+
+
+def edge_warnings(study: StudyConfig, measure: Measure, levels: Sequence[Level]) -> list[str]:
+    """A sentence for each budget of `edges`."""
+    return [f"{why.replace('its budget', f'budget {length:.3g}', 1)}." for length, why in edges(study, measure, levels).items()]
 
 
 Build = Callable[[Sequence[Level]], Sequence[PlanRow]]

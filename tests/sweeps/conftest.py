@@ -31,7 +31,7 @@ def small_study(toy_dataset: Path) -> dict[str, Any]:
         "budgets": [2e9, 4e9],
         "seq_len_units": 16,
         "evaluation": {"heldout_documents": 8, "context_tokens": 64},
-        "admission": {"max_speech_epochs": 1e6},
+        "admission": {"max_speech_epochs": 1e6, "warn_speech_epochs": 1e6},
     }
 
 

@@ -31,7 +31,14 @@ RECIPE = {"schedule": "wsd", "share_trunk": True, "decay_share": 0.25, "batch_se
 
 @pytest.fixture(scope="module")
 def study(small_study: dict[str, Any]) -> dict[str, Any]:
-    loose = {"min_steps": 2, "min_batch_units": 1, "max_warmup_share": 1.0, "max_match_gap": 0.2, "max_speech_epochs": 1e9}
+    loose = {
+        "min_steps": 2,
+        "min_batch_units": 1,
+        "max_warmup_share": 1.0,
+        "max_match_gap": 0.2,
+        "max_speech_epochs": 1e9,
+        "warn_speech_epochs": 1e9,
+    }
     return small_study | {"sizes": ["tiny"], "arm_sizes": {}, "recipe": RECIPE, "admission": loose, "budgets": [2e9, 3e9, 4e9]}
 
 
