@@ -89,6 +89,7 @@ class Join:
         folder.mkdir(parents=True, exist_ok=True)
         self._keep_options()
         tokenizer = self._tokenizer(folder, sample)
+        del sample  # up to 32 MiB of text
         shards = {table: self._write_table(table, sides, sizes[table], tokenizer, folder) for table in ("speech", "text")}
         made = {tokenizer_file(folder).name, *(shard["file"] for entries in shards.values() for shard in entries)}
         for left in {file.name for file in folder.iterdir()} - made:

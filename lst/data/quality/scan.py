@@ -116,9 +116,14 @@ def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=PARQUET_ROWS, columns=list(columns))
         return
-    with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-        for number in range(reader.num_record_batches):
-            yield reader.get_batch(number).select(list(columns))
+    number, count = 0, 1
+    while number < count:  # a map for each batch: pages that were read are resident until their map goes
+        with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
+            count = reader.num_record_batches
+            batch = reader.get_batch(number).select(list(columns)) if count else None
+        if batch is not None:
+            yield batch
+        number += 1
 
 
 def _cut(batch: pa.RecordBatch, bound_by: str) -> Iterator[pa.RecordBatch]:

@@ -31,7 +31,7 @@ from lst.data.audio.embedded_quantizer import SpeechTokenizerCard
 from lst.data.audio.waveform import SAMPLE_RATE
 from lst.data.corpus import workers as corpus_workers
 from lst.data.corpus.synthesis import SPEAKERS
-from lst.data.shards import MANIFEST, Dataset, open_dataset
+from lst.data.shards import MANIFEST, Dataset, manifest_text, open_dataset
 from lst.data.vocab import FRAMES_PER_SECOND
 from lst.data.vocoders.embedded import (
     FRAMES_PER_TOKEN,
@@ -176,7 +176,7 @@ def add_file(folder: Path, name: str, content: bytes) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["files"][name] = hashlib.sha256(content).hexdigest()
     corpus_workers.write_atomically(folder / name, content)
-    corpus_workers.write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    corpus_workers.write_atomically(folder / MANIFEST, manifest_text(manifest).encode())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         card = build_vocoder(arguments.folder, steps=arguments.steps)
     except LstError as error:
-        print(f"vocoder_fit: {error}", file=sys.stderr)
+        print(f"vocoders.fit: {error}", file=sys.stderr)
         return error.exit_code
     print(json.dumps(card, indent=1, sort_keys=True))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import shutil
 import wave
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lst.data.audio.embedded_quantizer import SpeechTokenizerCard
+from lst.data.preparing.verify import verify_dataset
 from lst.data.shards import Dataset, embedded_path, open_dataset
 from lst.data.vocoders.embedded import EmbeddedVocoder, TokensToMel, load_embedded, save_embedded
+from lst.data.vocoders.fit import add_file
 from lst.data.vocoders.vocoder import EMBEDDED_FILE, Vocoder, open_vocoder, wav_bytes, write_wav
 from lst.errors import DataError
 
@@ -108,6 +111,15 @@ def test_a_saved_network_is_read_back(tmp_path: Path) -> None:
     tokens, voice = torch.tensor([[1, 2, 3]]), torch.tensor([1])
     with torch.inference_mode():
         torch.testing.assert_close(loaded.network(tokens, voice), network(tokens, voice), atol=2e-3, rtol=2e-3)
+
+
+def test_a_fitted_file_joins_a_data_set_that_stays_whole_and_keeps_its_identity(toy_dataset: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(toy_dataset, tmp_path / "copy")
+    add_file(copy, EMBEDDED_FILE, b"weights")
+    assert (copy / EMBEDDED_FILE).read_bytes() == b"weights"
+    manifest = verify_dataset(copy)
+    assert EMBEDDED_FILE in manifest["files"]
+    assert manifest["data_id"] == open_dataset(toy_dataset).data_id
 
 
 def test_a_network_makes_four_mel_frames_a_token_and_hears_both_inputs() -> None:
