@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -30,8 +29,8 @@ def write_repeated(folder: Path, tokens: float) -> None:
     """The embedded corpus again and again, each time in a shard of its own for either table, until it has `tokens` tokens."""
     import pyarrow as pa
 
-    from lst.data.preparing.shard_writer import ShardWriter
-    from lst.data.shards import MANIFEST, SCHEMAS, TOKEN_COLUMNS, open_dataset
+    from lst.data.preparing.shard_writer import ShardWriter, write_manifest
+    from lst.data.shards import SCHEMAS, TOKEN_COLUMNS, open_dataset
     from lst.data.text import tokenizer_file
 
     dataset = open_dataset("embedded")
@@ -49,7 +48,7 @@ def write_repeated(folder: Path, tokens: float) -> None:
             shard = {"file": file, "split": "train", "rows": written.rows, "tokens": written.tokens}
             manifest["shards"][name].append(shard)
     shutil.copy(tokenizer_file(dataset.path), folder)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    write_manifest(folder, manifest)
 
 
 class Stages:
@@ -117,8 +116,13 @@ def measure(folder: Path, arm: str, rows: int, *, stages: bool) -> dict[str, Any
         tokens += int(batch.counts.tokens)
         _ = batch.hash
     seconds = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"arm": arm, "tokens": tokens, "resident_mib": peak, "stages": clock.seconds, **seconds}
+    return {"arm": arm, "tokens": tokens, "resident_mib": peak_resident(), "stages": clock.seconds, **seconds}
+
+
+def peak_resident() -> float:
+    """MiB of this process alone: getrusage's figure is at least that of the process that started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def in_process_of_its_own(folder: Path, arm: str, rows: int, stages: bool) -> dict[str, Any]:

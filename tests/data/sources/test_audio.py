@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tqdm
 
 from lst.data.audio.alignments import Alignments
 from lst.data.audio.embedded_quantizer import SpeechTokenizerCard
@@ -151,6 +154,26 @@ def test_a_list_names_files_relative_to_itself_or_to_its_first_line(tmp_path: Pa
         (tmp_path / "list.txt").write_text(content)
         with pytest.raises(DataError, match=reason):
             AudioFiles(tmp_path / "list.txt", Loudness())
+
+
+def test_hours_speed_and_the_time_that_is_left_are_shown_while_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+
+    class Terminal(tqdm.tqdm):  # what a terminal would get, at once and at any width
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(
+                *arguments, **{**options, "disable": False, "delay": 0, "mininterval": 0, "file": shown, "ncols": 200}
+            )
+
+    monkeypatch.setattr(tqdm, "tqdm", Terminal)
+    monkeypatch.setattr(audio_source, "GROUP_SECONDS", 18)
+    for n in range(4):
+        write_audio(tmp_path / f"{n}.wav", tones(18.0, n))
+    read(AudioFiles(tmp_path, Loudness()))
+    lines = [line for line in shown.getvalue().split("\r") if "files 1-4 of 4" in line]
+    assert any("2/4" in line and "0.01 h of audio" in line for line in lines)
+    assert any("4/4" in line and "0.02 h of audio" in line and "times real time" in line for line in lines)
+    assert re.search(r"\[\d\d:\d\d<\d\d:\d\d", lines[-1])  # [gone<left
 
 
 def test_blocks_are_runs_of_files_bounded_by_number_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
