@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from analysis.accuracy_fit import fit_accuracy
+    from analysis.arm_tests import exponent_test
+    from analysis.checks import held_out, influence
     from analysis.compare import compute_multiplier
+    from analysis.endpoints import accuracy_multiplier
     from analysis.fit import fit_loss_surface, fit_power_law
     from analysis.form_results import FormFit
     from analysis.isoflop import fit_isoflop
@@ -25,6 +28,10 @@ _HOME = {
     "fit_accuracy": "analysis.accuracy_fit",
     "fit_overtraining": "analysis.overtraining",
     "fit_repetition": "analysis.overtraining",
+    "accuracy_multiplier": "analysis.endpoints",
+    "exponent_test": "analysis.arm_tests",
+    "held_out": "analysis.checks",
+    "influence": "analysis.checks",
     "FormFit": "analysis.form_results",
     "fit_loss_surface": "analysis.fit",
     "fit_power_law": "analysis.fit",
@@ -49,7 +56,9 @@ __all__ = [
     "PowerLawFit",
     "SharedFit",
     "SurfaceFit",
+    "accuracy_multiplier",
     "compute_multiplier",
+    "exponent_test",
     "fit_accuracy",
     "fit_isoflop",
     "fit_loss_surface",
@@ -57,6 +66,8 @@ __all__ = [
     "fit_power_law",
     "fit_repetition",
     "fit_shared_exponents",
+    "held_out",
+    "influence",
 ]
 
 

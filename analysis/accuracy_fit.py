@@ -121,10 +121,10 @@ def _columns(
     x = column(table, column_of_x)
     if (distinct := len(np.unique(np.round(np.log(x), 9)))) < 3:
         raise FitError(f"{distinct} distinct values of {against}: a sigmoid needs three or more; add runs.")
-    return x, _shares(table, accuracy, items), column(table, items)
+    return x, read_shares(table, accuracy), column(table, items)
 
 
-def _shares(table: pd.DataFrame, accuracy: str, items: str) -> Floats:
+def read_shares(table: pd.DataFrame, accuracy: str) -> Floats:
     if accuracy not in table.columns:
         raise FitError(f"the table has no column '{accuracy}'; {did_you_mean(accuracy, [str(c) for c in table.columns])}")
     share = pd.to_numeric(table[accuracy], errors="coerce").to_numpy(dtype=np.float64)

@@ -264,6 +264,12 @@ def _told(content: dict[str, Any]) -> str:
                 f"  isoFLOP: {inside} of {len(isoflop['profiles'])} budgets have an interior minimum"
                 + (f"; N* ~ C^{_ranged(law, 'exponent', bare=True)}" if law else "")
             )
+        if (out := entry["held_out"]) is not None:
+            lines.append(
+                f"  held out: {out['flops_budget']:.3g} FLOPs, {out['times_the_next']:.3g} times the next; ln loss off by "
+                f"{out['mean_error']:+.2g} (rms {out['root_mean_square_error']:.2g}); "
+                f"{_share(out['covered'])} of {len(out['runs'])} runs covered"
+            )
         lines += [f"  ! {w}" for w in dict.fromkeys([*entry["warnings"], *(surface or {}).get("warnings", ())])]
     for entry in content["comparisons"]:
         lines.append(f"{entry['arm']} against {entry['baseline']}, {entry['target']}")
@@ -276,12 +282,23 @@ def _told(content: dict[str, Any]) -> str:
             arm = entry["arm"]
             band = _band(shared["efficiencies"][arm].get("compute"), shared["intervals"][arm].get("compute"))
             lines.append(f"  with shared exponents {band}")
+        if (test := entry["exponents"]) is not None:
+            told = "differ" if test["p"] < 0.05 else "may be shared"
+            lines.append(f"  exponents {told}: F {test['f']:.3g}, p {test['p']:.2g}")
+        if (curve or {}).get("slope_interval"):
+            lines.append(
+                f"  gain against scale, d ln multiplier / d ln C: {_band(curve['slope'], curve['slope_interval'], '+.3g', '')}"
+            )
         if (pairs := entry["matched"]) is not None:
             lines.append(
                 f"  {pairs['n']} matched pairs: mean loss difference {_band(pairs['mean'], pairs['interval'], '+.4f', ' nats')}"
             )
         lines += [f"  ! {w}" for w in dict.fromkeys([*entry["warnings"], *(curve or {}).get("warnings", ())])]
     return "\n".join([*lines, *(f"! {w}" for w in content["warnings"])])
+
+
+def _share(value: float | None) -> str:
+    return "none" if value is None else f"{value:.0%}"
 
 
 def _ranged(fit: dict[str, Any], name: str, *, bare: bool = False) -> str:

@@ -112,6 +112,7 @@ def compute_multiplier(
         raise FitError(f"method='{method}' cannot reach all losses that both arms share; use method=envelope.")
     band = np.exp(np.quantile(drawn[fine], [(1 - level) / 2, (1 + level) / 2], axis=0)) if fine.any() else np.empty((2, 0))
     mean_interval = percentile_interval(np.exp(drawn[fine].mean(1)), level) if fine.any() else None
+    slopes = slopes_of(points_at[1][0], np.concatenate([log_multiplier[None], drawn[fine]]))
     return MultiplierCurve(
         method=_method_words(method, curves),
         losses=tuple(np.exp(at).tolist()),
@@ -122,12 +123,23 @@ def compute_multiplier(
         high=tuple(band[1].tolist()),
         mean=float(np.exp(log_multiplier.mean())),
         mean_interval=mean_interval,
+        slope=float(slopes[0]) if len(slopes) else None,
+        slope_interval=percentile_interval(slopes[1:], level) if len(slopes) > 1 else None,
         overlap=overlap,
         level=level,
         resamples=len(drawn),
         failed=int((~fine).sum()),
         warnings=tuple(_warnings(curves, (baseline, arm), mean_interval, noises)),
     )
+
+
+def slopes_of(log_flops: Floats, log_multiplier: Floats) -> Floats:
+    """(R,) least-squares slopes of curves (R, points) on the arm's ln C; none where the curve is a point."""
+    away = log_flops - log_flops.mean()
+    if np.ptp(away) < 1e-6:
+        return np.empty(0)
+    result: Floats = log_multiplier @ away / (away @ away)
+    return result
 
 
 def _overlap(base: BestLosses, arm: BestLosses, *, names: tuple[str, str]) -> Interval:

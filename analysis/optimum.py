@@ -18,6 +18,8 @@ from analysis.laws import Floats, floats
 from analysis.projection import exponent_grid, projected_starts
 from analysis.solver import CONSTANT, IN_D, IN_N, Problem, Solutions, derivatives, minimise, model, objective
 
+NEAR = 1e-5
+"""Relative change at which scipy's solver hands over: the Newton method that follows converges faster near the end."""
 STARTS, FACE_POINTS = 4, 10
 """Local minima of the projection that become starts, and the points of a face's grid, a side."""
 
@@ -31,18 +33,24 @@ class Optimum:
     others: Solutions
 
 
-def solve(problem: Problem, log_loss: Floats) -> Optimum:
-    """The global optimum of one fit as far as the starts can tell; see the module's docstring."""
+def solve(problem: Problem, log_loss: Floats, *, others: bool = True) -> Optimum:
+    """The global optimum of one fit as far as the starts can tell; see the module's docstring.
+
+    Without `others` only the best projected start is followed (and what the KKT check lets in): quicker, and no runner-ups.
+    """
     one = (log_loss[None], np.ones((1, len(log_loss))))
-    starts = [projected_starts(problem, *one, keep=STARTS, fill=False)[0]]
-    for j in range(len(problem.kinds)):
-        if len(problem.kinds) > 1:  # the face c_j = 0, from its own projection
-            members = problem.members.copy()
-            members[:, j] = 0
-            face = dataclasses.replace(problem, members=members)
-            starts.append(projected_starts(face, *one, keep=1, points=FACE_POINTS)[0])
-    batch = np.concatenate([least_squares(problem, starts[0][0], log_loss)[None], *starts])
-    ends = _minimise_one(problem, batch, log_loss)
+    starts = [projected_starts(problem, *one, keep=STARTS if others else 1, fill=False)[0]]
+    first = least_squares(problem, starts[0][0], log_loss)[None]
+    if others:
+        for j in range(len(problem.kinds)):
+            if len(problem.kinds) > 1:  # the face c_j = 0, from its own projection
+                members = problem.members.copy()
+                members[:, j] = 0
+                face = dataclasses.replace(problem, members=members)
+                starts.append(projected_starts(face, *one, keep=1, points=FACE_POINTS)[0])
+        ends = _minimise_one(problem, np.concatenate([first, *starts]), log_loss)
+    else:
+        ends = minimise(problem, first, *one, coarse=0)
     for _ in range(2 * len(problem.kinds)):
         order = np.argsort(ends.objective)
         released = kkt_release(problem, ends.theta[order[0]], log_loss)
@@ -93,8 +101,8 @@ def least_squares(problem: Problem, start: Floats, log_loss: Floats) -> Floats:
         bounds=(low, high),
         loss="huber" if np.isfinite(problem.delta) else "linear",
         x_scale="jac",
-        xtol=1e-12,
-        ftol=1e-12,
+        xtol=NEAR,
+        ftol=NEAR,
         gtol=1e-12,
         max_nfev=30,
     )

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from analysis.arm_tests import gain_slope
+
 
 def mean_interval(differences: list[float], level: float) -> list[float] | None:
     """Student's interval of the mean; None for fewer than two."""
@@ -54,8 +56,16 @@ def paired_differences(table: pd.DataFrame, arm: str, *, baseline: str, level: f
             for budget, rows in joined.groupby("flops_budget")
         ],
         **_summary(joined["difference"].tolist(), level),
+        "slope": _slope(joined, level),
         "level": level,
     }
+
+
+def _slope(joined: pd.DataFrame, level: float) -> dict[str, Any] | None:
+    """Of ln(arm's loss / baseline's) on ln of the budget: below 0 the gain grows with scale."""
+    known = joined[joined["flops_budget"].notna() & (joined["flops_budget"] > 0)]
+    ratios = np.log((known["loss"] / known["loss_baseline"]).to_numpy(dtype=np.float64))
+    return gain_slope(ratios, known["flops_budget"].to_numpy(dtype=np.float64), level)
 
 
 def _summary(differences: list[float], level: float) -> dict[str, Any]:

@@ -17,12 +17,8 @@ from analysis.laws import Allocation, Floats, IsoflopCubic, IsoflopParabola, Los
 from lst.errors import FitError
 
 Interval = tuple[float, float]
-HOW = {
-    "huber": "Huber on log loss",
-    "squares": "least squares",
-    "absolute": "least absolute deviation of log loss",
-    "binomial": "binomial likelihood",
-}
+HOW = {"huber": "Huber on log loss", "squares": "least squares", "absolute": "least absolute deviation of log loss"}
+HOW["binomial"] = "binomial likelihood"
 
 
 def percentile_interval(samples: Floats, level: float) -> Interval:
@@ -323,6 +319,8 @@ class MultiplierCurve:
     high: tuple[float, ...]
     mean: float  # geometric mean over the curve
     mean_interval: Interval | None
+    slope: float | None  # d ln multiplier / d ln C over the curve (C the arm's): above 0 the gain grows with scale
+    slope_interval: Interval | None
     overlap: Interval  # lowest and highest loss that both reach
     level: float
     resamples: int
@@ -352,6 +350,7 @@ class MultiplierCurve:
         lines = [
             f"MultiplierCurve: {self.mean:.3g}x{band} on average over losses {self.overlap[0]:.4g} to {self.overlap[1]:.4g}",
             f"  {self.method}; {self.level:.0%} band",
+            *([] if self.slope is None else [f"  d ln multiplier / d ln C {self.slope:+.3g}; interval {self.slope_interval}"]),
         ]
         return "\n".join(lines + [f"  ! {w}" for w in self.warnings])
 

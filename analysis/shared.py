@@ -54,7 +54,7 @@ def fit_shared_exponents(
     points, arms = _points(table, baseline, factors, {"params": params, "tokens": tokens, "loss": loss})
     frame = Frame.of(points)
     member = floats([(table["arm"] == name).to_numpy(dtype=float) for name in (baseline, *arms)]).T
-    problem = _problem(frame, member, factors, delta)
+    problem = shared_problem(frame, member, factors, delta)
     best = solve(problem, frame.log_loss)
     rng = np.random.default_rng(0) if rng is None else rng
     strata = points.budget * member.shape[1] + member.argmax(1)
@@ -108,7 +108,7 @@ def _require_two_ways(points: Points, rows: np.ndarray, arm: str) -> None:
         )
 
 
-def _problem(frame: Frame, member: Floats, factors: str, delta: float) -> Problem:
+def shared_problem(frame: Frame, member: Floats, factors: str, delta: float) -> Problem:
     """Columns: the constant, N (one for all arms, or one each), and D for each arm; the baseline's first."""
     n_columns = np.ones((len(member), 1)) if factors == COMPUTE else member
     members = np.concatenate([np.ones((len(member), 1)), n_columns, member], axis=1)

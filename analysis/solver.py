@@ -251,11 +251,11 @@ def derivatives(problem: Problem, theta: Floats, log_loss: Floats, weight: Float
 
 
 def _derivatives(problem: Problem, theta: Floats, state: State, weight: Floats, delta: float) -> tuple[Floats, Floats, Floats]:
-    size = np.abs(state.residual)
     if np.isfinite(delta):
-        psi = weight * np.clip(state.residual, -delta, delta)
-        curved = weight * (size <= delta) + psi
-        reweighted = weight * np.minimum(1.0, delta / np.maximum(size, 1e-300))
+        clipped = np.clip(state.residual, -delta, delta)
+        psi = weight * clipped
+        curved = weight * (clipped == state.residual) + psi
+        reweighted = np.divide(psi, state.residual, out=weight.copy(), where=state.residual != 0)
     else:
         psi, reweighted = weight * state.residual, weight
         curved = weight + psi

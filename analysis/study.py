@@ -19,11 +19,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.accuracy import accuracies
+from analysis.arm_tests import exponent_test
+from analysis.checks import held_out, influence, influence_warning, noise_parts
 from analysis.collect import RESULTS, RUNS, read_plan
 from analysis.compare import LAW_ASYMPTOTE_BUDGETS, compute_multiplier
 from analysis.diagnose import HUBER
 from analysis.fit import fit_loss_surface, fit_power_law
 from analysis.isoflop import fit_isoflop
+from analysis.laws import LossSurface
 from analysis.pairs import paired_differences
 from analysis.shared import COMPUTE, SEPARATE, fit_shared_exponents
 from lst import records
@@ -38,6 +41,10 @@ CONDITIONAL_ARMS = ("lst_aligned",)
 N_KINDS = {"total": "num_params", "non_embedding": "num_non_embedding_params", "global": "num_params_global"}
 D_KINDS = {"tokens": "tokens", "units": "units"}
 GROUPS = ("embedding", "encoder", "global", "decoder", "head")
+NAMED, STRONG = 10, float(np.log(1.25))
+"""Influential runs that are listed, and the change of ln N* from which one is a warning: a quarter."""
+TEST_RESAMPLES = 400
+"""Simulated studies of a test at most: its p-value needs no more digits."""
 SPENT_TOLERANCE = 0.01
 """Spent FLOPs that differ from the plan by more than this share are told."""
 TEXT = dict.fromkeys(
@@ -147,8 +154,14 @@ def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = 
 
 def attempted(warnings: list[str], what: str, fit: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any] | None:
     """The fit's JSON without samples, or None with its refusal among `warnings`."""
+    found = tried(warnings, what, fit, *arguments, **options)
+    return None if found is None else _light(found)
+
+
+def tried(warnings: list[str], what: str, work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What `work` returns, or None with its refusal among `warnings`."""
     try:
-        return _light(fit(*arguments, **options))
+        return work(*arguments, **options)
     except FitError as refusal:
         warnings.append(f"no {what}: {refusal}")
         return None
@@ -190,6 +203,7 @@ def arm_fit(table: pd.DataFrame, arm: str, target: str, options: FitOptions) -> 
     asymptote = len(best) >= LAW_ASYMPTOTE_BUDGETS
     settings = options.robust | options.bootstrap
     curve = attempted(warnings, "L(C)", fit_power_law, best, asymptote=asymptote, **settings, rng=rng("curve"))
+    out = tried(warnings, "held-out budget", held_out, rows, **common, **options.robust, rng=rng("held out"))
     return {
         "arm": arm,
         "target": target,
@@ -202,8 +216,25 @@ def arm_fit(table: pd.DataFrame, arm: str, target: str, options: FitOptions) -> 
         "loss_surface": surface,
         "isoflop": isoflop,
         "loss_curve": curve,
+        "held_out": out,
+        **checks(rows, surface, options, warnings),
         "warnings": warnings,
     }
+
+
+def checks(rows: pd.DataFrame, surface: dict[str, Any] | None, options: FitOptions, warnings: list[str]) -> dict[str, Any]:
+    """The most influential runs and the parts of the noise, of an arm that has a surface."""
+    found: dict[str, Any] = {"influence": None, "noise": None}
+    if surface is None:
+        return found
+    law = LossSurface.from_json(surface)
+    residual = np.log(rows["loss"]) - np.log(law.predict(rows[options.columns["params"]], rows[options.columns["tokens"]]))
+    found["noise"] = noise_parts(rows, residual.to_numpy(), len(law.names()), **options.columns)
+    moved = tried(warnings, "influence of single runs", influence, rows, **options.columns, **options.robust)
+    if moved is not None:
+        found["influence"] = moved[:NAMED]
+        warnings += influence_warning(moved, STRONG)
+    return found
 
 
 def best_per_budget(rows: pd.DataFrame, isoflop: dict[str, Any] | None) -> pd.DataFrame:
@@ -240,9 +271,14 @@ def comparisons(table: pd.DataFrame, arms: list[str], target: str, options: FitO
             warnings, "compute multiplier", compute_multiplier, table, arm, **common, method=options.method, rng=rng
         )
         matched = paired_differences(table, arm, baseline=options.baseline, level=options.level)
+        tested = options.columns | {"baseline": options.baseline, "rng": _generator(options, "exponents", arm, target)}
+        tested["resamples"] = min(options.resamples, TEST_RESAMPLES)
+        exponents = (
+            tried(warnings, "test of shared exponents", exponent_test, table, arm, **tested) if options.resamples else None
+        )
         entries.append(
             {"baseline": options.baseline, "arm": arm, "target": target, "curve": curve, "matched": matched, "warnings": warnings}
-            | {"shared": _of_arm(shared[COMPUTE], arm), "shared_separate": _of_arm(shared[SEPARATE], arm)}
+            | {"exponents": exponents, "shared": _of_arm(shared[COMPUTE], arm), "shared_separate": _of_arm(shared[SEPARATE], arm)}
         )
     return entries
 

@@ -61,9 +61,10 @@ def stratified_counts(strata: np.ndarray, resamples: int, rng: np.random.Generat
 
 
 def residual_errors(
-    residual: Floats, leverage: Floats, parameters: int, level: float, resamples: int, rng: np.random.Generator
+    residual: Floats, leverage: Floats, parameters: int, level: float | None, resamples: int, rng: np.random.Generator
 ) -> Floats:
-    """(resamples, n) errors to add to the fitted values; all 0 where no degree of freedom is left."""
+    """(resamples, n) errors to add to the fitted values, widened by t / z for an interval at `level` (None: for a test, which
+    compares studies of one size); all 0 where no degree of freedom is left."""
     n = len(residual)
     freedom = n - parameters
     if freedom < 1:
@@ -71,8 +72,8 @@ def residual_errors(
     scaled = residual / np.sqrt(1 - np.minimum(leverage, MAX_LEVERAGE))
     variance = float((residual**2).sum()) / freedom
     size = float(np.sqrt((scaled**2).mean()))
-    tail = 0.5 + level / 2
-    scaled = scaled * (np.sqrt(variance) / size if size > 0 else 0.0) * stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)
+    widening = 1.0 if level is None else stats.t.ppf(0.5 + level / 2, freedom) / stats.norm.ppf(0.5 + level / 2)
+    scaled = scaled * (np.sqrt(variance) / size if size > 0 else 0.0) * widening
     errors: Floats = rng.choice(scaled, size=(resamples, n)) * rng.choice([-1.0, 1.0], size=(resamples, n))
     return errors
 
