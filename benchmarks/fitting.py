@@ -154,7 +154,7 @@ def compare(name: str, table: pd.DataFrame, arguments: argparse.Namespace) -> No
     spent = (time.process_time() - started) * 4500 / len(starts)
     reached = np.mean(np.array(ends) <= best.objective * (1 + 1e-6))
     print(
-        f"  grid of L-BFGS-B: {spent:.1f} s for 4,500 starts ({len(starts)} run), objective {min(ends):.12g}, "
+        f"  grid of L-BFGS-B: {spent:.1f} s for 4,500 starts ({len(starts)} run, scaled), objective {min(ends):.12g}, "
         f"{reached:.1%} of the starts reach ours; {spent / quick:,.0f} and {spent / whole:,.0f} times our time"
     )
     if arguments.others:
@@ -169,7 +169,7 @@ def compare(name: str, table: pd.DataFrame, arguments: argparse.Namespace) -> No
             )
         if (found := other(arguments.others, CHINCHILLA, table)) is not None:
             print(
-                f"  chinchilla: {found['seconds']:.1f} s for its README's 3,125 starts (32 run), objective "
+                f"  chinchilla: {found['seconds']:.1f} s for 3,125 starts (32 run, scaled), objective "
                 f"{huber_of(found['law'], table, DELTA):.9g}; {found['seconds'] / quick:,.0f} and "
                 f"{found['seconds'] / whole:,.0f} times our time"
             )
