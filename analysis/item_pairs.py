@@ -1,0 +1,146 @@
+"""Two evaluations on the same items, paired: does one model answer more of them than the other?
+
+    python -m analysis.item_pairs EVALUATION_A EVALUATION_B [--json]
+
+Folders of `python -m lst.evals choices`, or of runs, whose items.jsonl are compared item by item (docs/evaluation.md). With b
+items that A alone has right and c that B alone has, of n: the difference of accuracies is (b - c) / n; McNemar's exact test asks
+how likely a split as uneven as b : c is by fair coins (McNemar 1947; two-sided binomial); the interval is the paired bootstrap's
+(Efron 1979): percentiles of the difference over items drawn anew. Both speak of the items, not of seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from analysis.pairs import mean_interval
+from lst import records
+from lst.errors import FitError, LstError
+
+LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
+Answers = dict[tuple[str, str, str], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedAccuracy:
+    """One task and direction. `a` and `b` are the two evaluations."""
+
+    task: str
+    direction: str
+    score: str  # by which both decide
+    n_items: int
+    accuracy_a: float
+    accuracy_b: float
+    only_a: int  # items that a alone has right
+    only_b: int
+    difference: float  # accuracy_a - accuracy_b
+    interval: tuple[float, float]  # of the difference: paired bootstrap over items
+    student: list[float] | None  # of the difference: Student's t over items (analysis.pairs)
+    level: float
+    p_value: float  # McNemar's exact test; 1 where the two differ nowhere
+    conditional: bool  # one of them was scored under aligned patches: no fair comparison
+
+
+def paired_accuracies(
+    a: Path, b: Path, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
+) -> list[PairedAccuracy]:
+    """All tasks and directions that both folders have. Raises FitError where their items or scores are not the same."""
+    ours, theirs = read_answers(a), read_answers(b)
+    shared = {key[:2] for key in ours} & {key[:2] for key in theirs}
+    if not shared:
+        raise FitError(f"'{a}' and '{b}' share no task and direction; evaluate both on one item set.")
+    found = []
+    for task, direction in dict.fromkeys(key[:2] for key in ours if key[:2] in shared):
+        keys = [key for key in ours if key[:2] == (task, direction)]
+        others = {key for key in theirs if key[:2] == (task, direction)}
+        lonely = sorted(set(keys) ^ others)
+        if lonely:
+            raise FitError(
+                f"item '{lonely[0][2]}' of {task} {direction} is in one of '{a}' and '{b}' alone; evaluate both on one item set."
+            )
+        rows = [(ours[key], theirs[key]) for key in keys]
+        if any(x["score"] != y["score"] for x, y in rows):
+            raise FitError(
+                f"'{a}' decides by {rows[0][0]['score']} and '{b}' by {rows[0][1]['score']}; give both the same score."
+            )
+        found.append(_compared(task, direction, rows, level, resamples, seed))
+    return found
+
+
+def read_answers(folder: Path) -> Answers:
+    """The items of an evaluation, or of a run's last step, by task, direction and id. Raises FitError where there are none."""
+    rows = [r for r in records.iter_jsonl(folder / records.ITEM_RECORDS) if "correct" in r and r.get("branch") is None]
+    last = max((r.get("step", 0) for r in rows), default=0)
+    found = {(str(r["task"]), str(r["direction"]), str(r["item"])): r for r in rows if r.get("step", 0) == last}
+    if not found:
+        raise FitError(f"'{folder}' has no items in its {records.ITEM_RECORDS}; give a folder of python -m lst.evals choices.")
+    return found
+
+
+def _compared(
+    task: str, direction: str, rows: Sequence[tuple[dict[str, Any], dict[str, Any]]], level: float, resamples: int, seed: int
+) -> PairedAccuracy:
+    a, b = (np.array([bool(row[i]["correct"]) for row in rows]) for i in (0, 1))
+    n, only_a, only_b = len(rows), int((a & ~b).sum()), int((b & ~a).sum())
+    shares = np.array([only_a, only_b, n - only_a - only_b]) / n
+    drawn = np.random.Generator(np.random.Philox(key=seed)).multinomial(n, shares, resamples)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.5 - level / 2, 0.5 + level / 2])
+    different = only_a + only_b
+    return PairedAccuracy(
+        task=task,
+        direction=direction,
+        score=str(rows[0][0]["score"]),
+        n_items=n,
+        accuracy_a=float(a.mean()),
+        accuracy_b=float(b.mean()),
+        only_a=only_a,
+        only_b=only_b,
+        difference=(only_a - only_b) / n,
+        interval=(float(low), float(high)),
+        student=mean_interval((a.astype(float) - b).tolist(), level),
+        level=level,
+        p_value=float(stats.binomtest(only_a, different).pvalue) if different else 1.0,
+        conditional=any(x.get("conditional", False) or y.get("conditional", False) for x, y in rows),
+    )
+
+
+def describe(found: Sequence[PairedAccuracy]) -> str:
+    """A line a task and direction."""
+    lines = []
+    for r in found:
+        numbers = f"{100 * r.accuracy_a:.1f}% against {100 * r.accuracy_b:.1f}% of {r.n_items:,} items by {r.score}"
+        low, high = (100 * v for v in r.interval)
+        gap = f"{100 * r.difference:+.1f} points ({low:+.1f} .. {high:+.1f}, {100 * r.level:g}%)"
+        note = "; conditional on alignments: no fair comparison" if r.conditional else ""
+        lines.append(f"{r.task} {r.direction}: {numbers}; {gap}, {r.only_a} : {r.only_b}, McNemar p = {r.p_value:.2g}{note}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.item_pairs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("a", metavar="EVALUATION_A", type=Path)
+    parser.add_argument("b", metavar="EVALUATION_B", type=Path)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options = parser.parse_args(argv)
+    try:
+        found = paired_accuracies(options.a, options.b)
+        print(json.dumps([asdict(r) for r in found], indent=1) if options.json else describe(found))
+        return 0
+    except LstError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
