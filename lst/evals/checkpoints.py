@@ -89,6 +89,24 @@ def _spent(source: Path, folder: Path) -> dict[str, Any]:
     return {}
 
 
+def test_dataset(checkpoint: Checkpoint, test: str) -> Dataset:
+    """The data set whose held-out documents are tested: the checkpoint's, or `test`, of the same speech tokens.
+
+    Its texts are cut into pieces by its own tokenizer, so `test` must have the checkpoint's too. Raises DataError.
+    """
+    if not test:
+        return checkpoint.dataset
+    from lst.evals.item_set import card_identity
+
+    other = open_dataset(test)
+    ours, theirs = (d.manifest.get("about", {}).get("speech_tokenizer") for d in (checkpoint.dataset, other))
+    if card_identity(ours) != card_identity(theirs):
+        raise DataError(f"test={test} has another speech tokenizer than '{checkpoint.dataset.path}'; prepare it with the same.")
+    if other.tokenizer.content != checkpoint.dataset.tokenizer.content:
+        raise DataError(f"test={test} has another text tokenizer; prepare it with tokenizer= of '{checkpoint.dataset.path}'.")
+    return other
+
+
 def default_out(source: Path, name: str) -> Path:
     """Where a run's evaluation goes. Raises ConfigError for a checkpoint that is no run's folder."""
     if (source / RUN_CONFIG).is_file():

@@ -173,7 +173,7 @@ class _Run:
         self.vocabulary, self.pieces = Vocabulary.of(config.model), run_pieces(config)
         self.patch_size = 1 if kind is Patching.TOKEN else config.patching.patch_size
         self.sampling = sampling
-        self.allowed_V = None if direction is None else _allowed(self.vocabulary, direction).to(batch.ids_BT.device)
+        self.allowed_V = None if direction is None else allowed_ids(self.vocabulary, direction).to(batch.ids_BT.device)
         self.stepper, self.logits_BV = Stepper.start(network, batch)
         self.rows = [_Row(number, int(units)) for number, units in enumerate(self.stepper.closed_units)]
 
@@ -252,7 +252,7 @@ def _draws(generator: torch.Generator | None, prompts: int, tokens: int) -> Tens
     return torch.stack([torch.rand(tokens, generator=stream, dtype=torch.float64) for stream in streams])
 
 
-def _allowed(vocabulary: Vocabulary, direction: str) -> Tensor:
+def allowed_ids(vocabulary: Vocabulary, direction: str) -> Tensor:
     """Which ids may come in a direction, (V,)."""
     to_speech = direction.endswith("S")
     kinds = vocabulary.modality(np.arange(vocabulary.size))
