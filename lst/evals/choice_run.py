@@ -31,7 +31,7 @@ PART = 256  # items of a part
 class ChoiceRunConfig:
     """Options of `python -m lst.evals choices`, given as key=value."""
 
-    items: str  # folder of an item set; or hellaswag_spoken, the small one that ships
+    items: str  # folder of an item set; or hellaswag_spoken_smoke, the small one that ships
     out: str = ""  # new folder; default: RUN/evals/TASK-<evaluation_id>
     directions: str = ""  # as in S->S,T->T; default: all that the items allow
     score: str = "loglik_per_token"  # which score decides (docs/evaluation.md)
@@ -153,7 +153,7 @@ def _plain(metric: Metric) -> dict[str, Any]:
 def _card(checkpoint: Checkpoint, items: ItemSet, evaluation_id: str) -> dict[str, Any]:
     from lst.train.folder import versions
 
-    names = ("speech_tokenizer", "voice", "licence", "source", "refused_share", "smoke_test")
+    names = ("speech_tokenizer", "voice", "licence", "source", "refused_share", "note")
     of_items = {name: items.manifest[name] for name in names if name in items.manifest}
     return checkpoint.about | {"items": of_items, "versions": versions(), "evaluation_id": evaluation_id}
 
@@ -166,6 +166,6 @@ def _table(out: Path, items: ItemSet, metrics: Sequence[dict[str, Any]]) -> str:
         label = " (conditional: aligned patches)" if row["conditional"] else ""
         share = f"{100 * row['value']:5.1f}% of {row['n_items']:,} items by {row['score']}"
         lines.append(f"{row['task']:32} {row['direction']}  {share}{beside}{label}")
-    if items.manifest.get("smoke_test"):
-        lines.append(f"note: {items.manifest['smoke_test']}")
+    if items.manifest.get("note"):
+        lines.append(f"note: {items.manifest['note']}")
     return "\n".join([*lines, f"written: {out}"])

@@ -50,6 +50,7 @@ class ItemsConfig:
     card: str = ""  # JSON that tells what made ready speech tokens
     voice: str = ""  # speaks parts that have text alone: espeak:en-us, kokoro:jf_alpha, piper:FILE.onnx
     licence: str = ""  # of the items, kept in the manifest
+    note: str = ""  # printed beside every result, kept in the manifest
     max_words: int = 0  # items with more words in prompt and longest ending are left out; 0 = none
     sample: int = 0  # so many items, drawn by `seed`; 0 = all
     seed: int = 0  # of the draw
@@ -185,7 +186,7 @@ class _Maker:
         about: dict[str, Any] = {"task": self.task, "source": self.file.name, "left_out": self.left_out}
         about |= {"speech_tokenizer": card} if card else {}
         about |= {"voice": self._voice.identity} if self._voice else {}
-        return about | ({"licence": self.config.licence} if self.config.licence else {})
+        return about | {key: text for key in ("licence", "note") if (text := getattr(self.config, key))}
 
     def _card(self) -> dict[str, Any] | None:
         from lst.data.audio.embedded_quantizer import SpeechTokenizerCard
