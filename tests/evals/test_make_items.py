@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lst.data.prepare import main
+from lst.data.shards import open_dataset
 from lst.errors import ConfigError, DataError
 from lst.evals import make_items, voices
 from lst.evals.item_set import ItemSet, open_item_set
@@ -224,3 +225,12 @@ def test_a_damaged_item_set_is_not_opened(source: Path, tmp_path: Path) -> None:
         open_item_set(str(folder))
     with pytest.raises(DataError, match=r"no manifest\.json"):
         open_item_set(str(tmp_path))
+
+
+def test_the_smoke_set_that_ships_fits_the_embedded_corpus_and_says_what_it_is() -> None:
+    items = open_item_set("hellaswag_spoken_smoke")
+    items.require_tokens_of(open_dataset("embedded"))
+    assert (len(items), items.directions, items.manifest["endings"]) == (200, ["S->S", "T->T", "S->T", "T->S"], [4])
+    assert "never a comparison" in items.manifest["note"]
+    assert "MIT License" in items.manifest["licence"]
+    assert len({row["id"] for row in items.table.to_pylist()}) == 200
