@@ -9,6 +9,7 @@ that the paper leaves open has its own line. Not here: the FLOPs (`lst.flops`), 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from sweeps.stated import StatedMeasurements
 from sweeps.stated_file import read_stated
 from sweeps.text import aligned, wrapped
 
+BY_OPTION = "table7_1b"  # the size of the table by group and option
 SIZES = ("420M", "630M", "810M", "1.1B", "table7_1b", "1.8B", "7B")
 
 
@@ -86,7 +88,7 @@ def savings() -> dict[tuple[str, str], Saving]:
 
 
 def savings_text() -> str:
-    """Three tables: by group under the planned options, and both figures for every option and size."""
+    """By group at every size under the planned options, by group for every option; both figures for every option and size."""
     grid = savings()
     default = {size: grid[size, OPTIONS[0].name] for size in SIZES}
     groups = [[""] + ["baseline"] * 3 + ["LST"] * 6, ["size", "global", "head", "all", *GROUPS[1:], "all", "head apart"]]
@@ -97,7 +99,8 @@ def savings_text() -> str:
         shares = [f"{100 * value / whole:.1f}" for value in (*base, *lst)]
         groups.append([size, *shares, f"{100 * _total(found.lst, False) / bare:.1f}"])
     tables = [
-        ("FLOPs a token in % of the baseline's, static(4); head apart: both without their heads", aligned(groups, left={0}))
+        ("FLOPs a token in % of the baseline's, static(4); head apart: both without their heads", aligned(groups, left={0})),
+        (f"the same for each option at {BY_OPTION}, in % of its own baseline's", aligned(_by_option(grid), left={0})),
     ]
     for title, head, figure in (
         ("saved at equal data, %", True, "data"),
@@ -118,6 +121,17 @@ def savings_text() -> str:
         f"{100 * (1 - 1 / first.tokens_per_unit):.1f}% at equal data and spends nothing more at equal units",
     )
     return "\n\n".join([*(f"{title}\n{table}" for title, table in tables), counted])
+
+
+def _by_option(grid: Mapping[tuple[str, str], Saving]) -> list[list[str]]:
+    """A line an option: LST's FLOPs a token by group."""
+    table = [["", *GROUPS[1:], "all", "head apart"]]
+    for option in OPTIONS:
+        found = grid[BY_OPTION, option.name]
+        whole, bare = _total(found.baseline, True), _total(found.baseline, False)
+        shares = [100 * value / whole for value in (*(found.lst[group] for group in GROUPS[1:]), _total(found.lst, True))]
+        table.append([option.name, *(f"{share:.1f}" for share in (*shares, 100 * _total(found.lst, False) / bare))])
+    return table
 
 
 def savings_json() -> list[dict[str, Any]]:

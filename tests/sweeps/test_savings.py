@@ -79,3 +79,42 @@ def test_json_has_an_object_for_every_size_and_option(capsys: pytest.CaptureFixt
     found = json.loads(capsys.readouterr().out)
     assert {(entry["size"], entry["option"]) for entry in found} == {(size, option.name) for size in SIZES for option in OPTIONS}
     assert {"equal_data", "equal_data_head_apart", "equal_units", "equal_units_head_apart"} <= set(found[0])
+
+
+@pytest.mark.parametrize("share_trunk", [False, True])
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_a_study_saves_what_the_table_says_by_group_with_and_without_shared_trunks(
+    option: Option, share_trunk: bool, paper: StatedMeasurements
+) -> None:
+    """Two budgets of equal data: on the way to each, and in all that is spent, LST's share is the table's; so is each group's."""
+    from sweeps.plan import plan
+
+    data = {"seq_len_units": 4096} | option.data
+    found = plan(
+        {
+            "name": "two",
+            "data": "paper",
+            "tokens": [6e10, 1.2e11],
+            "matching": "data",
+            "sizes": ["420M"],
+            **data,
+            "arms": ["baseline", option.arm],
+            "baseline_match": option.baseline_match,
+            "model": option.model,
+            "patching": option.patching,
+            "recipe": {"name": "paper", "schedule": "wsd", "share_trunk": share_trunk},
+        }
+    )
+    assert all(row.admitted for row in found.rows)
+    table = saving("420M", option, paper)
+    spent = dict.fromkeys(("baseline", option.arm), 0.0)
+    for row in found.rows:
+        spent[row.arm] += row.planned_spent_flops
+        groups = table.baseline if row.arm == "baseline" else table.lst
+        for group, per_token in groups.items():
+            share = getattr(row, f"flops_share_{group}")
+            assert share * row.planned_flops / row.tokens == pytest.approx(per_token, rel=1e-4), group
+    both = sum(row.planned_flops for row in found.rows)
+    assert (sum(spent.values()) < 0.8 * both) == (share_trunk and option.arm != "lst_curriculum")
+    if option.arm != "lst_curriculum":  # which shares none
+        assert 1 - spent[option.arm] / spent["baseline"] == pytest.approx(table.equal_data(), abs=1e-4)
