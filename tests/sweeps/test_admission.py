@@ -1,4 +1,4 @@
-"""Each reason of admission by itself: what refuses a row, what only warns, and that no row is dropped."""
+"""Each reason of admission by itself: what refuses a row, what only warns, no row is dropped; and two shapes of study."""
 
 from __future__ import annotations
 
@@ -63,3 +63,17 @@ def test_a_row_is_admitted_with_a_warning(changes: dict[str, Any], reason: str) 
 def test_a_negative_threshold_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=f"admission.{key}=-1 must be a finite number"):
         AdmissionConfig(**{key: -1}).validate()
+
+
+def test_an_over_training_ladder_reads_its_multiples_of_the_parameters() -> None:
+    found = planned({"budgets": [], "tokens_per_param": [20.0, 40.0, 80.0], "admission": {"max_speech_epochs": 1e6}})
+    ladder = [row.tokens_per_param for row in found.rows if row.arm == "baseline"]
+    assert ladder == pytest.approx([20, 40, 80], rel=1e-4)
+    assert len({row.match_group for row in found.rows}) == 3
+
+
+def test_a_triplet_of_learning_rates_scales_every_arm_alike() -> None:
+    lrs = [{row.lr for row in planned({"recipe": {"name": "step_law", "lr_scale": scale}}).rows} for scale in (0.5, 1.0, 2.0)]
+    assert [len(values) for values in lrs] == [1, 1, 1]
+    low, middle, high = (values.pop() for values in lrs)
+    assert [low / middle, high / middle] == pytest.approx([0.5, 2.0], rel=1e-5)
