@@ -107,17 +107,25 @@ def _parser() -> argparse.ArgumentParser:
 def _submit(arguments: argparse.Namespace) -> int:
     from launch.cluster import LocalCluster, load_cluster
     from launch.display import Display, failures, summary
+    from launch.limits import split_limits
     from launch.retries import study_stopped
     from launch.submit import Report, submit
 
-    cluster = load_cluster(arguments.overrides)
+    given, overrides = split_limits(arguments.overrides)
+    cluster = load_cluster(overrides)
     selection = _selection(arguments)
     if arguments.detach and isinstance(cluster, LocalCluster):
         return _detach(arguments)
     wait = arguments.wait or (isinstance(cluster, LocalCluster) and not arguments.detach)
     display = Display(sys.stdout)
     report: Report = submit(
-        arguments.dir, cluster, display=display, wait=wait, selection=selection, trainer_argv=arguments.trainer_argv
+        arguments.dir,
+        cluster,
+        display=display,
+        wait=wait,
+        selection=selection,
+        limits=given,
+        trainer_argv=arguments.trainer_argv,
     )
     what = "run" if report.submitted == 1 else "runs"
     print(

@@ -33,10 +33,11 @@ class LocalCluster:
     threads: int = 1  # CPU threads of a run (OMP, MKL and the like)
     gpus: int = 0  # GPUs to use, one a run; 0 hides all GPUs from the runs
     environment: str = ""  # further environment variables handed to runs: names, or prefixes ending in *, by comma
+    canary_steps: int = 0  # steps that the cheapest row of each arm trains before the others start; 0 = no such canaries
     stop_grace_seconds: float = 60.0  # after Ctrl-C: how long a run may take to save before it is killed
 
     def validate(self) -> None:
-        _require_not_negative(self, "parallel", "gpus")
+        _require_not_negative(self, "parallel", "gpus", "canary_steps")
         _require_positive(self, "threads", "stop_grace_seconds")
         environment_names(self.environment)
 
@@ -69,10 +70,11 @@ class SlurmCluster:
     signal_seconds: int = 120  # seconds before the time limit at which a run is told to save and be queued again
     array_parallelism: int = 0  # jobs of an array at once; 0 = no limit of ours
     max_array_size: int = 1000  # jobs of one array; more rows make more arrays
+    canary_steps: int = 5  # steps that the cheapest row of each arm trains before the others start; 0 = no such canaries
     options: tuple[tuple[str, str | int | bool], ...] = ()  # any other sbatch option by its long name; true = a bare flag
 
     def validate(self) -> None:
-        _require_not_negative(self, "gpus_per_node", "array_parallelism")
+        _require_not_negative(self, "gpus_per_node", "array_parallelism", "canary_steps")
         _require_positive(self, "timeout_min", "mem_gb", "cpus_per_task", "threads", "signal_seconds", "max_array_size")
         environment_names(self.environment)
         for field in dataclasses.fields(self):

@@ -117,11 +117,13 @@ def submit_slurm(
     token: str,
     trainer_argv: Sequence[str] | None = None,
     holding: Sequence[int] = (),
-) -> list[str]:
-    """Submit `jobs` (equal resources, at most max_array_size) as one array; returns their job ids in order.
+    test: bool = False,
+) -> str:
+    """Submit `jobs` (equal resources, at most max_array_size) as one array; its id. They are its tasks 0, 1, ... in order.
 
     `token` becomes the jobs' comment, by which they are found again if sbatch failed and SLURM took the jobs all the same.
-    `holding` are files whose locks are to outlive this process while sbatch runs. Raises LaunchError with sbatch's own sentence.
+    `holding` are files whose locks are to outlive this process while sbatch runs. `test`: let SLURM validate it
+    first. Raises LaunchError with sbatch's own sentence.
     """
     assert jobs
     folder = study / LAUNCH / JOB_FILES / token
@@ -129,8 +131,10 @@ def submit_slurm(
     sha256 = write_jobs(folder, [dataclasses.replace(job, token=token) for job in jobs])
     script = folder / SCRIPT
     script.write_text(batch_script(study, jobs, cluster, token=token, sha256=sha256, trainer_argv=trainer_argv))
-    array = sbatch(script, token=token, environment=sbatch_environment(jobs[0], cluster), holding=holding)
-    return [f"{array}_{number}" for number in range(len(jobs))]
+    environment = sbatch_environment(jobs[0], cluster)
+    if test:
+        sbatch(script, token=token, environment=environment, test=True)
+    return sbatch(script, token=token, environment=environment, holding=holding)
 
 
 def sbatch_environment(job: WorkerJob, cluster: SlurmCluster) -> dict[str, str]:

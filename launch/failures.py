@@ -39,6 +39,7 @@ class FailureClass(StrEnum):
     LOST = "lost"
     CANCELLED = "cancelled"
     BUDGET = "budget"
+    CANARY = "canary"  # no failure: it has done its steps, and the grid follows
 
 
 PATTERNS = (

@@ -12,15 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch import canary
 from launch.cluster import LocalCluster
 from launch.display import Display
 from launch.executor import LocalHandle, start_local
-from launch.failures import last_line
+from launch.failures import last_line, one_line
 from launch.interrupt import Interrupts
 from launch.job import WorkerJob, is_complete
 from launch.lease import holder, signal_holder
 from launch.ledger import DONE, ENDED, INTERRUPTED, LAUNCH, LOST, SUBMITTED, append_event, next_attempt, read_attempts
-from launch.retries import study_stopped
+from launch.limits import overspent
+from launch.retries import stop_study, study_stopped
 from launch.rows import Row, cost_of, waiting_text, waits_for
 from launch.status import eta_seconds, gather
 from lst.records import LEASE
@@ -55,7 +57,9 @@ class Feeder:
         interrupts: Interrupts,
         announce: Callable[[list[str]], None],
         trainer_argv: Sequence[str] | None = None,
+        canary_steps: int = 0,
     ) -> None:
+        self.canary_steps = canary_steps
         self.study = study
         self.cluster = cluster
         self.queue = list(queue)
@@ -124,11 +128,12 @@ class Feeder:
 
     def _stopped(self) -> bool:
         """Whether the study was stopped, after which nothing more starts."""
-        found = study_stopped(self.study)
+        stopped = study_stopped(self.study)
+        found = f"the study is stopped: {stopped}" if stopped else overspent(self.study)
         if found:
             self.queue.clear()
             self.announce([])
-            self.display.note(f"the study is stopped: {found}")
+            self.display.note(found)
         return bool(found)
 
     def _start(self, row: Row) -> Slot:
@@ -143,6 +148,7 @@ class Feeder:
             threads=self.cluster.threads,
             gpus=0 if gpu is None else 1,
             environment=self.cluster.environment,
+            canary_steps=self.canary_steps,
         )
         attempt = next_attempt(read_attempts(self.study).get(row.run_id, []))
         handle = start_local(self.study / LAUNCH, job, self.cluster, gpu=gpu, trainer_argv=self.trainer_argv)
@@ -206,3 +212,38 @@ class Feeder:
         costs = cost_of(self.rows)
         self._fraction = sum(costs[s.run_id] * s.fraction for s in statuses) / sum(costs.values())
         self._eta = eta_seconds(self.rows, statuses, self.cluster.slots)
+
+
+def feed(
+    study: Path,
+    cluster: LocalCluster,
+    *,
+    queue: Sequence[Row],
+    foreign: Sequence[Row],
+    root: Path | None,
+    display: Display,
+    interrupts: Interrupts,
+    announce: Callable[[list[str]], None],
+    trainer_argv: Sequence[str] | None = None,
+) -> None:
+    """Run `queue` beside `foreign`, after the canaries if the cluster wants any. Raises as `Feeder.run`."""
+
+    def run(rows: Sequence[Row], beside: Sequence[Row], canary_steps: int = 0) -> None:
+        Feeder(
+            study, cluster, queue=rows, foreign=beside, root=root, display=display, interrupts=interrupts,
+            announce=announce, trainer_argv=trainer_argv, canary_steps=canary_steps,
+        ).run()  # fmt: skip
+
+    chosen = canary.canaries(study, queue, root.name) if root is not None and cluster.canary_steps else []
+    if chosen and root is not None:
+        since = time.time()
+        display.note(f"{len(chosen)} canaries of {cluster.canary_steps} steps first")
+        run(chosen, (), cluster.canary_steps)
+        attempts = read_attempts(study)
+        if found := canary.failed(chosen, attempts, since):
+            stop_study(study, one_line(found))
+            return
+        if interrupts.count:
+            return
+        canary.note_passed(study, chosen, root.name)
+    run([row for row in queue if not is_complete(row.folder(study))], foreign)

@@ -45,6 +45,7 @@ class WorkerJob:
     tasks_per_node: int = 1
     cpus_per_task: int = 0  # 0 = as the batch script has it
     timeout_minutes: float = 0.0  # time limit, where the scheduler does not tell it; 0 = none
+    canary_steps: int = 0  # leave after so many steps, the grid follows; 0 = train to the end
     signal_seconds: float = 120.0  # how long before the time limit the run is told to save
 
     @property
@@ -59,7 +60,7 @@ class WorkerJob:
 def write_jobs(folder: Path, jobs: Sequence[WorkerJob]) -> str:
     """Write the jobs of a submission; their hash, which the job's command names and checks."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = (json.dumps([to_dict(job) for job in jobs], indent=1) + "\n").encode()
+    data = (json.dumps({"jobs": [to_dict(job) for job in jobs]}, indent=1) + "\n").encode()
     write_atomically(folder / SPEC, data)
     return hashlib.sha256(data).hexdigest()
 
@@ -69,7 +70,7 @@ def read_job(spec: Path, number: int, sha256: str) -> WorkerJob:
     data = spec.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
         raise LaunchError(f"'{spec}' was altered after submitting; cancel the study's jobs and submit again.")
-    return from_dict(WorkerJob, json.loads(data)[number])
+    return from_dict(WorkerJob, json.loads(data)["jobs"][number])
 
 
 def is_complete(run_dir: Path) -> bool:

@@ -41,6 +41,7 @@ POLICIES: dict[F, Policy] = {
     F.ERROR: Policy(0, "a defect: somebody has to look"),
     F.CANCELLED: Policy(0, "somebody wanted it so"),
     F.BUDGET: Policy(0, "somebody has to raise the budget"),
+    F.CANARY: Policy(0, "the grid follows"),
     F.KILLED: Policy(1, "a machine's hiccup, or memory that was short for a moment"),
     F.TIMEOUT: Policy(3, "it goes on from its checkpoint"),
     F.PREEMPTED: Policy(3, "it goes on from its checkpoint"),

@@ -14,19 +14,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.canary import PRICE
 from launch.failures import failure_text, last_line, last_record, read_failure, tail_of
 from launch.job import JOB_FILES, is_complete
 from launch.lease import holder
 from launch.ledger import DONE, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, read_attempts
+from launch.retries import ORDER
 from launch.rows import Row, cost_of, read_rows, waits_for
 from launch.scheduler import RUNNING as SLURM_RUNNING
 from launch.scheduler import slurm_queue
 from lst.errors import LaunchError
-from lst.records import LEASE, TRAIN_RECORDS
+from lst.records import LEASE, TRAIN_RECORDS, read_json
 
 PLANNED, QUEUED, RUNNING, REFUSED = "planned", "queued", "running", "refused"
 STATES = (PLANNED, QUEUED, RUNNING, DONE, FAILED, LOST, REFUSED)
 OPEN_STATES = (QUEUED, RUNNING)
+ORDERED = "order"  # the source of a state: it waits to be submitted
 LOCK = "lock"
 START_SECONDS = 30.0  # a local job may take as long from its submission to its lease
 
@@ -44,10 +47,14 @@ class RunStatus:
     steps: int  # optimiser steps planned
     attempts: int  # jobs that started
     gpu_hours: float  # GPU-hours of all attempts so far
+    planned_gpu_hours: float = 0.0  # GPU-hours of the whole run, as planned, or as priced anew from the canaries
     seconds: float = 0.0  # wall-clock seconds of all attempts so far
+    eta_seconds: float | None = None  # of a running one: until its end, at the speed of this attempt
     loss: float | None = None  # the last step's training loss, nats per token
-    source: str = ""  # where the state comes from: plan, exit.json, lease, ledger, squeue, submitter
+    mfu: float | None = None  # of the last step; None where the device's peak is not known
+    source: str = ""  # where the state comes from: plan, exit.json, lease, heartbeat, ledger, squeue, submitter, order
     job_id: str = ""  # the last attempt's job
+    node: str = ""  # where the last attempt ran
 
     @property
     def fraction(self) -> float:
@@ -64,17 +71,27 @@ def gather(study: Path, rows: Sequence[Row] | None = None) -> list[RunStatus]:
     """The status of `rows` (default: every row of the plan), in order. Raises LaunchError where there is no plan."""
     rows = read_rows(study) if rows is None else rows
     attempts = read_attempts(study)
-    queue = _queue(study, rows, attempts)
-    submitter = holder(lock_path(study))
-    waiting = frozenset(submitter.get("waiting") or ()) if submitter is not None else frozenset()
-    statuses = [_status(study, row, attempts.get(row.run_id, []), queue, waiting) for row in rows]
+    seen = _look(study, rows, attempts)
+    statuses = _settled([_status(study, row, attempts.get(row.run_id, []), seen) for row in rows])
     if any(s.state == LOST for s in statuses):  # a run that started or ended between our two looks is not lost: look again
         attempts = read_attempts(study)
         statuses = [
-            _status(study, row, attempts.get(row.run_id, []), queue, waiting) if status.state == LOST else status
+            _status(study, row, attempts.get(row.run_id, []), seen) if status.state == LOST else status
             for row, status in zip(rows, statuses, strict=True)
         ]
     return statuses
+
+
+def _settled(statuses: list[RunStatus]) -> list[RunStatus]:
+    """Runs that wait to be submitted are queued as long as a job is open that will do it at its end; else they are planned."""
+    if any(s.state in OPEN_STATES and s.source != ORDERED for s in statuses):
+        return statuses
+    return [dataclasses.replace(s, state=PLANNED, cause="") if s.source == ORDERED else s for s in statuses]
+
+
+def is_planned(status: RunStatus) -> bool:
+    """Whether the run is there to be submitted."""
+    return status.state == PLANNED or status.source == ORDERED
 
 
 def count_states(statuses: Sequence[RunStatus]) -> dict[str, int]:
@@ -118,50 +135,82 @@ def _queue(study: Path, rows: Sequence[Row], attempts: Mapping[str, list[Attempt
     return {}
 
 
-def _status(study: Path, row: Row, attempts: list[Attempt], queue: dict[str, str] | None, waiting: frozenset[str]) -> RunStatus:
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What was seen at one look, of all runs."""
+
+    queue: dict[str, str] | None  # SLURM's list; None where it does not answer
+    waiting: frozenset[str]  # runs that this machine's submitter will start
+    ordered: Mapping[str, str]  # runs that wait to be submitted to SLURM -> for what
+    planned_hours: Mapping[str, float]  # GPU-hours, priced anew from the canaries; empty = as the plan has them
+    now: float
+
+
+def _look(study: Path, rows: Sequence[Row], attempts: Mapping[str, list[Attempt]]) -> _Seen:
+    submitter = holder(lock_path(study)) or {}
+    order = read_json(study / LAUNCH / ORDER) or {}
+    price = (read_json(study / LAUNCH / PRICE) or {}).get("gpu_hours")
+    return _Seen(
+        queue=_queue(study, rows, attempts),
+        waiting=frozenset(submitter.get("waiting") or ()),
+        ordered=dict.fromkeys(order.get("waiting") or (), str(order.get("note") or "its turn")),
+        planned_hours=price if isinstance(price, dict) else {},
+        now=time.time(),
+    )
+
+
+def _status(study: Path, row: Row, attempts: list[Attempt], seen: _Seen) -> RunStatus:
     folder = row.folder(study)
     record = last_record(folder / TRAIN_RECORDS) or {}
-    last = _last(attempts)
-    state, cause, source = _state(folder, row, last, queue, waiting, int(record.get("step", 0)))
-    until = time.time() if state == RUNNING else float(record.get("time") or 0.0)
-    loss = record.get("loss")
+    last, step = _last(attempts), int(record.get("step", 0))
+    state, cause, source = _state(study, row, last, seen, step)
+    until = seen.now if state == RUNNING else float(record.get("time") or 0.0)
+    seconds = sum(a.seconds(until) for a in attempts)
+    loss, mfu = (record.get(name) if isinstance(record.get(name), int | float) else None for name in ("loss", "mfu"))
+    speed = (step - last.step_before) / last.seconds(until) if last is not None and last.seconds(until) > 0 else 0.0
     return RunStatus(
         run_id=row.run_id,
         arm=row.arm,
         size=row.size,
         state=state,
         cause=cause,
-        step=row.steps if state == DONE else int(record.get("step", 0)),
+        step=row.steps if state == DONE else step,
         steps=row.steps,
         attempts=sum(a.started is not None for a in attempts),
         gpu_hours=round(sum(a.seconds(until) * a.gpus for a in attempts) / 3600, 6),
-        seconds=round(sum(a.seconds(until) for a in attempts), 3),
-        loss=float(loss) if isinstance(loss, int | float) else None,
+        planned_gpu_hours=float(seen.planned_hours.get(row.run_id) or row.est_gpu_hours),
+        seconds=round(seconds, 3),
+        eta_seconds=round((row.steps - step) / speed, 1) if state == RUNNING and speed > 0 else None,
+        loss=loss,
+        mfu=mfu,
         source=source,
         job_id=last.job_id if last else "",
+        node=last.host if last else "",
     )
 
 
-def _state(
-    folder: Path, row: Row, last: Attempt | None, queue: dict[str, str] | None, waiting: frozenset[str], step: int
-) -> tuple[str, str, str]:
+def _state(study: Path, row: Row, last: Attempt | None, seen: _Seen, step: int) -> tuple[str, str, str]:
     """State, cause and source of a run: its own record first, then its lease, its job, and the ledger."""
+    folder, queue = row.folder(study), seen.queue
     if is_complete(folder):
         return DONE, "", "exit.json"
     held = holder(folder / LEASE)
     if held is not None and (held["locked"] or last is None or not queue or queue.get(last.job_id) in SLURM_RUNNING):
-        return RUNNING, "", "lease"
+        return RUNNING, "", "lease" if held["locked"] else "heartbeat"
     if last is not None and queue and last.job_id in queue:
         return (RUNNING if queue[last.job_id] in SLURM_RUNNING else QUEUED), queue[last.job_id].lower(), "squeue"
-    if row.run_id in waiting:
+    if row.run_id in seen.waiting:
         return QUEUED, "", "submitter"
     if not row.admitted:
         return REFUSED, row.reason, "plan"
     if last is None:
-        failure = read_failure(folder)
-        waits = waits_for(folder.parents[1], row)
+        failure, waits = read_failure(folder), waits_for(study, row)
+        if row.run_id in seen.ordered and not waits:
+            return QUEUED, f"waits for {seen.ordered[row.run_id]}", ORDERED
         planned = PLANNED, f"starts from run {waits}, which is not done" if waits else "", "plan"
         return (FAILED, failure_text(failure), "failure.json") if failure else planned
+    if row.run_id in seen.ordered and last.state == INTERRUPTED:
+        return QUEUED, f"waits for {seen.ordered[row.run_id]}", ORDERED
     if last.state == FAILED:
         return FAILED, last.cause, "ledger"
     if last.state == INTERRUPTED:
@@ -172,7 +221,7 @@ def _state(
         return (RUNNING if last.started else QUEUED), "squeue does not answer", "ledger"
     if last.started is None and last.cluster != "slurm" and time.time() - (last.submitted or 0.0) < START_SECONDS:
         return QUEUED, "", "ledger"
-    return LOST, _last_words(folder.parents[1], last) or "its job is gone and left neither exit.json nor failure.json", "ledger"
+    return LOST, _last_words(study, last) or "its job is gone and left neither exit.json nor failure.json", "ledger"
 
 
 def _last_words(study: Path, attempt: Attempt) -> str:

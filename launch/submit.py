@@ -7,30 +7,32 @@ never twice. Not here: how a job is started (`launch.executor`), how this machin
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import signal
 import socket
+import stat
 import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.cluster import LocalCluster, SlurmCluster, placement
+from launch.cluster import LocalCluster, SlurmCluster
 from launch.display import Display
 from launch.failures import FailureClass
 from launch.interrupt import Interrupts
-from launch.job import WorkerJob
 from launch.lease import Lease, holder, signal_holder
-from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, SUBMITTED, append_event, next_attempt, read_attempts
+from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, append_event, read_attempts
+from launch.limits import change_limits, overspent
+from launch.order import Order, adopt, forget, place_order, pump, read_order, top_up, write_order
 from launch.past import GONE, close
-from launch.retries import ORDER, STOPPED, study_stopped
+from launch.retries import STOPPED, study_stopped
 from launch.rows import Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
 from launch.scheduler import cancel_jobs
 from launch.snapshot import take_snapshot
-from launch.status import OPEN_STATES, PLANNED, RUNNING, RunStatus, eta_seconds, gather, lock_path
+from launch.status import OPEN_STATES, RUNNING, RunStatus, eta_seconds, gather, is_planned, lock_path
 from lst.errors import LaunchError, did_you_mean
-from lst.records import LEASE, write_json
+from lst.records import LEASE
 
 NEEDED_MIB = 64  # free space below which nothing is started
 FOLLOW_SECONDS = 5.0
@@ -75,6 +77,7 @@ def submit(
     display: Display,
     wait: bool,
     selection: Selection | None = None,
+    limits: Mapping[str, float] | None = None,
     trainer_argv: Sequence[str] | None = None,
 ) -> Report:
     """Submit what is missing. With `wait`, return when all runs have ended (on this machine that is the only way).
@@ -86,33 +89,38 @@ def submit(
     selection = selection or Selection()
     rows = [row for row in selection.rows(read_rows(study)) if row.admitted]
     require_data(rows)
-    (study / LAUNCH).mkdir(exist_ok=True)
+    make_private(study / LAUNCH)
+    change_limits(study, limits or {})
     report = Report()
     with Interrupts() as interrupts:
         lock = _take_lock(study, display, interrupts)
         if lock is None:
             return Report(interrupted=interrupts.exit_code, statuses=gather(study, rows))
+        if warning := warn_of_writers(study):
+            display.note(warning)
         try:
-            _begin_order(study, selection)
+            before = _begin_order(study, selection)
+            if isinstance(cluster, SlurmCluster):
+                adopt(study)
             todo, running = _choose(study, rows, selection, began)
-            if isinstance(cluster, SlurmCluster) and (waiting := [row for row in todo if waits_for(study, row)]):
-                display.note(waiting_text(study, waiting))
-                todo = [row for row in todo if row not in waiting]
             report.submitted = len(todo)
             root = _prepare(study, todo) if todo else None
             if isinstance(cluster, LocalCluster):
-                from launch.feed import Feeder
+                from launch.feed import feed
 
-                Feeder(
+                feed(
                     study, cluster, queue=todo, foreign=running, root=root, display=display, interrupts=interrupts,
                     announce=lambda waiting: lock.describe(waiting=waiting), trainer_argv=trainer_argv,
-                ).run()  # fmt: skip
+                )  # fmt: skip
             elif root is not None:
-                _to_slurm(study, cluster, todo, root, lock, trainer_argv)
+                place_order(study, cluster, todo, root.name, before=before)
+                report.submitted = top_up(study, root, holding=(lock.file,), trainer_argv=trainer_argv, test=True)
+                if report.submitted < len(todo):
+                    display.note(_waiting_text(study, todo))
         finally:
             lock.release()
         if isinstance(cluster, SlurmCluster) and wait:
-            _follow(study, rows, display, interrupts)
+            _follow(study, rows, display, interrupts, root, trainer_argv)
         report.interrupted = interrupts.exit_code if interrupts.count else 0
     report.statuses = gather(study, rows)
     return report
@@ -129,6 +137,7 @@ def cancel(study: Path, *, selection: Selection | None = None) -> list[str]:
     rows = selection.rows(read_rows(study))
     attempts = read_attempts(study)
     concerned = [s for s in gather(study, rows) if s.state in OPEN_STATES]
+    forget(study, [s.run_id for s in concerned])
     slurm = [s for s in concerned if attempts.get(s.run_id) and attempts[s.run_id][-1].cluster == "slurm"]
     if slurm:
         cancel_jobs([s.job_id for s in slurm])
@@ -146,6 +155,18 @@ def cancel(study: Path, *, selection: Selection | None = None) -> list[str]:
             if found is not None and found.get("host") != socket.gethostname():
                 raise LaunchError(f"run {row.run_id} runs on {found.get('host', 'another machine')}; cancel it there.")
     return [s.run_id for s in concerned]
+
+
+def make_private(folder: Path) -> None:
+    """The launcher's folder, for its owner alone: what lies there says what is run in the owner's name."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def warn_of_writers(study: Path) -> str:
+    """A warning where others may write to the study; empty where they may not."""
+    mode = study.stat().st_mode
+    open_to = [who for who, bit in (("its group", stat.S_IWGRP), ("everybody", stat.S_IWOTH)) if mode & bit]
+    return f"warning: '{study}' can be written by {' and '.join(open_to)}; chmod go-w it" if open_to else ""
 
 
 def find_row(rows: Sequence[Row], name: str) -> Row:
@@ -175,16 +196,32 @@ def _take_lock(study: Path, display: Display, interrupts: Interrupts) -> Lease |
     return None
 
 
-def _begin_order(study: Path, selection: Selection) -> None:
-    """Note when the user asked; a stopped study goes on by `resubmit` alone. Raises LaunchError."""
-    stopped = study_stopped(study)
+def _begin_order(study: Path, selection: Selection) -> Order:
+    """What was ordered before, once it may go on: a stopped study goes on by `resubmit` alone. Raises LaunchError."""
+    stopped, before = study_stopped(study), read_order(study)
     if stopped and not selection.failed_only:
         raise LaunchError(
             f"the study is stopped: {stopped}; look with submit-sweep logs {study}, mend it, then "
             f"submit-sweep resubmit {study} --failed."
         )
-    (study / LAUNCH / STOPPED).unlink(missing_ok=True)
-    write_json(study / LAUNCH / ORDER, {"time": round(time.time(), 3)})
+    if spent := overspent(study):
+        raise LaunchError(f"{spent}; raise it with limit.gpu_hours=N or limit.flops=N to go on.")
+    if stopped:
+        (study / LAUNCH / STOPPED).unlink()
+        before = Order()
+    if not before.canaries:
+        before = dataclasses.replace(before, time=round(time.time(), 3))
+    write_order(study, before)
+    return before
+
+
+def _waiting_text(study: Path, todo: Sequence[Row]) -> str:
+    """What is told of rows that are not submitted yet."""
+    order = read_order(study)
+    children = [row for row in todo if waits_for(study, row)]
+    if children:
+        return waiting_text(study, children)
+    return f"{len(order.waiting):,} wait for {order.note or 'a free place'}, and are submitted as jobs end"
 
 
 def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: float) -> tuple[list[Row], list[Row]]:
@@ -197,7 +234,7 @@ def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: float
         tried = last is not None and (last.started or last.submitted or 0.0) >= began  # by another submitter, while we waited
         if status.state == RUNNING and status.source == "lease" and (last is None or last.cluster != "slurm"):
             running.append(row)
-        elif selection.wants(status) and (status.state == PLANNED or (status.state in (FAILED, LOST) and not tried)):
+        elif selection.wants(status) and (is_planned(status) or (status.state in (FAILED, LOST) and not tried)):
             todo.append(row)
             if status.state == LOST and last is not None and last.ended is None:
                 close(study, row.folder(study), last, FailureClass.LOST, GONE)
@@ -215,37 +252,14 @@ def _prepare(study: Path, todo: Sequence[Row]) -> Path:
     return take_snapshot(study / LAUNCH)
 
 
-def _to_slurm(
-    study: Path, cluster: SlurmCluster, todo: Sequence[Row], root: Path, lock: Lease, trainer_argv: Sequence[str] | None
+def _follow(
+    study: Path,
+    rows: Sequence[Row],
+    display: Display,
+    interrupts: Interrupts,
+    root: Path | None,
+    trainer_argv: Sequence[str] | None,
 ) -> None:
-    """Arrays of rows with equal resources, none larger than the cluster allows; each is in the ledger before the next is sent."""
-    from launch.executor import submit_slurm
-
-    for gpus in sorted({row.gpus for row in todo}, reverse=True):
-        group = [row for row in todo if row.gpus == gpus]
-        for start in range(0, len(group), cluster.max_array_size):
-            chunk = group[start : start + cluster.max_array_size]
-            known = read_attempts(study)
-            jobs = [slurm_job(study, row, cluster, root) for row in chunk]
-            token = uuid.uuid4().hex[:12]
-            job_ids = submit_slurm(study, jobs, cluster, token=token, trainer_argv=trainer_argv, holding=(lock.file,))
-            for row, job_id in zip(chunk, job_ids, strict=True):
-                attempt = next_attempt(known.get(row.run_id, []), job_id)
-                append_event(study, SUBMITTED, row.run_id, attempt=attempt, job_id=job_id, cluster="slurm", token=token)
-
-
-def slurm_job(study: Path, row: Row, cluster: SlurmCluster, root: Path) -> WorkerJob:
-    """What the row's job is told."""
-    nodes, tasks, gpus = placement(cluster, row.gpus)
-    return WorkerJob(
-        study=str(study), run_id=row.run_id, root=str(root), code=root.name, threads=cluster.threads,
-        environment=cluster.environment, cluster="slurm", gpus=gpus, nodes=nodes, tasks_per_node=tasks,
-        cpus_per_task=cluster.cpus_per_task or 0, timeout_minutes=float(cluster.timeout_min or 0),
-        signal_seconds=float(cluster.signal_seconds),
-    )  # fmt: skip
-
-
-def _follow(study: Path, rows: Sequence[Row], display: Display, interrupts: Interrupts) -> None:
     """Show the runs until all have ended; an interrupt ends the looking, not the jobs."""
     reported: set[str] = set()
     costs = cost_of(list(rows))
@@ -262,6 +276,8 @@ def _follow(study: Path, rows: Sequence[Row], display: Display, interrupts: Inte
         display.progress(len(ended), len(rows), running, fraction, eta_seconds(rows, statuses, max(1, running)))
         if not open_runs:
             break
+        if root is not None:
+            pump(study, root, trainer_argv=trainer_argv)
         deadline = time.monotonic() + FOLLOW_SECONDS
         while time.monotonic() < deadline and not interrupts.count:
             time.sleep(WAIT_SECONDS)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from launch.failures import FailureClass
 from launch.job import FLAG, START, WorkerJob, cancel_path, flag_path, flag_reason, job_id, life
+from launch.progress import recorded_step
 
 TOLD_SECONDS = 90.0  # SLURM looks at time limits now and then: a signal so much before our own deadline is for the limit
 CALL_SECONDS = 20
@@ -39,6 +40,8 @@ class Watch:
         self.cancelled = cancel_path(study, job_id())
         self.deadline = find_deadline(job)
         self._overspent = overspent
+        self._canary = recorded_step(job.run_dir) + job.canary_steps if job.canary_steps else 0
+        self._run_dir = job.run_dir
 
     def reason(self, *, look_at_budget: bool = False) -> Stop | None:
         """The reason there is, if any. `look_at_budget`: the dear look too."""
@@ -48,6 +51,8 @@ class Watch:
             return self._of_signal(flag_reason(self.flag))
         if self.deadline is not None and time.time() >= self.deadline:
             return Stop(failure=FailureClass.TIMEOUT, cause="the job's time limit is near", again=True)
+        if self._canary and recorded_step(self._run_dir) >= self._canary:
+            return Stop(failure=FailureClass.CANARY, cause="the canary's steps are done")
         if look_at_budget and (found := self._overspent()):
             return Stop(failure=FailureClass.BUDGET, cause=found)
         return None

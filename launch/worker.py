@@ -36,6 +36,7 @@ from launch.failures import (
 from launch.job import FLAG, WorkerJob, is_complete, job_id, life, raise_flag, read_job
 from launch.lease import BEAT_SECONDS, Lease, process_mark
 from launch.ledger import DONE, ENDED, FAILED, INTERRUPTED, STARTED, append_event, next_attempt, read_attempts
+from launch.limits import overspent
 from launch.past import close_former_life
 from launch.progress import recorded_flops, recorded_step, saved_flops
 from launch.retries import may_go_on, stop_if_alike, study_stopped
@@ -91,7 +92,7 @@ def _hold(job: WorkerJob, lease: Lease, signals: Signals, trainer_argv: Sequence
         if not may_go_on(attempts):
             return Outcome(state=FAILED, cause=attempts[-1].cause)
     while True:
-        found = study_stopped(study)
+        found = study_stopped(study) or overspent(study)
         if found:
             return Outcome(state=INTERRUPTED, cause=found)
         runner = Runner(job, attempt=next_attempt(attempts, job_id()), lease=lease, signals=signals, trainer_argv=trainer_argv)
@@ -139,7 +140,7 @@ class Runner:
         self.lease = lease
         self.signals = signals
         self.command = trainer_command(job, trainer_argv)
-        self.watch = Watch(job)
+        self.watch = Watch(job, overspent=lambda: overspent(Path(job.study)))
         self.stop: Stop | None = None  # why the trainer was told to leave
         self.fenced = False  # whether another runner has taken the run over
         self._flops_before = 0.0
@@ -266,7 +267,8 @@ class Runner:
         if self.fenced or self.stop is None:
             return Outcome(state=ELSEWHERE, cause="another runner has taken the run over")
         stop = self.stop
-        write_failure(self.job.run_dir, stop.failure, stop.cause, attempt=self.attempt)
+        if stop.failure is not FailureClass.CANARY:
+            write_failure(self.job.run_dir, stop.failure, stop.cause, attempt=self.attempt)
         return Outcome(state=INTERRUPTED, cause=stop.cause, failure=stop.failure.value, again=stop.again)
 
     def _failed(self, failure: FailureClass, cause: str, tail: str = "") -> Outcome:
@@ -300,7 +302,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{outcome.state} {outcome.cause}".strip(), flush=True)
     if outcome.again and outcome.state == INTERRUPTED and may_go_on(read_attempts(Path(job.study)).get(job.run_id, [])):
         return RESTART
+    if job.cluster == "slurm":
+        _feed(job, trainer_argv)
     return 1 if outcome.state == FAILED else 0
+
+
+def _feed(job: WorkerJob, trainer_argv: Sequence[str]) -> None:
+    """Submit what waited for this job's place. What goes wrong is told to the job's log: the run itself has ended well or not."""
+    from launch.order import pump
+
+    try:
+        pump(Path(job.study), Path(job.root), trainer_argv=trainer_argv or None)
+    except (LstError, OSError) as error:
+        print(f"what waits was not submitted: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

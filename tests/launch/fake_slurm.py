@@ -58,6 +58,10 @@ def sbatch(folder: Path, script: Path, *, test: bool) -> int:
     number = len(list(folder.glob("script-*.sh")))
     (folder / f"script-{number}.sh").write_text(text)
     job, array = FIRST_JOB + number, re.search(r"--array=0-(\d+)", text)
+    if (folder / "limit").exists() and array and int(array[1]) + 1 > int((folder / "limit").read_text()):
+        (folder / f"script-{number}.sh").unlink()
+        sys.stderr.write("sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed\n")
+        return 1
     if (folder / "loses-answer").exists():
         sys.stderr.write("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n")
         return 1

@@ -45,7 +45,7 @@ def main(run_dir: Path) -> int:
             if step == behaviour.get("die_at") and life_number <= behaviour.get("bad_lives", 10**9):
                 return die(run_dir, behaviour["how"])
             step += 1
-            writer.write({"step": step, "loss": 5.0 / step, "time": round(time.time(), 3)})
+            writer.write({"step": step, "loss": 5.0 / step, "train_flops": 1e6 * step, "time": round(time.time(), 3)})
             if asked or Path(os.environ.get("LST_STOP_FLAG", "/nowhere")).exists():
                 return 75
     write_json(run_dir / EXIT, {"run_id": run_dir.name, "status": "done", "step": step})

@@ -34,3 +34,9 @@ def lab() -> None:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that nobody disturbed, by run_id: made once, and compared with."""
+    return tmp_path_factory.mktemp("alone")

@@ -34,27 +34,30 @@ class LabStudy:
         return self.folder / "runs" / run_id
 
 
-def make_study(folder: Path, data: Path, *, rows: int = 2, steps: int = SLOW_STEPS, gpus: int = 0) -> LabStudy:
+def make_study(folder: Path, data: Path, *, rows: int = 2, steps: int = SLOW_STEPS, gpus: int = 0, **overrides: Any) -> LabStudy:
     """Plan `rows` runs of `steps` steps each, baseline and lst_static in turn, each with a seed of its own."""
     arms = ("baseline", "lst_static")
     execution = {"checkpoint_every_seconds": 1.0}
     configs = [
-        tiny_config(arms[i % 2], data, train={"steps": steps, "seed": i}, execution=execution, evaluation={"points": 1})
+        tiny_config(
+            arms[i % 2], data, train={"steps": steps, "seed": i}, execution=execution | overrides, evaluation={"points": 1}
+        )
         for i in range(rows)
     ]
     plan_real_runs(folder, configs, gpus=gpus)
     return LabStudy(folder, [config.run_id for config in configs], steps)
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    """submit-sweep as a user has it, in a process of its own."""
+def start(*arguments: object, root: Path = ROOT) -> subprocess.Popen[str]:
+    """submit-sweep as a user has it, in a process of its own, with the code below `root`."""
     argv = [sys.executable, "-m", "launch.cli", *map(str, arguments)]
-    return subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.Popen(argv, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def call(*arguments: object) -> str:
+def call(*arguments: object, root: Path = ROOT) -> str:
     """submit-sweep to its end, which must be a good one; what it printed."""
-    process = start(*arguments)
+    process = start(*arguments, root=root)
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 0, err
     return out
@@ -90,9 +93,9 @@ def wait_until_done(study: LabStudy) -> None:
 
 
 def job_ids(study: LabStudy) -> list[str]:
-    """The ids of the runs' last jobs, in the plan's order."""
+    """The ids of the last jobs of those runs that have had any, in the plan's order."""
     attempts = read_attempts(study.folder)
-    return [attempts[run_id][-1].job_id for run_id in study.run_ids]
+    return [attempts[run_id][-1].job_id for run_id in study.run_ids if run_id in attempts]
 
 
 def require_whole(study: LabStudy, alone: Path, run_ids: Sequence[str] | None = None) -> None:

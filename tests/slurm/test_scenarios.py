@@ -25,15 +25,9 @@ from tests.slurm.lab import (
 pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
-@pytest.fixture(scope="session")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs that nobody disturbed, by run_id: made once, and compared with."""
-    return tmp_path_factory.mktemp("alone")
-
-
 def test_an_array_with_a_cap_runs_each_row_once(tmp_path: Path, data: Path, alone: Path) -> None:
     study = make_study(tmp_path / "study", data, rows=4, steps=40)
-    call("submit", study.folder, "cluster=slurm", "cluster.array_parallelism=1")
+    call("submit", study.folder, "cluster=slurm", "cluster.array_parallelism=1", "canary_steps=0")
     most = 0
     while any(s["state"] in ("queued", "running") for s in status(study).values()):
         running = slurm("squeue", "--noheader", "--array", "--states=R", "--format=%i").split()
@@ -48,7 +42,7 @@ def test_an_array_with_a_cap_runs_each_row_once(tmp_path: Path, data: Path, alon
 def test_twenty_submitters_five_at_once_submit_each_row_once(tmp_path: Path, data: Path, alone: Path) -> None:
     study = make_study(tmp_path / "study", data, rows=3, steps=40)
     for _ in range(4):
-        processes = [start("submit", study.folder, "cluster=slurm") for _ in range(5)]
+        processes = [start("submit", study.folder, "cluster=slurm", "canary_steps=0") for _ in range(5)]
         for process in processes:
             _, err = process.communicate(timeout=120)
             assert process.returncode == 0, err

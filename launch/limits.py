@@ -1,0 +1,103 @@
+"""What a study may spend and use at once: limits that the user gave, and what its attempts have spent, failed ones too.
+
+    submit-sweep submit DIR limit.gpu_hours=500 limit.flops=1e21 limit.gpus=64
+
+launch/limits.json keeps them; another call changes them while the study runs. Every worker looks at what the study has spent
+a few times a minute and saves and leaves when a limit is reached, so a study overruns by less than a checkpoint interval.
+Not here: who is stopped by it (`launch.watch`), how many GPUs are in use (`launch.order`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.ledger import LAUNCH, Attempt, read_attempts
+from launch.progress import recorded_flops
+from launch.rows import RUNS
+from lst.errors import ConfigError
+from lst.plain import from_dict, to_dict
+from lst.records import read_json, write_json
+
+LIMITS = "limits.json"
+PREFIX = "limit."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """0 = no limit."""
+
+    gpu_hours: float = 0.0  # GPU-hours of all attempts
+    flops: float = 0.0  # training FLOPs of all attempts
+    gpus: int = 0  # GPUs of all jobs on SLURM at once, queued ones included; a run without GPUs counts as one
+
+    def validate(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 0:
+                raise ConfigError(f"limit.{field.name}={getattr(self, field.name)} must not be negative; 0 takes the limit away.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """Of all attempts so far."""
+
+    gpu_hours: float
+    flops: float
+
+
+def split_limits(overrides: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    """The `limit.key=value` words as numbers, and the other words. Raises ConfigError."""
+    given: dict[str, float] = {}
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key.startswith(PREFIX):
+            try:
+                given[key.removeprefix(PREFIX)] = float(value)
+            except ValueError as error:
+                raise ConfigError(f"{word} must be a number, as in limit.gpu_hours=500.") from error
+    return given, [word for word in overrides if not word.startswith(PREFIX)]
+
+
+def change_limits(study: Path, given: Mapping[str, float]) -> Limits:
+    """Keep the new limits beside those that stand. Raises ConfigError on an unknown one."""
+    values: dict[str, object] = {**to_dict(read_limits(study)), **given}
+    if float(given.get("gpus", 0)) != int(given.get("gpus", 0)):
+        raise ConfigError(f"limit.gpus={given['gpus']} must be a whole number.")
+    values["gpus"] = int(float(str(values["gpus"])))
+    limits = from_dict(Limits, values, "limit")
+    limits.validate()
+    if given:
+        write_json(study / LAUNCH / LIMITS, to_dict(limits))
+    return limits
+
+
+def read_limits(study: Path) -> Limits:
+    return from_dict(Limits, read_json(study / LAUNCH / LIMITS) or {}, "limit")
+
+
+def spent(study: Path, attempts: Mapping[str, Sequence[Attempt]], now: float) -> Spent:
+    """GPU-hours and FLOPs of all attempts; of one that runs, what it has recorded so far."""
+    gpu_seconds, flops = 0.0, 0.0
+    for run_id, tries in attempts.items():
+        for attempt in tries:
+            gpu_seconds += attempt.gpus * attempt.seconds(now)
+            flops += attempt.flops
+        if tries and tries[-1].started is not None and tries[-1].ended is None:
+            flops += max(0.0, recorded_flops(study / RUNS / run_id) - tries[-1].flops_before)
+    return Spent(gpu_hours=gpu_seconds / 3600, flops=flops)
+
+
+def overspent(study: Path) -> str:
+    """Which limit is reached; empty where none is."""
+    limits = read_limits(study)
+    if not (limits.gpu_hours or limits.flops):
+        return ""
+    found = spent(study, read_attempts(study), time.time())
+    if limits.gpu_hours and found.gpu_hours >= limits.gpu_hours:
+        return f"the limit of {limits.gpu_hours:,g} GPU-hours is reached ({found.gpu_hours:,.3f} are spent)"
+    if limits.flops and found.flops >= limits.flops:
+        return f"the limit of {limits.flops:.3g} FLOPs is reached ({found.flops:.3g} are spent)"
+    return ""

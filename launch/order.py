@@ -1,0 +1,254 @@
+"""On SLURM: what was asked for and is not submitted yet, and submitting of it as much as fits, by whoever comes by.
+
+launch/order.json holds the runs that wait and the cluster they are for. They wait for a free place under `limit.gpus`, for
+SLURM's own limits on submitted jobs, for the canaries, or for the run whose weights they start from. `top_up` is called by
+`submit` (also while it waits) and by every worker at its end, under the study's lock: no process has to stay alive for it.
+Not here: which rows are asked for (`launch.submit`), the batch script (`launch.executor`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch import canary
+from launch.cluster import SlurmCluster, cluster_from_dict, placement
+from launch.failures import one_line
+from launch.job import JOB_FILES, SPEC, WorkerJob, is_complete
+from launch.lease import Lease
+from launch.ledger import LAUNCH, STARTED, SUBMITTED, Attempt, append_event, ledger_path, next_attempt, read_attempts
+from launch.limits import overspent, read_limits
+from launch.retries import ORDER, stop_study, study_stopped
+from launch.rows import Row, read_rows, waits_for
+from launch.scheduler import Refused, find_by_token, slurm_queue
+from lst.errors import LaunchError
+from lst.plain import to_dict
+from lst.records import read_json, read_jsonl, write_json
+
+ACCEPTED = "accepted"  # in a submission's folder: SLURM's id of it, once the ledger knows it
+FULL = re.compile(r"MaxSubmit|MaxJobCount|job limit|temporarily unable to accept|Invalid job array specification", re.IGNORECASE)
+LOCK = "lock"
+PUMP_SECONDS = 60.0  # how long a worker at its end waits for another one that submits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What the user asked for last."""
+
+    time: float = 0.0  # when
+    waiting: tuple[str, ...] = ()  # run_ids, in the order in which they are to start
+    canaries: tuple[str, ...] = ()  # run_ids that have to pass before the others start; empty = none, or they have passed
+    canary_steps: int = 0
+    cluster: dict[str, Any] = field(default_factory=dict)
+    note: str = ""  # why runs wait
+
+
+def write_order(study: Path, order: Order) -> None:
+    write_json(study / LAUNCH / ORDER, dataclasses.asdict(order))
+
+
+def read_order(study: Path) -> Order:
+    values = read_json(study / LAUNCH / ORDER) or {}
+    lists = {name: tuple(str(run_id) for run_id in values.get(name) or ()) for name in ("waiting", "canaries")}
+    steps, when = int(values.get("canary_steps") or 0), float(values.get("time") or 0.0)
+    return Order(
+        time=when, canary_steps=steps, cluster=dict(values.get("cluster") or {}), note=str(values.get("note") or ""), **lists
+    )
+
+
+def top_up(
+    study: Path, root: Path, *, holding: Sequence[int], trainer_argv: Sequence[str] | None = None, test: bool = False
+) -> int:
+    """Submit what fits now; how many. The caller holds the study's lock, by the file `holding`. Raises LaunchError."""
+    order = read_order(study)
+    if not order.waiting or study_stopped(study) or overspent(study):
+        return 0
+    cluster = cluster_from_dict(order.cluster)
+    assert isinstance(cluster, SlurmCluster)
+    rows = {row.run_id: row for row in read_rows(study)}
+    order = _pass_canaries(study, order, rows, root.name)
+    wanted = [rows[run_id] for run_id in order.waiting if run_id in rows and not is_complete(rows[run_id].folder(study))]
+    if order.canaries:
+        attempts = read_attempts(study)
+        begun = {c for c in order.canaries if attempts.get(c) and (attempts[c][-1].submitted or 0.0) >= order.time}
+        wanted = [rows[run_id] for run_id in order.canaries if run_id not in begun]
+    able = [row for row in wanted if not waits_for(study, row)]
+    fitting = _fitting(study, able, rows)
+    note = f"limit.gpus={read_limits(study).gpus}" if len(fitting) < len(able) else ""
+    submitted = 0
+    for gpus in sorted({row.gpus for row in fitting}, reverse=True):
+        group = [row for row in fitting if row.gpus == gpus]
+        while group:
+            chunk = _submit_chunk(study, group, cluster, order, root, holding, trainer_argv, test and not submitted)
+            if not chunk:
+                note = "SLURM's limit on submitted jobs"
+                break
+            group = group[len(chunk) :]
+            submitted += len(chunk)
+            if not order.canaries:
+                gone = {row.run_id for row in chunk}
+                order = dataclasses.replace(order, waiting=tuple(w for w in order.waiting if w not in gone))
+            write_order(study, order)
+    write_order(study, dataclasses.replace(order, note="its canary" if order.canaries else note))
+    return submitted
+
+
+def pump(study: Path, root: Path, *, trainer_argv: Sequence[str] | None = None) -> None:
+    """`top_up`, by a worker at its end."""
+    if not read_order(study).waiting:
+        return
+    lock = Lease.acquire(study / LAUNCH / LOCK, wait=PUMP_SECONDS)
+    if lock is None:
+        return
+    try:
+        adopt(study)
+        top_up(study, root, holding=(lock.file,), trainer_argv=trainer_argv)
+    finally:
+        lock.release()
+
+
+def adopt(study: Path) -> None:
+    """Put submissions into the ledger whose submitter was killed before it could: SLURM, or the jobs themselves, know them.
+
+    Raises LaunchError if SLURM does not answer.
+    """
+    started = {str(e.get("token")): str(e.get("job_id")) for e in read_jsonl(ledger_path(study)) if e.get("event") == STARTED}
+    for folder in sorted((study / LAUNCH / JOB_FILES).glob("*")):
+        if (folder / ACCEPTED).exists() or not (folder / "job.sh").is_file():
+            continue
+        array = started.get(folder.name, "").partition("_")[0] or find_by_token(folder.name)
+        specs = read_json(folder / SPEC) or {}
+        if array:
+            _record(study, [str(job["run_id"]) for job in specs.get("jobs", [])], array, folder.name)
+        (folder / ACCEPTED).write_text(f"{array}\n")
+
+
+def _record(study: Path, run_ids: Sequence[str], array: str, token: str) -> None:
+    """The runs' `submitted` in the ledger, unless their jobs have told of themselves already."""
+    known = read_attempts(study)
+    for number, run_id in enumerate(run_ids):
+        job_id, attempts = f"{array}_{number}", known.get(run_id, [])
+        if not any(a.job_id == job_id for a in attempts):
+            number_of = next_attempt(attempts, job_id)
+            append_event(study, SUBMITTED, run_id, attempt=number_of, job_id=job_id, cluster="slurm", token=token)
+
+
+def _submit_chunk(
+    study: Path,
+    group: Sequence[Row],
+    cluster: SlurmCluster,
+    order: Order,
+    root: Path,
+    holding: Sequence[int],
+    trainer_argv: Sequence[str] | None,
+    test: bool,
+) -> list[Row]:
+    """Submit the first rows of `group`, as many as SLURM takes at once; none where its limit is reached. Raises LaunchError."""
+    from launch.executor import submit_slurm
+
+    size = min(len(group), cluster.max_array_size)
+    while size:
+        token = uuid.uuid4().hex[:12]
+        jobs = [
+            slurm_job(study, row, cluster, root, canary_steps=order.canary_steps if order.canaries else 0) for row in group[:size]
+        ]
+        try:
+            array = submit_slurm(study, jobs, cluster, token=token, trainer_argv=trainer_argv, holding=holding, test=test)
+        except Refused as error:
+            (study / LAUNCH / JOB_FILES / token / ACCEPTED).write_text("\n")
+            if not FULL.search(str(error)):
+                raise
+            size //= 2
+            continue
+        _record(study, [row.run_id for row in group[:size]], array, token)
+        (study / LAUNCH / JOB_FILES / token / ACCEPTED).write_text(f"{array}\n")
+        return list(group[:size])
+    return []
+
+
+def _pass_canaries(study: Path, order: Order, rows: Mapping[str, Row], code: str) -> Order:
+    """The order without its canaries, once they have all trained their steps. Stops the study if one has failed."""
+    if not order.canaries:
+        return order
+    chosen = [rows[run_id] for run_id in order.canaries if run_id in rows]
+    attempts = read_attempts(study)
+    if found := canary.failed(chosen, attempts, order.time):
+        stop_study(study, one_line(found))
+        return order
+    if not canary.passed(study, chosen, attempts, order.time):
+        return order
+    canary.note_passed(study, chosen, code)
+    return dataclasses.replace(order, canaries=())
+
+
+def _fitting(study: Path, able: Sequence[Row], rows: Mapping[str, Row]) -> list[Row]:
+    """Of `able`, in order, what has room beside the study's open jobs under limit.gpus."""
+    most = read_limits(study).gpus
+    if not most:
+        return list(able)
+    queue = slurm_queue()
+    free = most - sum(weight(rows[r]) for r, tries in read_attempts(study).items() if r in rows and is_open(tries[-1], queue))
+    fitting = []
+    for row in able:
+        if weight(row) > most:
+            raise LaunchError(f"run {row.run_id} needs {weight(row)} GPUs, more than limit.gpus={most}; raise it.")
+        if weight(row) <= free:
+            fitting.append(row)
+            free -= weight(row)
+    return fitting
+
+
+def weight(row: Row) -> int:
+    """What a run counts under limit.gpus."""
+    return max(1, row.gpus)
+
+
+def is_open(last: Attempt, queue: Mapping[str, str]) -> bool:
+    """Whether the attempt's job holds or will hold its GPUs: a worker that has told its end is about to leave."""
+    state = queue.get(last.job_id)
+    return state is not None and (last.ended is None or state == "PENDING")
+
+
+def slurm_job(study: Path, row: Row, cluster: SlurmCluster, root: Path, *, canary_steps: int = 0) -> WorkerJob:
+    """What the row's job is told."""
+    nodes, tasks, gpus = placement(cluster, row.gpus)
+    return WorkerJob(
+        study=str(study), run_id=row.run_id, root=str(root), code=root.name, threads=cluster.threads,
+        environment=cluster.environment, cluster="slurm", gpus=gpus, nodes=nodes, tasks_per_node=tasks,
+        cpus_per_task=cluster.cpus_per_task or 0, timeout_minutes=float(cluster.timeout_min or 0),
+        signal_seconds=float(cluster.signal_seconds), canary_steps=canary_steps,
+    )  # fmt: skip
+
+
+def place_order(study: Path, cluster: SlurmCluster, rows: Sequence[Row], code: str, *, before: Order) -> None:
+    """Ask for these rows beside those that `before` left waiting; canaries that have begun are waited for, not chosen anew."""
+    plain = to_dict(cluster) | {"options": dict(cluster.options)}
+    ids = tuple(row.run_id for row in rows)
+    left = tuple(run_id for run_id in before.waiting if run_id not in ids)
+    if before.canaries:
+        write_order(study, dataclasses.replace(before, waiting=ids + left, cluster=plain))
+        return
+    chosen = canary.canaries(study, rows, code) if cluster.canary_steps else []
+    order = Order(
+        time=round(time.time(), 3),
+        waiting=ids + left,
+        canaries=tuple(row.run_id for row in chosen),
+        canary_steps=cluster.canary_steps,
+        cluster=plain,
+    )
+    write_order(study, order)
+
+
+def forget(study: Path, run_ids: Sequence[str]) -> None:
+    """These runs are not wanted any more."""
+    order = read_order(study)
+    if order.waiting:
+        left = tuple(run_id for run_id in order.waiting if run_id not in run_ids)
+        canaries = () if set(order.canaries) & set(run_ids) else order.canaries
+        write_order(study, dataclasses.replace(order, waiting=left, canaries=canaries))

@@ -1,0 +1,182 @@
+"""What waits to be submitted, and why: limits of GPUs, of SLURM and of the budget, canaries, and answers that got lost."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from launch.canary import canaries
+from launch.ledger import append_event, read_attempts
+from launch.limits import change_limits, overspent, spent
+from launch.order import adopt, read_order
+from launch.rows import read_rows
+from lst.errors import ConfigError
+from lst.records import read_json
+from tests.launch.fake_slurm import install
+from tests.launch.study import call, lives, make_study, status, steps, wait_for
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "slurm"
+    for name, value in install(folder).items():
+        monkeypatch.setenv(name, value)
+    return folder
+
+
+def sizes(slurm: Path) -> list[int]:
+    """How many jobs each sbatch has got."""
+    texts = [path.read_text() for path in sorted(slurm.glob("script-*.sh"), key=lambda p: int(p.stem[7:]))]
+    return [int(re.search(r"--array=0-(\d+)", text)[1]) + 1 for text in texts]  # type: ignore[index]
+
+
+NO_CANARY = ["cluster=slurm", "canary_steps=0"]
+
+
+def test_rows_beyond_the_largest_array_make_further_arrays(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    make_study(study, *[{"steps": n + 1} for n in range(25)])
+    assert "25 runs submitted" in call("submit", study, *NO_CANARY, "max_array_size=11")[1]
+    assert sizes(slurm) == [11, 11, 3]
+    assert len({a[-1].job_id for a in read_attempts(study).values()}) == 25
+
+
+def test_slurms_own_limit_leaves_the_rest_waiting_and_a_later_call_submits_it(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    make_study(study, *[{"steps": n + 1} for n in range(5)])
+    (slurm / "limit").write_text("2")
+    code, out, _ = call("submit", study, *NO_CANARY)
+    assert (code, sizes(slurm)) == (0, [2, 1, 2])  # 5 are too many, 2 not; then 3, 1; then 2
+    assert "5 runs submitted" in out
+
+
+def test_limit_gpus_caps_what_is_open_over_all_arrays_and_may_change_meanwhile(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    make_study(study, *[{"steps": n + 1} for n in range(6)], gpus=2)
+    _, out, _ = call("submit", study, *NO_CANARY, "limit.gpus=4")
+    assert "2 runs submitted" in out
+    assert "4 wait for limit.gpus=4" in out
+    (slurm / "queue.txt").write_text("4711_0 RUNNING\n4711_1 PENDING\n")
+    found = [s["cause"] for s in status(study).values() if s["state"] == "queued" and s["source"] == "order"]
+    assert found == ["waits for limit.gpus=4"] * 4
+    assert "0 runs submitted" in call("submit", study, *NO_CANARY)[1] or sizes(slurm) == [2]
+    _, out, _ = call("submit", study, *NO_CANARY, "limit.gpus=7")
+    assert sizes(slurm) == [2, 1]
+    assert len(read_order(study).waiting) == 3
+    assert call("cancel", study)[0] == 0
+    assert read_order(study).waiting == ()
+
+
+def test_jobs_that_end_submit_what_waits(tmp_path: Path, slurm: Path) -> None:
+    (slurm / "runs").touch()
+    study = tmp_path / "study"
+    runs = make_study(study, *[{"steps": 2}] * 3, gpus=1)
+    assert "1 run submitted" in call("submit", study, *NO_CANARY, "limit.gpus=1")[1]
+    wait_for(lambda: {s["state"] for s in status(study).values()} == {"done"}, "one job after the other")
+    assert sizes(slurm) == [1, 1, 1]
+    assert [len(lives(study, run)) for run in runs] == [1, 1, 1]
+
+
+def test_the_grid_follows_canaries_that_pass_and_they_go_on_where_they_were(tmp_path: Path, slurm: Path) -> None:
+    (slurm / "runs").touch()
+    study = tmp_path / "study"
+    slow = {"seconds_per_step": 0.1}
+    runs = make_study(study, {"steps": 40} | slow, {"steps": 60}, {"steps": 70})
+    assert "1 run submitted" in call("submit", study, "cluster=slurm")[1]
+    wait_for(lambda: {s["state"] for s in status(study).values()} == {"done"}, "the grid")
+    assert sizes(slurm)[0] == 1
+    assert [len(lives(study, run)) for run in runs] == [2, 1, 1]
+    assert steps(study, runs[0]) == list(range(1, 41))
+    assert read_attempts(study)[runs[0]][0].failure == "canary"
+    assert read_json(study / "launch/canary.json")["arms"] == ["baseline"]  # type: ignore[index]
+    assert "columns" in str(read_json(study / "launch/price.json"))  # a plan of the tests has too few to be priced
+
+
+def test_a_failing_canary_costs_one_run_and_stops_the_study(tmp_path: Path, slurm: Path) -> None:
+    (slurm / "runs").touch()
+    study = tmp_path / "study"
+    runs = make_study(study, *[{"steps": 4, "die_at": 0, "how": "raise"}] * 5)
+    call("submit", study, "cluster=slurm")
+    wait_for(lambda: (study / "launch/stopped.json").exists(), "the study to stop")
+    assert sum(len(lives(study, run)) for run in runs) == 1
+    assert sorted(s["state"] for s in status(study).values()) == ["failed"] + ["planned"] * 4
+    assert "canary" in call("submit", study, "cluster=slurm")[2]
+
+
+def test_canaries_are_the_cheapest_of_each_arm_and_pass_once_for_a_code(tmp_path: Path) -> None:
+    runs = make_study(tmp_path, {"steps": 9}, {"steps": 2}, {"steps": 5})
+    rows = read_rows(tmp_path)
+    assert [row.run_id for row in canaries(tmp_path, rows, "code")] == [runs[1]]
+    assert canaries(tmp_path, rows[:1], "code") == []  # nothing would follow
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch/canary.json").write_text('{"code": "code", "arms": ["baseline"]}')
+    assert canaries(tmp_path, rows, "code") == []
+    assert len(canaries(tmp_path, rows, "other")) == 1
+
+
+def test_local_canaries_run_before_the_rest(tmp_path: Path) -> None:
+    runs = make_study(tmp_path, {"steps": 30, "seconds_per_step": 0.1}, {"steps": 90, "die_at": 0, "how": "raise"})
+    code, out, _ = call("submit", tmp_path, "parallel=2", "canary_steps=3")
+    assert code == 1
+    assert "1 canaries of 3 steps first" in out
+    assert [len(lives(tmp_path, run)) for run in runs] == [2, 1]
+
+
+def test_a_submission_whose_answer_got_lost_is_found_by_its_token(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    make_study(study, {"steps": 1}, {"steps": 2})
+    (slurm / "loses-answer").touch()
+    assert "2 runs submitted" in call("submit", study, *NO_CANARY)[1]
+    assert sorted(a[-1].job_id for a in read_attempts(study).values()) == ["4711_0", "4711_1"]
+    assert sizes(slurm) == [2]
+
+
+def test_a_submitter_that_was_killed_before_the_ledger_knew_leaves_nothing_to_submit_twice(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    make_study(study, {"steps": 1}, {"steps": 2})
+    call("submit", study, *NO_CANARY)
+    (study / "launch/ledger.jsonl").unlink()
+    (accepted,) = (study / "launch/jobs").glob("*/accepted")
+    accepted.unlink()
+    (slurm / "queue.txt").write_text("4711_[0-1] PENDING\n")
+    assert call("submit", study, *NO_CANARY)[1].startswith("nothing to submit")
+    assert sizes(slurm) == [2]
+    adopt(study)
+    assert sorted(a[-1].job_id for a in read_attempts(study).values()) == ["4711_0", "4711_1"]
+
+
+def test_the_budget_counts_failed_attempts_and_what_they_lost(tmp_path: Path) -> None:
+    run, other = make_study(tmp_path, {"steps": 9}, {"steps": 8})
+    (tmp_path / "launch").mkdir()
+    for attempt, before in ((1, 0.0), (2, 4e6)):
+        append_event(tmp_path, "started", run, attempt=attempt, job_id="7", time=1e6, gpus=8, flops=before)
+        append_event(tmp_path, "ended", run, attempt=attempt, job_id="7", time=1e6 + 900, state="failed", flops=5e6)
+    append_event(tmp_path, "started", other, attempt=1, job_id="8", time=1e6 + 900, gpus=4, flops=1e6)
+    (tmp_path / "runs" / other / "train.jsonl").write_text('{"step": 3, "train_flops": 3e6}\n')
+    found = spent(tmp_path, read_attempts(tmp_path), 1e6 + 1800)
+    assert (found.gpu_hours, found.flops) == (2 * 8 * 0.25 + 4 * 0.25, 1e7 + 2e6)
+    change_limits(tmp_path, {"flops": 1.3e7})
+    assert overspent(tmp_path) == ""
+    change_limits(tmp_path, {"flops": 1.2e7})
+    assert "limit of 1.2e+07 FLOPs is reached" in overspent(tmp_path)
+    with pytest.raises(ConfigError, match="did you mean 'gpu_hours'"):
+        change_limits(tmp_path, {"gpu_hour": 1})
+
+
+def test_a_spent_budget_stops_runs_at_a_step_and_a_higher_one_lets_them_go_on(tmp_path: Path) -> None:
+    run, waiting = make_study(tmp_path, {"steps": 400, "seconds_per_step": 0.1}, {"steps": 300})
+    code, out, _ = call("submit", tmp_path, "parallel=1", "limit.flops=2e6")
+    assert code == 0
+    done = steps(tmp_path, run)[-1]
+    assert 2 <= done < 400  # looked at a few times a minute
+    assert status(tmp_path)[run]["cause"].startswith("the limit of 2e+06 FLOPs is reached")
+    assert lives(tmp_path, waiting) == []
+    assert "the limit of 2e+06 FLOPs is reached" in out
+    behaviour = tmp_path / "runs" / run / "behaviour.json"
+    behaviour.write_text(json.dumps({"steps": 400}))
+    assert call("submit", tmp_path)[0] == 2
+    assert call("submit", tmp_path, "limit.flops=0")[0] == 0
+    assert steps(tmp_path, run) == list(range(1, 401))

@@ -1,0 +1,52 @@
+"""Things that go wrong on a cluster, done on purpose to the lab's."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from tests.slurm.lab import LabStudy, slurm
+
+CLUSTER = Path(__file__).with_name("slurm-cluster")
+
+
+def pids(pattern: str) -> list[int]:
+    """Processes whose command line matches."""
+    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=False).stdout
+    return [int(word) for word in found.split()]
+
+
+def kill(pattern: str) -> int:
+    """SIGKILL processes by their command line; how many."""
+    found = pids(pattern)
+    subprocess.run(["kill", "-KILL", *map(str, found)], check=False, stderr=subprocess.DEVNULL) if found else None
+    return len(found)
+
+
+def trainers(study: LabStudy, run_id: str = "") -> str:
+    """The pattern of the trainers of a study, or of one run: srun's command line, which names them too, is left out."""
+    return f"^[^ ]*python[^ ]* -m lst.train {study.run_dir(run_id) if run_id else study.folder}"
+
+
+def workers(study: LabStudy) -> str:
+    """The pattern of a study's workers."""
+    return f"^[^ ]*python[^ ]* -m launch.worker {study.folder}"
+
+
+def take_node(node: int, seconds: float = 2.0, nodes: int = 1) -> str:
+    """A job of the higher partition that wants a whole node (or `nodes` of them): it preempts what runs there."""
+    where = [f"--nodelist=node{node}"] if nodes == 1 else [f"--nodes={nodes}"]
+    options = ["--parsable", "--partition=high", *where, "--cpus-per-task=8", "--ntasks-per-node=1", "--output=/dev/null"]
+    return slurm("sbatch", *options, f"--wrap=sleep {seconds}").strip()
+
+
+def cluster(*arguments: str) -> None:
+    """slurm-cluster itself."""
+    done = subprocess.run([str(CLUSTER), *arguments], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def kill_node(node: int) -> None:
+    """Cut a node's power and bring it back."""
+    cluster("kill-node", str(node))
+    cluster("up")

@@ -1,0 +1,162 @@
+"""The soak: many short runs, random faults for minutes, and at the end nothing is lost and nothing was done twice.
+
+    tests/slurm/slurm-cluster up; eval "$(tests/slurm/slurm-cluster env)"
+    python -m tests.slurm.soak [--runs 60] [--minutes 10] [--seed 1]
+
+Prints one JSON object: what was done to the study, and what it cost. Exit code 1 if an invariant does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from launch.ledger import read_attempts
+from launch.limits import spent
+from tests.slurm import faults
+from tests.slurm.conftest import missing_lab
+from tests.slurm.lab import LabStudy, job_ids, make_study, require_whole, slurm, start, status
+from tests.train.tiny_run import write_tiny_dataset
+
+PAUSE_SECONDS = (2.0, 8.0)  # between two faults
+OPEN = ("queued", "running")
+OPTIONS = ("cluster=slurm", "partition=low", "cpus_per_task=2", "limit.gpus=16", "timeout_min=5")
+
+
+def running_jobs(study: LabStudy) -> list[str]:
+    """The study's jobs that run."""
+    listed = set(slurm("squeue", "--noheader", "--array", "--states=R", "--format=%i").split())
+    return [job for job in job_ids(study) if job in listed]
+
+
+def submit(study: LabStudy, *more: str) -> None:
+    """submit-sweep, by resubmit where runs have failed."""
+    failed = any(s["state"] == "failed" for s in status(study).values())
+    verb = ["resubmit", study.folder, "--failed"] if failed else ["submit", study.folder]
+    for arguments in (verb, ["submit", study.folder]):
+        start(*arguments, *OPTIONS, *more).communicate(timeout=300)
+
+
+def one_fault(study: LabStudy, dice: random.Random) -> str:
+    """Do one thing at random; its name."""
+    jobs = running_jobs(study)
+
+    def to_job(*command: str) -> None:
+        if jobs:
+            with contextlib.suppress(AssertionError):  # it may have ended meanwhile
+                slurm(*command, dice.choice(jobs))
+
+    def kill_submitter() -> None:
+        process = start("submit", study.folder, *OPTIONS)
+        time.sleep(dice.uniform(0.5, 4.0))
+        process.kill()
+        process.communicate()
+
+    actions: dict[str, Callable[[], object]] = {
+        "preemption": lambda: faults.take_node(dice.choice((1, 2))),
+        "requeue": lambda: to_job("scontrol", "requeue"),
+        "trainer killed": lambda: kill_one(faults.trainers(study), dice),
+        "worker killed": lambda: kill_one(faults.workers(study), dice),
+        "submitter killed": kill_submitter,
+        "USR2": lambda: to_job("scancel", "--batch", "--signal=USR2"),
+        "scancel": lambda: to_job("scancel"),
+        "node killed": lambda: faults.kill_node(dice.choice((1, 2))),
+        "controller restarted": lambda: faults.cluster("restart-ctld"),
+        "submitted again": lambda: submit(study),
+        "cancelled": lambda: start("cancel", study.folder, "--run", dice.choice(study.run_ids)).communicate(timeout=120),
+    }
+    weights = [4, 4, 4, 4, 2, 4, 2, 1, 1, 4, 1]
+    (name,) = dice.choices(list(actions), weights)
+    actions[name]()
+    return name
+
+
+def kill_one(pattern: str, dice: random.Random) -> None:
+    found = faults.pids(pattern)
+    if found:
+        subprocess.run(["kill", "-KILL", str(dice.choice(found))], check=False, stderr=subprocess.DEVNULL)
+
+
+def require_one_runner(study: LabStudy) -> None:
+    """No two attempts of a run overlap in time."""
+    for run_id, attempts in read_attempts(study.folder).items():
+        lives = sorted((a.started, a.ended) for a in attempts if a.started is not None)
+        for (_, end), (begin, _) in itertools.pairwise(lives):
+            assert end is not None, f"{run_id}: an attempt has no end"
+            assert begin >= end - 0.01, f"{run_id}: an attempt began at {begin}, before the one before ended at {end}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--compare", type=int, default=8, help="runs whose weights are compared with undisturbed ones")
+    parser.add_argument("--last-minutes", type=float, default=30.0, help="that the study may take afterwards")
+    options = parser.parse_args()
+    if reason := missing_lab():
+        print(reason, file=sys.stderr)
+        return 2
+    dice, done, began = random.Random(options.seed), Counter[str](), time.time()
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        study = make_study(
+            Path(folder) / "study", write_tiny_dataset(Path(folder) / "data"), rows=options.runs, steps=options.steps
+        )
+        submit(study)
+        while time.time() - began < 60 * options.minutes:
+            done[one_fault(study, dice)] += 1
+            time.sleep(dice.uniform(*PAUSE_SECONDS))
+        calm = time.time()
+        while any(s["state"] != "done" for s in status(study).values()):
+            assert time.time() - calm < 60 * options.last_minutes, status(study)
+            if not any(s["state"] in OPEN for s in status(study).values()):
+                submit(study)
+            time.sleep(2)
+        compared = dice.sample(study.run_ids, options.compare)
+        require_whole(study, Path(folder) / "alone", compared)
+        require_once(study)
+        require_one_runner(study)
+        print(json.dumps(figures(study, done, began, calm), indent=1))
+    return 0
+
+
+def require_once(study: LabStudy) -> None:
+    """Every run's records hold each step once."""
+    from lst.records import read_jsonl
+
+    for run_id in study.run_ids:
+        assert [r["step"] for r in read_jsonl(study.run_dir(run_id) / "train.jsonl")] == list(range(1, study.steps + 1)), run_id
+
+
+def figures(study: LabStudy, done: Counter[str], began: float, calm: float) -> dict[str, object]:
+    """What is told at the end."""
+    attempts = read_attempts(study.folder)
+    ends = Counter(a.failure or a.state for tries in attempts.values() for a in tries if a.started is not None)
+    from launch.progress import recorded_flops
+
+    trained = sum(recorded_flops(study.run_dir(run_id)) for run_id in study.run_ids)
+    return {
+        "runs": len(study.run_ids),
+        "steps of each": study.steps,
+        "minutes of faults": round((calm - began) / 60, 1),
+        "minutes until all were done": round((time.time() - began) / 60, 1),
+        "faults": dict(done.most_common()),
+        "attempts": sum(ends.values()),
+        "how attempts ended": dict(ends.most_common()),
+        "FLOPs spent over FLOPs of the final records": round(spent(study.folder, attempts, time.time()).flops / trained, 3),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
