@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None, *, trainer_argv: Sequence[str] | Non
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="submit-sweep", description="Run a planned study on this machine or on SLURM.")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{submit,status,resubmit,cancel,logs}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{submit,status,resubmit,cancel,logs,prepare,preflight}")
     submit = verbs.add_parser("submit", help="run what is missing; calling it again changes nothing that is done or running")
     again = verbs.add_parser("resubmit", help="run again what has failed or was lost, and nothing else")
     for verb in (submit, again):
@@ -85,6 +85,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CLASS",
         help="only failures of this class, such as oom",
     )
+    prepare = verbs.add_parser("prepare", help="run the parts of a data preparation as a study's runs, then join them")
+    prepare.add_argument("dir", type=Path, metavar="DIR", help="folder of the preparation's jobs")
+    prepare.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="parts=N, options of prepare-data; cluster=slurm, cluster.qos=...",
+    )
+    prepare.add_argument("--wait", action="store_true", help="stay until all have ended (the default with cluster=local)")
+    prepare.set_defaults(command=_prepare, detach=False, failed=False, failure_class=[], run=[])
+    preflight = verbs.add_parser("preflight", help="one small job a node type: is all there that runs need?")
+    preflight.add_argument("dir", type=Path, metavar="DIR")
+    preflight.add_argument("overrides", nargs="*", metavar="key=value", help="cluster=slurm, cluster.partition=...")
+    preflight.add_argument("--json", action="store_true", help="a list with an object a node type")
+    preflight.set_defaults(command=_preflight)
     status = verbs.add_parser("status", help="the state of every run")
     status.add_argument("dir", type=Path, metavar="DIR")
     shape = status.add_mutually_exclusive_group()
@@ -141,6 +156,27 @@ def _submit(arguments: argparse.Namespace) -> int:
     if report.interrupted:
         return report.interrupted
     return 1 if bad and wait else 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from launch.prepare import split_words, write_preparation
+
+    parts, options, rest = split_words(arguments.overrides)
+    write_preparation(arguments.dir, parts, options)
+    arguments.overrides = rest
+    return _submit(arguments)
+
+
+def _preflight(arguments: argparse.Namespace) -> int:
+    from launch.cluster import load_cluster
+    from launch.preflight import check_machines, report_lines
+
+    found = check_machines(arguments.dir, load_cluster(arguments.overrides))
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+    else:
+        print("\n".join(report_lines(found)))
+    return 1 if any(machine["wrong"] for machine in found) else 0
 
 
 def _selection(arguments: argparse.Namespace) -> Selection:

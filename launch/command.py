@@ -33,6 +33,8 @@ def trainer_command(job: WorkerJob, trainer_argv: Sequence[str] | None = None) -
     names = tuple(part.strip() for part in job.environment.split(",") if part.strip())
     environment = job_environment(os.environ, root=Path(job.root), threads=job.threads, allow=names)
     argv = [*(trainer_argv or [sys.executable, "-m", "lst.train"]), str(job.run_dir)]
+    if job.task:
+        argv = [sys.executable, "-m", *job.task]
     if job.cluster != "slurm":
         return Command(argv=argv, environment=environment, by_srun=False)
     tasks = job.nodes * job.tasks_per_node

@@ -169,6 +169,23 @@ def batch_script(
     return executor._make_submission_file_text(f"{' '.join(words)} &\n{AFTER}", token)
 
 
+def probe_script(
+    study: Path, cluster: SlurmCluster, job: WorkerJob, *, node: str, token: str, words: Sequence[str], out: Path, err: Path
+) -> str:
+    """A batch script that runs `words` on one node, with the options that the study's jobs would have."""
+    import submitit
+
+    try:
+        executor = submitit.SlurmExecutor(out.parent)
+    except RuntimeError as error:
+        raise LaunchError("cluster=slurm needs sbatch and srun on PATH, and they are not; submit from a login node.") from error
+    parameters = slurm_parameters(study, cluster, job, count=1, token=f"{token}-{out.stem}")
+    parameters |= {"nodelist": node, "exclude": None, "time": 10, "job_name": f"{cluster.job_name}-preflight"}
+    parameters["setup"] = [line for line in parameters["setup"] if "LST_" not in line]
+    executor.update_parameters(**parameters)
+    return executor._make_submission_file_text(f"{shlex.join(words)} > {shlex.quote(str(out))} 2> {shlex.quote(str(err))}", token)
+
+
 def slurm_parameters(study: Path, cluster: SlurmCluster, job: WorkerJob, *, count: int, token: str) -> dict[str, Any]:
     """Arguments of submitit's SLURM executor: what is unset here is None there, and so absent from the batch script."""
     exported = python_environment(Path(job.root)) | dict.fromkeys(THREAD_LIMITS, str(cluster.threads))

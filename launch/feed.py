@@ -22,6 +22,7 @@ from launch.job import WorkerJob, is_complete
 from launch.lease import holder, signal_holder
 from launch.ledger import DONE, ENDED, INTERRUPTED, LAUNCH, LOST, SUBMITTED, append_event, next_attempt, read_attempts
 from launch.limits import overspent
+from launch.prepare import task_of
 from launch.retries import stop_study, study_stopped
 from launch.rows import Row, cost_of, waiting_text, waits_for
 from launch.status import eta_seconds, gather
@@ -149,6 +150,7 @@ class Feeder:
             gpus=0 if gpu is None else 1,
             environment=self.cluster.environment,
             canary_steps=self.canary_steps,
+            task=task_of(self.study, row),
         )
         attempt = next_attempt(read_attempts(self.study).get(row.run_id, []))
         handle = start_local(self.study / LAUNCH, job, self.cluster, gpu=gpu, trainer_argv=self.trainer_argv)

@@ -45,6 +45,7 @@ class WorkerJob:
     tasks_per_node: int = 1
     cpus_per_task: int = 0  # 0 = as the batch script has it
     timeout_minutes: float = 0.0  # time limit, where the scheduler does not tell it; 0 = none
+    task: tuple[str, ...] = ()  # instead of training: a module of the project and its arguments (launch/prepare.py)
     canary_steps: int = 0  # leave after so many steps, the grid follows; 0 = train to the end
     signal_seconds: float = 120.0  # how long before the time limit the run is told to save
 

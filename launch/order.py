@@ -24,6 +24,7 @@ from launch.job import JOB_FILES, SPEC, WorkerJob, is_complete
 from launch.lease import Lease
 from launch.ledger import LAUNCH, STARTED, SUBMITTED, Attempt, append_event, ledger_path, next_attempt, read_attempts
 from launch.limits import overspent, read_limits
+from launch.prepare import task_of
 from launch.retries import ORDER, stop_study, study_stopped
 from launch.rows import Row, read_rows, waits_for
 from launch.scheduler import Refused, find_by_token, slurm_queue
@@ -222,7 +223,7 @@ def slurm_job(study: Path, row: Row, cluster: SlurmCluster, root: Path, *, canar
         study=str(study), run_id=row.run_id, root=str(root), code=root.name, threads=cluster.threads,
         environment=cluster.environment, cluster="slurm", gpus=gpus, nodes=nodes, tasks_per_node=tasks,
         cpus_per_task=cluster.cpus_per_task or 0, timeout_minutes=float(cluster.timeout_min or 0),
-        signal_seconds=float(cluster.signal_seconds), canary_steps=canary_steps,
+        signal_seconds=float(cluster.signal_seconds), canary_steps=canary_steps, task=task_of(study, row),
     )  # fmt: skip
 
 

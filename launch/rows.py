@@ -6,6 +6,7 @@ Not here: planning, or pandas (a worker and `status` start faster without it).
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import re
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ PLAN = "plan.csv"
 RUNS = "runs"
 ADMITTED = "admitted"
 STATED = "stated:"  # how the data_id of stated statistics begins (sweeps/stated_file.py)
-BRANCH = "branch"  # of the column kind
+BRANCH, TASK = "branch", "task"  # of the column kind
 RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 NEEDED = ("run_id", "arm", "size", "steps", "planned_flops", "gpus", "est_gpu_hours", "status", "reason")
 
@@ -40,6 +41,8 @@ class Row:
     reason: str  # why it is refused
     data_id: str = ""  # content hash of the data set; `stated:...` where there is none
     parent: str = ""  # run_id of the run whose weights it starts from
+    kind: str = ""  # of the plan; TASK: no training, but a part of a data preparation (`launch.prepare`)
+    after: tuple[str, ...] = ()  # of a TASK: run_ids that must be done before
 
     @property
     def admitted(self) -> bool:
@@ -68,6 +71,8 @@ def read_rows(study: Path) -> list[Row]:
     # a branch is no run of its own: its parent's run yields it
     runs = {record["run_id"]: record.get("parent_run_id") or "" for _, record in records if record.get("kind") == BRANCH}
     rows = [_row(path, number, record, runs) for number, record in records if record.get("kind") != BRANCH]
+    if any(row.kind == TASK for row in rows):  # the last task takes up what the others have made
+        rows[-1] = dataclasses.replace(rows[-1], after=tuple(row.run_id for row in rows[:-1]))
     seen: set[str] = set()
     for row in rows:
         if row.run_id in seen:
@@ -77,15 +82,19 @@ def read_rows(study: Path) -> list[Row]:
 
 
 def waits_for(study: Path, row: Row) -> str:
-    """The run that must be done before `row` can start from its weights; empty where there is none, or it is."""
-    ended = read_json(study / RUNS / row.parent / EXIT) if row.parent else None
-    return row.parent if ended is None or ended.get("status") != "done" else ""
+    """A run that must be done before `row` can start, from its weights or with its output; empty where there is none left."""
+    for run_id in (row.parent, *row.after):
+        ended = read_json(study / RUNS / run_id / EXIT) if run_id else {"status": "done"}
+        if ended is None or ended.get("status") != "done":
+            return run_id
+    return ""
 
 
 def waiting_text(study: Path, rows: list[Row]) -> str:
     """What is told of rows that cannot start yet."""
     first = waits_for(study, rows[0])
-    return f"not started yet: {len(rows)}, the first waits for run {first}, from whose weights it starts; submit again later"
+    why = "which comes before" if rows[0].after else "from whose weights it starts"
+    return f"not started yet: {len(rows)}, the first waits for run {first}, {why}; submit again later"
 
 
 def require_data(rows: list[Row]) -> None:
@@ -143,6 +152,7 @@ def _row(path: Path, number: int, record: dict[str, str], branches: dict[str, st
             reason=record["reason"] or "",
             data_id=record.get("data_id") or "",
             parent=branches.get(record.get("parent_run_id") or "", record.get("parent_run_id") or ""),
+            kind=record.get("kind") or "",
         )
     except (TypeError, ValueError) as error:
         raise LaunchError(f"{path}:{number} is malformed ({error}); plan the study again with plan-sweep.") from error

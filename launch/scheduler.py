@@ -118,6 +118,20 @@ def find_by_token(token: str, *, looks: int = 1) -> str:
     return ""
 
 
+def node_types(partition: str | None) -> dict[str, str]:
+    """Node types, told by features, GPUs and cores, and a node of each that could run a job. Raises LaunchError."""
+    chosen = [f"--partition={partition}"] if partition else []
+    states = "--states=idle,mixed,allocated,completing"
+    types: dict[str, str] = {}
+    for line in _call(["sinfo", "--noheader", "--Node", states, *chosen, "--format=%N|%f|%G|%c"]).splitlines():
+        name, *about = line.strip().split("|")
+        features, gres, cores = ("" if word in ("(null)", "") else word for word in about)
+        types.setdefault(", ".join(word for word in (features, gres, f"{cores} cores") if word), name)
+    if not types:
+        raise LaunchError(f"SLURM lists no node that is up{f' in partition {partition}' if partition else ''}; look at sinfo.")
+    return types
+
+
 def _call(argv: list[str]) -> str:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=CALL_SECONDS, check=False)

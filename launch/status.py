@@ -207,7 +207,8 @@ def _state(study: Path, row: Row, last: Attempt | None, seen: _Seen, step: int) 
         failure, waits = read_failure(folder), waits_for(study, row)
         if row.run_id in seen.ordered and not waits:
             return QUEUED, f"waits for {seen.ordered[row.run_id]}", ORDERED
-        planned = PLANNED, f"starts from run {waits}, which is not done" if waits else "", "plan"
+        verb = "comes after" if row.after else "starts from"
+        planned = PLANNED, f"{verb} run {waits}, which is not done" if waits else "", "plan"
         return (FAILED, failure_text(failure), "failure.json") if failure else planned
     if row.run_id in seen.ordered and last.state == INTERRUPTED:
         return QUEUED, f"waits for {seen.ordered[row.run_id]}", ORDERED

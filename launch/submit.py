@@ -26,8 +26,9 @@ from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, append_event
 from launch.limits import change_limits, overspent
 from launch.order import Order, adopt, forget, place_order, pump, read_order, top_up, write_order
 from launch.past import GONE, close
+from launch.prepare import task_of
 from launch.retries import STOPPED, study_stopped
-from launch.rows import Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
+from launch.rows import TASK, Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
 from launch.scheduler import cancel_jobs
 from launch.snapshot import take_snapshot
 from launch.status import OPEN_STATES, RUNNING, RunStatus, eta_seconds, gather, is_planned, lock_path
@@ -248,7 +249,10 @@ def _prepare(study: Path, todo: Sequence[Row]) -> Path:
     if free < NEEDED_MIB:
         raise LaunchError(f"'{study}' has {free:.0f} MiB of free space, less than {NEEDED_MIB}; free some before submitting.")
     for row in todo:
-        check_run(study, row)
+        if row.kind == TASK:
+            task_of(study, row)
+        else:
+            check_run(study, row)
     return take_snapshot(study / LAUNCH)
 
 

@@ -43,7 +43,7 @@ from launch.retries import may_go_on, stop_if_alike, study_stopped
 from launch.snapshot import code_hash
 from launch.watch import Stop, Watch
 from lst.errors import LstError
-from lst.records import LEASE, LOG, write_json
+from lst.records import EXIT, FAILURE, LEASE, LOG, write_json
 
 RESTART = 75  # the trainer has saved and asks to be run again; a worker that leaves with it asks to be queued again
 FRUITLESS_RESTARTS = 3  # restarts in a row without a new step, after which the run has failed
@@ -188,13 +188,16 @@ class Runner:
         exit_code, since = self._live()
         if self.fenced:
             return Outcome(state=ELSEWHERE, cause="another runner has taken the run over")
+        if self.job.task and exit_code == 0:
+            write_json(run_dir / EXIT, {"run_id": self.job.run_id, "status": DONE, "step": 1})
+            (run_dir / FAILURE).unlink(missing_ok=True)
         if is_complete(run_dir):
             return Outcome(state=DONE)
         if exit_code == RESTART:
             return self._interrupted() if self.stop else None
         if failure_stamp(run_dir) not in (stamp, None):
             failure = (read_failure(run_dir) or {}) | {"node": socket.gethostname(), "attempt": self.attempt}
-            write_json(run_dir / "failure.json", failure)
+            write_json(run_dir / FAILURE, failure)
             return Outcome(state=FAILED, cause=failure_text(failure), failure=str(failure.get("class", "error")))
         if self.stop:  # killed before it could save: it goes on from its last checkpoint
             return self._interrupted()
@@ -218,7 +221,7 @@ class Runner:
                 env=environment,
                 pass_fds=(self.lease.file,),
             ) as trainer:
-                self.signals.trainer = None if self.command.by_srun else trainer
+                self.signals.trainer = None if self.command.by_srun and not self.job.task else trainer  # a task knows no flag
                 self.lease.describe(job_id=job_id(), attempt=self.attempt, trainer=process_mark(trainer.pid))
                 if self.signals.first and not self.command.by_srun:  # it came while the process was being made
                     trainer.send_signal(signal.SIGTERM)

@@ -1,0 +1,129 @@
+"""Before a study: one small job a node type looks what is there (`python -m lst.preflight`), and this says what is wrong.
+
+Nodes are of one type if SLURM gives them equal features, GPUs and partition. On this machine there is one type. Not here:
+the looking itself, which needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from launch.cluster import LocalCluster, SlurmCluster
+from launch.environment import job_environment
+from launch.executor import probe_script, sbatch_environment
+from launch.failures import tail_of
+from launch.job import JOB_FILES, WorkerJob
+from launch.ledger import LAUNCH
+from launch.scheduler import node_types, sbatch, slurm_queue
+from launch.snapshot import take_snapshot
+from launch.submit import make_private
+from lst.errors import LaunchError
+
+PROBE = "lst.preflight"
+LOCAL_SECONDS = 300
+WAIT_SECONDS = 900  # for the jobs to start and end
+POLL_SECONDS = 1.0
+FREE_GIB = 5.0
+CLOCK_SECONDS = 5.0
+BF16_ERROR = 0.05
+BF16_SLOWER = 5.0
+
+
+def check_machines(study: Path, cluster: LocalCluster | SlurmCluster) -> list[dict[str, Any]]:
+    """What each node type offers, with `wrong`: sentences, none if all is well. Raises LaunchError."""
+    study = study.absolute()
+    if not study.is_dir():
+        raise LaunchError(f"'{study}' does not exist; plan the study first, or make the folder it is to lie in.")
+    make_private(study / LAUNCH)
+    root = take_snapshot(study / LAUNCH)
+    if isinstance(cluster, LocalCluster):
+        environment = job_environment(os.environ, root=root, threads=cluster.threads)
+        argv = [sys.executable, "-m", PROBE, str(study)]
+        done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=LOCAL_SECONDS, check=False)
+        return [_judged("this machine", _parsed(done.stdout, done.stderr), gpus=cluster.gpus)]
+    return _on_slurm(study, cluster, root)
+
+
+def report_lines(found: Iterable[dict[str, Any]]) -> list[str]:
+    """A line a node type, and one for each thing that is wrong."""
+    lines = []
+    for machine in found:
+        seen = machine["seen"]
+        versions = seen.get("imports", {})
+        about = f"python {seen.get('python', '?')}, torch {versions.get('torch', '?')}, {len(seen.get('gpus') or [])} GPUs"
+        verdict = "is ready" if not machine["wrong"] else f"{len(machine['wrong'])} things are wrong"
+        lines.append(f"{machine['type']}: {seen.get('host', '?')} {verdict} ({about})")
+        lines += [f"  - {sentence}" for sentence in machine["wrong"]]
+    return lines
+
+
+def _on_slurm(study: Path, cluster: SlurmCluster, root: Path) -> list[dict[str, Any]]:
+    token = uuid.uuid4().hex[:12]
+    folder = study / LAUNCH / JOB_FILES / token
+    folder.mkdir(parents=True)
+    jobs: dict[str, tuple[str, Path, Path]] = {}
+    job = WorkerJob(study=str(study), run_id="preflight", root=str(root), cluster="slurm", gpus=cluster.gpus_per_node or 0)
+    for number, (kind, node) in enumerate(node_types(cluster.partition).items()):
+        out, err = folder / f"{number}.json", folder / f"{number}.err"
+        script = folder / f"{number}.sh"
+        words = [sys.executable, "-m", PROBE, str(study)]
+        script.write_text(probe_script(study, cluster, job, node=node, token=token, words=words, out=out, err=err))
+        jobs[kind] = (sbatch(script, token=f"{token}-{number}", environment=sbatch_environment(job, cluster)), out, err)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline and set(slurm_queue()) & {f"{identity}" for identity, _, _ in jobs.values()}:
+        time.sleep(POLL_SECONDS)
+    (folder / "accepted").write_text("\n")
+    return [
+        _judged(kind, _parsed(out.read_text() if out.exists() else "", tail_of(err)), gpus=job.gpus, needs_commands=True)
+        for kind, (_, out, err) in jobs.items()
+    ]
+
+
+def _parsed(text: str, complaint: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        last = [line for line in complaint.splitlines() if line.strip()][-1:] or ["it printed nothing"]
+        return {"error": last[0]}
+    return content if isinstance(content, dict) else {"error": "it printed no object"}
+
+
+def _judged(kind: str, seen: dict[str, Any], *, gpus: int, needs_commands: bool = False) -> dict[str, Any]:
+    return {"type": kind, "seen": seen, "wrong": list(_wrong(seen, gpus=gpus, needs_commands=needs_commands))}
+
+
+def _wrong(seen: dict[str, Any], *, gpus: int, needs_commands: bool) -> Iterable[str]:
+    """What is wrong, a sentence each."""
+    if "error" in seen:
+        yield f"the check itself did not run: {seen['error']}"
+        return
+    for name, version in seen["imports"].items():
+        if version.startswith("error"):
+            yield f"{name} cannot be imported ({version.removeprefix('error: ')}); install the project's requirements there."
+    for name in ("gpus", "bf16", "collective", "disk", "clock"):
+        if isinstance(seen[name], dict) and "error" in seen[name]:
+            yield f"{name}: {seen[name]['error']}"
+    if isinstance(seen["gpus"], list) and len(seen["gpus"]) < gpus:
+        yield f"torch sees {len(seen['gpus'])} GPUs of {gpus}; look at the driver, and at which build of torch is installed."
+    bf16 = seen["bf16"]
+    if bf16.get("relative_error", 0) > BF16_ERROR:
+        yield f"bfloat16 products are off by {bf16['relative_error']:.0%}."
+    if bf16.get("times_float32", 0) > BF16_SLOWER:
+        yield f"bfloat16 takes {bf16['times_float32']:.0f} times as long as float32; plan with train.dtype=float32 there."
+    if seen["disk"].get("free_gib", FREE_GIB) < FREE_GIB:
+        yield f"the study's folder has {seen['disk']['free_gib']} GiB of free space; runs need more."
+    if seen["disk"].get("locks") is False:
+        yield "the study's filesystem has no locks; leases rest on heartbeats alone there."
+    if isinstance(seen["clock"], float) and abs(seen["clock"]) > CLOCK_SECONDS:
+        yield f"the clock is {seen['clock']:.0f} s off the filesystem's; leases go by it, so set it right."
+    missing = [name for name in ("sbatch", "scontrol") if name not in (seen["commands"] or [])]
+    if needs_commands and missing:
+        yield f"{' and '.join(missing)} are not on PATH in jobs: keep submit-sweep submit --wait running, or what waits stays."
