@@ -1,7 +1,7 @@
 # make demo: environment, plan, training, fits, report.   make test: environment and test suite.   make help: all targets.
 #
 # Variables: PYTHON (>= 3.11), VENV (folder of the environment), TORCH (what to give pip for torch), DIR (the study's folder),
-# DEMO_ARGS (overrides for plan-sweep), SUBMIT_ARGS (overrides for submit-sweep), PYTEST_ARGS.
+# DEMO_ARGS (overrides for plan-sweep), SUBMIT_ARGS (overrides for submit-sweep), PYTEST_ARGS, SOAK_ARGS.
 
 # The first of these that is 3.11 or newer; with none, python3, whose age the set-up then reports.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -12,6 +12,7 @@ DIR ?= studies/demo
 DEMO_ARGS ?=
 SUBMIT_ARGS ?=
 PYTEST_ARGS ?=
+SOAK_ARGS ?=
 PORT ?= 5000
 # What makes the demo small enough for a test of the loop: it shows that the loop runs, and nothing about scaling.
 DEMO_SMALL_ARGS ?= budgets=[5e9,1e10] sizes=[w32,w48] arm_sizes={lst_curriculum:[w32]} stories_from=1e10 \
@@ -26,7 +27,7 @@ WORKERS := $(shell test $(CORES) -gt 4 && echo 4 || echo $(CORES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo demo-small test lint format types mlflow lock clean choose-torch
+.PHONY: help env demo demo-small test soak lint format types mlflow lock clean choose-torch
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +56,11 @@ demo-small: $(STAMP)  ## the same loop at a reduced size, in studies/demo-small
 
 test: $(STAMP)  ## the test suite
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+soak: $(STAMP)  ## on a real SLURM of this machine (as root): the scenarios, then 60 runs under random faults for 10 minutes
+	@trap 'tests/slurm/slurm-cluster down' EXIT; tests/slurm/slurm-cluster up && eval "$$(tests/slurm/slurm-cluster env)" && \
+		LST_REQUIRE=slurm LST_SCENARIOS=full $(BIN)/python -m pytest tests/slurm $(PYTEST_ARGS) && \
+		$(BIN)/python -m tests.slurm.soak $(SOAK_ARGS)
 
 lint: $(STAMP)  ## ruff's rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     cancel = verbs.add_parser("cancel", help="stop running runs (they save and leave) and take back queued ones")
     cancel.add_argument("dir", type=Path, metavar="DIR")
     cancel.add_argument("--run", action="append", default=[], metavar="RUN", help="only this run; may be repeated")
+    cancel.add_argument("--now", action="store_true", help="have SLURM end the running jobs, whether they have saved or not")
     cancel.set_defaults(command=_cancel)
     logs = verbs.add_parser("logs", help="what runs have printed: the one named, else those that failed, else those that run")
     logs.add_argument("dir", type=Path, metavar="DIR")
@@ -259,7 +260,7 @@ def _status(arguments: argparse.Namespace) -> int:
 def _cancel(arguments: argparse.Namespace) -> int:
     from launch.submit import Selection, cancel
 
-    concerned = cancel(arguments.dir, selection=Selection(run_ids=tuple(arguments.run)))
+    concerned = cancel(arguments.dir, selection=Selection(run_ids=tuple(arguments.run)), now=arguments.now)
     what = "run saves and leaves" if len(concerned) == 1 else "runs save and leave"
     print(f"{len(concerned)} {what}; submit again to go on" if concerned else "nothing is running or queued")
     return 0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from launch.ledger import DONE, FAILED, LOST
-from launch.status import QUEUED, RUNNING, RunStatus, count_states
+from launch.status import QUEUED, REFUSED, RUNNING, RunStatus, count_states
 
 REDRAW_SECONDS = 0.2
 BAR_WIDTH = 24
@@ -78,28 +78,41 @@ def duration(seconds: float) -> str:
 
 
 def summary(statuses: Sequence[RunStatus], eta: float | None) -> str:
-    """One line about the study: runs by state, GPU-hours, time left."""
+    """One line about the study: runs by state, GPU-hours spent and planned, time left."""
     counts = ", ".join(f"{count} {state}" for state, count in count_states(statuses).items())
-    gpu_hours = sum(s.gpu_hours for s in statuses)
-    spent = f"; {gpu_hours:,.2f} GPU-hours" if gpu_hours else f"; {duration(sum(s.seconds for s in statuses))} of process time"
+    gpu_hours, planned = sum(s.gpu_hours for s in statuses), sum(s.planned_gpu_hours for s in statuses if s.state != REFUSED)
+    of = f" of {planned:,.2f} planned" if planned else ""
+    spent = (
+        f"; {gpu_hours:,.2f}{of} GPU-hours" if gpu_hours else f"; {duration(sum(s.seconds for s in statuses))} of process time"
+    )
     open_runs = any(s.state in (QUEUED, RUNNING) for s in statuses)
     return f"{len(statuses):,} runs: {counts}{spent}" + (f"; about {duration(eta)} left" if eta is not None and open_runs else "")
 
 
 def table(statuses: Sequence[RunStatus]) -> list[str]:
-    """The lines of `submit-sweep status`."""
-    arm, size = (max([len(name), *(len(getattr(s, name)) for s in statuses)]) for name in ("arm", "size"))
-    steps = max([len("step"), *(len(f"{s.step:,}/{s.steps:,}") for s in statuses)])
-    lines = [
-        f"{'run_id':<12}  {'arm':<{arm}}  {'size':<{size}}  {'state':<7}  {'':<10}  {'step':>{steps}}  tries  {'time':>12}  cause"
+    """The lines of `submit-sweep status`. Columns that would be empty for all runs (GPU-hours, MFU) are left out."""
+    columns: list[tuple[str, str, list[str]]] = [  # name, side, cells
+        ("run_id", "<", [s.run_id for s in statuses]),
+        ("arm", "<", [s.arm for s in statuses]),
+        ("size", "<", [s.size for s in statuses]),
+        ("state", "<", [s.state for s in statuses]),
+        ("", "<", [bar(s.fraction, 10) for s in statuses]),
+        ("step", ">", [f"{s.step:,}/{s.steps:,}" for s in statuses]),
+        ("tries", ">", [f"{s.attempts}" for s in statuses]),
+        ("time", ">", [duration(s.seconds) if s.attempts else "-" for s in statuses]),
+        ("left", ">", [duration(s.eta_seconds) if s.eta_seconds is not None else "-" for s in statuses]),
     ]
-    for s in statuses:
-        done = f"{s.step:,}/{s.steps:,}"
-        lines.append(
-            f"{s.run_id:<12}  {s.arm:<{arm}}  {s.size:<{size}}  {s.state:<7}  {bar(s.fraction, 10)}  {done:>{steps}}  "
-            f"{s.attempts:>5}  {duration(s.seconds) if s.attempts else '-':>12}  {s.cause}".rstrip()
-        )
-    return lines
+    if any(s.mfu is not None for s in statuses):
+        columns.append(("mfu", ">", [f"{s.mfu:.1%}" if s.mfu is not None else "-" for s in statuses]))
+    if any(s.gpu_hours for s in statuses):
+        columns.append(("GPU-h/plan", ">", [f"{s.gpu_hours:,.2f}/{s.planned_gpu_hours:,.2f}" for s in statuses]))
+    columns += [("from", "<", [s.source for s in statuses]), ("cause", "<", [s.cause for s in statuses])]
+    widths = [max([len(name), *map(len, cells)]) for name, _, cells in columns]
+    rows = [[name for name, _, _ in columns], *zip(*(cells for _, _, cells in columns), strict=True)]
+    sides = [side[0] for _, side, _ in columns]
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 def failures(study: object, statuses: Sequence[RunStatus]) -> list[str]:

@@ -76,9 +76,7 @@ def top_up(
     order = _pass_canaries(study, order, rows, root.name)
     wanted = [rows[run_id] for run_id in order.waiting if run_id in rows and not is_complete(rows[run_id].folder(study))]
     if order.canaries:
-        attempts = read_attempts(study)
-        begun = {c for c in order.canaries if attempts.get(c) and (attempts[c][-1].submitted or 0.0) >= order.time}
-        wanted = [rows[run_id] for run_id in order.canaries if run_id not in begun]
+        wanted = _canaries_to_start(study, order, rows)
     able = [row for row in wanted if not waits_for(study, row)]
     fitting = _fitting(study, able, rows)
     note = f"limit.gpus={read_limits(study).gpus}" if len(fitting) < len(able) else ""
@@ -186,6 +184,13 @@ def _pass_canaries(study: Path, order: Order, rows: Mapping[str, Row], code: str
         return order
     canary.note_passed(study, chosen, code)
     return dataclasses.replace(order, canaries=())
+
+
+def _canaries_to_start(study: Path, order: Order, rows: Mapping[str, Row]) -> list[Row]:
+    """Canaries that have not passed and have no job (any more)."""
+    attempts, queue = read_attempts(study), slurm_queue()
+    missing = [rows[run_id] for run_id in order.canaries if not canary.passed(study, [rows[run_id]], attempts, order.time)]
+    return [row for row in missing if not (attempts.get(row.run_id) and is_open(attempts[row.run_id][-1], queue))]
 
 
 def _fitting(study: Path, able: Sequence[Row], rows: Mapping[str, Row]) -> list[Row]:

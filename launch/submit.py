@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import signal
-import socket
 import stat
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from launch.cluster import LocalCluster, SlurmCluster
 from launch.display import Display
 from launch.failures import FailureClass
 from launch.interrupt import Interrupts
+from launch.job import cancel_path, raise_flag
 from launch.lease import Lease, holder, signal_holder
 from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, append_event, read_attempts
 from launch.limits import change_limits, overspent
@@ -38,6 +38,7 @@ from lst.records import LEASE
 NEEDED_MIB = 64  # free space below which nothing is started
 FOLLOW_SECONDS = 5.0
 WAIT_SECONDS = 0.2
+LOCK_SECONDS = 30.0  # for a worker that submits what waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,35 +128,50 @@ def submit(
     return report
 
 
-def cancel(study: Path, *, selection: Selection | None = None) -> list[str]:
+def cancel(study: Path, *, selection: Selection | None = None, now: bool = False) -> list[str]:
     """Stop open runs, so that they save and leave, and take back what is queued; returns the run_ids it concerned.
 
-    On this machine the whole study's submitter is stopped too, unless single runs are named. Nothing is deleted: submitting
-    again goes on. Raises LaunchError where the scheduler fails or the study runs on another machine.
+    A running one is told by a file that its worker looks for, on whatever machine; with `now`, SLURM is told to end the jobs,
+    which leaves them the site's KillWait to save. On this machine the whole study's submitter is stopped too, unless single
+    runs are named. Nothing is deleted: submitting again goes on. Raises LaunchError where the scheduler fails.
     """
     study = study.absolute()
     selection = selection or Selection()
     rows = selection.rows(read_rows(study))
     attempts = read_attempts(study)
     concerned = [s for s in gather(study, rows) if s.state in OPEN_STATES]
-    forget(study, [s.run_id for s in concerned])
+    _forget(study, [s.run_id for s in concerned])
+    running = [s for s in concerned if s.state == RUNNING and s.job_id]
+    for status in running:
+        raise_flag(cancel_path(study, status.job_id), "cancelled")
     slurm = [s for s in concerned if attempts.get(s.run_id) and attempts[s.run_id][-1].cluster == "slurm"]
-    if slurm:
-        cancel_jobs([s.job_id for s in slurm])
-        for status in slurm:
-            last = attempts[status.run_id][-1]
-            if last.started is None:
-                end = {"state": INTERRUPTED, "cause": "cancelled"}
-                append_event(study, ENDED, status.run_id, attempt=last.attempt, job_id=last.job_id, **end)
-    here = {s.run_id for s in concerned} - {s.run_id for s in slurm}
+    ended = [s for s in slurm if now or s.state != RUNNING]
+    if ended:
+        cancel_jobs([s.job_id for s in ended])
+    for status in ended:
+        last = attempts[status.run_id][-1]
+        if last.started is None:
+            end = {"state": INTERRUPTED, "cause": "cancelled", "class": FailureClass.CANCELLED.value}
+            append_event(study, ENDED, status.run_id, attempt=last.attempt, job_id=last.job_id, **end)
     if not selection.run_ids:
         signal_holder(lock_path(study), signal.SIGINT)
+    here = {s.run_id for s in concerned} - {s.run_id for s in slurm}
     for row in rows:
-        if row.run_id in here and not signal_holder(row.folder(study) / LEASE, signal.SIGTERM):
-            found = holder(row.folder(study) / LEASE)
-            if found is not None and found.get("host") != socket.gethostname():
-                raise LaunchError(f"run {row.run_id} runs on {found.get('host', 'another machine')}; cancel it there.")
+        if row.run_id in here:
+            signal_holder(row.folder(study) / LEASE, signal.SIGTERM)
     return [s.run_id for s in concerned]
+
+
+def _forget(study: Path, run_ids: Sequence[str]) -> None:
+    """Take runs off the order, beside whoever may be submitting from it just now."""
+    if not read_order(study).waiting:
+        return
+    lock = Lease.acquire(lock_path(study), wait=LOCK_SECONDS)
+    try:
+        forget(study, run_ids)
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def make_private(folder: Path) -> None:

@@ -185,3 +185,13 @@ def test_a_full_disk_is_one_sentence_before_anything_starts(
     assert main(["submit", str(tmp_path)]) == 2
     assert "no space is left: free some and call again" in capsys.readouterr().err
     assert not (tmp_path / "launch/ledger.jsonl").exists()
+
+
+def test_five_thousand_runs_take_one_call_of_squeue_and_little_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.status_speed import measure
+
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # the benchmark puts its own squeue before it
+    found = measure(1000)
+    assert found["scheduler_calls"] <= 2
+    assert found["lines"] == 1002
+    assert found["processor_seconds"] < 3.0 / 5

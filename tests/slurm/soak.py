@@ -30,7 +30,7 @@ from tests.train.tiny_run import write_tiny_dataset
 
 PAUSE_SECONDS = (2.0, 8.0)  # between two faults
 OPEN = ("queued", "running")
-OPTIONS = ("cluster=slurm", "partition=low", "cpus_per_task=2", "limit.gpus=16", "timeout_min=5")
+OPTIONS = ("cluster=slurm", "partition=low", "cpus_per_task=2", "limit.gpus=6", "timeout_min=5")
 
 
 def running_jobs(study: LabStudy) -> list[str]:

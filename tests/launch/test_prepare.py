@@ -1,0 +1,137 @@
+"""A data preparation's parts as runs of a study, and the look at a machine before a study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launch import preflight
+from launch.cluster import load_cluster
+from launch.preflight import check_machines, report_lines
+from launch.prepare import split_words
+from lst.data.shards import open_dataset
+from lst.errors import ConfigError
+from lst.records import read_json
+from tests.launch.fake_slurm import install
+from tests.launch.study import call, status
+
+
+def write_input(folder: Path) -> Path:
+    """A few spoken documents."""
+    lines = []
+    for number in range(60):
+        words = [f"w{(number + k) % 9}" for k in range(30)]
+        spans = [{"word": w, "start": 3 * k, "end": 3 * k + 1} for k, w in enumerate(words)]
+        tokens = [(number * 7 + k) % 40 for k in range(3 * len(words))]
+        lines.append(json.dumps({"id": f"d{number}", "speech_tokens": tokens, "text": " ".join(words), "words": spans}))
+    path = folder / "speech.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_preparation_in_parts_gives_what_one_process_gives(tmp_path: Path) -> None:
+    options = [f"input={write_input(tmp_path)}", "speech_vocab=40", "vocab_size=400", "split_by=document"]
+    jobs, out = tmp_path / "jobs", tmp_path / "data"
+    code, _, err = call("prepare", jobs, "parts=2", *options, f"out={out}", "parallel=1")
+    assert (code, err) == (0, "")
+    found = status(jobs)
+    assert list(found) == ["part-1-of-2", "part-2-of-2", "merge"]
+    assert {s["state"] for s in found.values()} == {"done"}
+    assert call("prepare", tmp_path / "again", "parts=1", *options, f"out={tmp_path / 'one'}")[0] == 0
+    assert open_dataset(str(out)).data_id == open_dataset(str(tmp_path / "one")).data_id
+    assert call("prepare", jobs, "parts=2", *options, f"out={out}")[1].startswith("nothing to submit")
+    code, _, err = call("prepare", jobs, "parts=3", *options, f"out={out}")
+    assert code == 2
+    assert "holds another preparation" in err
+
+
+def test_a_part_that_fails_is_told_and_nothing_is_merged(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"id": "a"}\n')
+    jobs = tmp_path / "jobs"
+    code, _, err = call("prepare", jobs, "parts=1", f"input={bad}", f"out={tmp_path / 'data'}")
+    assert code == 1
+    found = status(jobs)
+    assert [s["state"] for s in found.values()] == ["failed", "planned"]
+    assert found["merge"]["cause"] == "comes after run part-1-of-1, which is not done"
+    assert "bad.jsonl" in found["part-1-of-1"]["cause"]
+    assert "failed: part-1-of-1" in err
+    assert not (tmp_path / "data").exists()
+
+
+def test_on_slurm_parts_are_an_array_and_the_merge_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in install(tmp_path / "slurm").items():
+        monkeypatch.setenv(name, value)
+    words = ["parts=3", f"input={write_input(tmp_path)}", f"out={tmp_path / 'data'}", "cluster=slurm", "cluster.partition=cpu"]
+    assert call("prepare", tmp_path / "jobs", *words)[0] == 0
+    (script,) = (tmp_path / "slurm").glob("script-*.sh")
+    assert "--array=0-2" in script.read_text()
+    (spec,) = (tmp_path / "jobs/launch/jobs").glob("*/jobs.json")
+    content = read_json(spec)
+    assert content is not None
+    assert [job["task"][0] for job in content["jobs"]] == ["lst.data.prepare"] * 3
+    assert [job["task"][-1] for job in content["jobs"]] == ["part=1/3", "part=2/3", "part=3/3"]
+
+
+def test_words_of_a_preparation_are_told_apart() -> None:
+    parts, options, ours = split_words(["parts=4", "out=x", "heldout_share=0.1", "cluster=slurm", "limit.gpus=2"])
+    assert (parts, ours) == (4, ["cluster=slurm", "limit.gpus=2"])
+    assert options == [f"out={Path('x').absolute()}", "heldout_share=0.1"]
+    for words, sentence in ((["out=x"], "needs parts=N"), (["parts=0", "out=x"], "positive"), (["part=1/2"], "by the launcher")):
+        with pytest.raises(ConfigError, match=sentence):
+            split_words(words)
+
+
+def test_preflight_of_this_machine_tells_what_is_there(tmp_path: Path) -> None:
+    (machine,) = check_machines(tmp_path, load_cluster([]))
+    seen = machine["seen"]
+    assert seen["imports"]["torch"][0].isdigit()
+    assert seen["collective"] == {"backend": "gloo", "processes": 2}
+    assert seen["disk"]["locks"] is True
+    assert not [sentence for sentence in machine["wrong"] if not sentence.startswith(("bfloat16 takes", "the study's folder"))]
+    assert report_lines([machine])[0].startswith("this machine: ")
+
+
+GOOD = {
+    "host": "n1", "python": "3.11.7", "imports": {"torch": "2.10.0"}, "gpus": ["H100"] * 8, "bf16": {"relative_error": 0.004},
+    "collective": {"backend": "nccl", "processes": 8}, "disk": {"free_gib": 900.0, "locks": True}, "clock": 0.1,
+    "commands": ["sbatch", "scontrol"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({}, ""),
+        ({"imports": {"torch": "error: ImportError: libcudart"}}, "torch cannot be imported (ImportError: libcudart)"),
+        ({"gpus": ["H100"] * 7}, "torch sees 7 GPUs of 8"),
+        ({"bf16": {"error": "RuntimeError: no kernel"}}, "bf16: RuntimeError: no kernel"),
+        ({"bf16": {"relative_error": 0.5}}, "bfloat16 products are off by 50%"),
+        ({"bf16": {"relative_error": 0.0, "times_float32": 28.0}}, "takes 28 times as long"),
+        ({"collective": {"error": "RuntimeError: nccl"}}, "collective: RuntimeError: nccl"),
+        ({"disk": {"free_gib": 0.5, "locks": True}}, "0.5 GiB of free space"),
+        ({"disk": {"free_gib": 9.0, "locks": False}}, "has no locks"),
+        ({"clock": -42.0}, "the clock is -42 s off"),
+        ({"commands": ["sbatch"]}, "scontrol are not on PATH in jobs"),
+        ({"error": "srun: command not found"}, "the check itself did not run: srun: command not found"),
+    ],
+)
+def test_preflight_says_what_is_wrong(change: dict[str, object], sentence: str) -> None:
+    wrong = preflight._judged("type", GOOD | change, gpus=8, needs_commands=True)["wrong"]
+    assert [sentence in found for found in wrong] == ([True] if sentence else [])
+
+
+def test_a_node_types_job_asks_for_a_node_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in install(tmp_path / "slurm").items():
+        monkeypatch.setenv(name, value)
+    sinfo = tmp_path / "slurm/sinfo"
+    sinfo.write_text("#!/bin/sh\necho 'n1|h100|gpu:8|64'\necho 'n2|h100|gpu:8|64'\necho 'c1|(null)|(null)|128'\n")
+    sinfo.chmod(0o755)
+    (tmp_path / "study").mkdir()
+    found = check_machines(tmp_path / "study", load_cluster(["cluster=slurm", "partition=gpu"]))
+    assert [machine["type"] for machine in found] == ["h100, gpu:8, 64 cores", "128 cores"]
+    assert all("did not run" in machine["wrong"][0] for machine in found)  # the fake runs nothing
+    scripts = [path.read_text() for path in sorted((tmp_path / "slurm").glob("script-*.sh"))]
+    assert ["--nodelist=n1" in scripts[0], "--nodelist=c1" in scripts[1], "--partition=gpu" in scripts[1]] == [True] * 3
