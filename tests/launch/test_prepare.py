@@ -16,13 +16,14 @@ from lst.errors import ConfigError
 from lst.records import read_json
 from tests.launch.fake_slurm import install
 from tests.launch.study import call, status
+from tests.train.tiny_run import write_tiny_dataset
 
 
 def write_input(folder: Path) -> Path:
     """A few spoken documents."""
     lines = []
     for number in range(60):
-        words = [f"w{(number + k) % 9}" for k in range(30)]
+        words = ["".join(chr(97 + (number * k + j) % 26) for j in range(4)) for k in range(30)]
         spans = [{"word": w, "start": 3 * k, "end": 3 * k + 1} for k, w in enumerate(words)]
         tokens = [(number * 7 + k) % 40 for k in range(3 * len(words))]
         lines.append(json.dumps({"id": f"d{number}", "speech_tokens": tokens, "text": " ".join(words), "words": spans}))
@@ -32,7 +33,9 @@ def write_input(folder: Path) -> Path:
 
 
 def test_a_preparation_in_parts_gives_what_one_process_gives(tmp_path: Path) -> None:
-    options = [f"input={write_input(tmp_path)}", "speech_vocab=40", "vocab_size=400", "split_by=document"]
+    options = [f"input={write_input(tmp_path)}", "speech_vocab=40", "split_by=document"]
+    write_tiny_dataset(tmp_path / "tiny")
+    options.append(f"tokenizer={tmp_path / 'tiny/spm.model'}")
     jobs, out = tmp_path / "jobs", tmp_path / "data"
     code, _, err = call("prepare", jobs, "parts=2", *options, f"out={out}", "parallel=1")
     assert (code, err) == (0, "")

@@ -42,7 +42,7 @@ def scripts(slurm: Path, study: Path) -> list[str]:
 def test_batch_scripts_hold_what_is_set_and_nothing_else(tmp_path: Path, slurm: Path, update_golden: bool) -> None:
     study = tmp_path / "study"
     make_study(study, {"steps": 2}, {"steps": 3}, {"steps": 4})
-    assert call("submit", study, "cluster=slurm")[0] == 0
+    assert call("submit", study, "cluster=slurm", "canary_steps=0")[0] == 0
     rest = [
         "partition=gpu,long",
         "account=proj",
@@ -56,7 +56,7 @@ def test_batch_scripts_hold_what_is_set_and_nothing_else(tmp_path: Path, slurm: 
     options = ["options.reservation=night", "options.no-kill=true", "options.nice=null", "max_array_size=2"]
     other = tmp_path / "other"
     make_study(other, {"steps": 2}, {"steps": 3}, {"steps": 4})
-    assert call("submit", other, "cluster=slurm", *[f"cluster.{o}" for o in rest + more + options])[0] == 0
+    assert call("submit", other, "cluster=slurm", "canary_steps=0", *[f"cluster.{o}" for o in rest + more + options])[0] == 0
     found = [text.replace(str(other), "STUDY") for text in scripts(slurm, study)]
     assert len(found) == 3
     text = "\n=====\n".join(found)
@@ -69,8 +69,8 @@ def test_rows_are_submitted_once_and_told_as_the_queue_has_them(tmp_path: Path, 
     study = tmp_path / "study"
     short, long = make_study(study, {"steps": 2}, {"steps": 3})
     (slurm / "queue.txt").write_text("4711_0 RUNNING\n4711_1 PENDING\n")
-    assert "2 runs submitted" in call("submit", study, "cluster=slurm")[1]
-    assert call("submit", study, "cluster=slurm")[1].startswith("nothing to submit")
+    assert "2 runs submitted" in call("submit", study, "cluster=slurm", "canary_steps=0")[1]
+    assert call("submit", study, "cluster=slurm", "canary_steps=0")[1].startswith("nothing to submit")
     assert call("submit", study, "cluster=local")[1].startswith("nothing to submit")
     assert len(list(slurm.glob("script-*.sh"))) == 1
     found = status(study)
@@ -87,10 +87,10 @@ def test_rows_are_submitted_once_and_told_as_the_queue_has_them(tmp_path: Path, 
 def test_a_silent_scheduler_submits_nothing_twice(tmp_path: Path, slurm: Path) -> None:
     study = tmp_path / "study"
     make_study(study, {"steps": 2}, {"steps": 3})
-    call("submit", study, "cluster=slurm")
+    call("submit", study, "cluster=slurm", "canary_steps=0")
     (slurm / "squeue-is-down").touch()
     assert {(s["state"], s["cause"]) for s in status(study).values()} == {("queued", "squeue does not answer")}
-    assert call("submit", study, "cluster=slurm")[1].startswith("nothing to submit")
+    assert call("submit", study, "cluster=slurm", "canary_steps=0")[1].startswith("nothing to submit")
     assert len(list(slurm.glob("script-*.sh"))) == 1
 
 
@@ -99,7 +99,7 @@ def test_groups_of_equal_resources_make_arrays_and_cancel_takes_them_back(tmp_pa
     make_study(study, {"steps": 2}, {"steps": 3}, {"steps": 4}, gpus=4)
     plan = study / "plan.csv"
     plan.write_text(plan.read_text().replace(",4,0.0,", ",2,0.0,", 1))
-    call("submit", study, "cluster=slurm")
+    call("submit", study, "cluster=slurm", "canary_steps=0")
     texts = [path.read_text() for path in sorted(slurm.glob("script-*.sh"))]
     assert ["gpus-per-node=4" in texts[0], "--array=0-1%2" in texts[0]] == [True, True]
     assert ["gpus-per-node=2" in texts[1], "--array=0-0%1" in texts[1]] == [True, True]
@@ -114,7 +114,7 @@ def test_groups_of_equal_resources_make_arrays_and_cancel_takes_them_back(tmp_pa
 def test_sbatchs_refusal_is_one_sentence(tmp_path: Path, slurm: Path) -> None:
     study = tmp_path / "study"
     make_study(study, {"steps": 2})
-    code, _, err = call("submit", study, "cluster=slurm", "partition=nowhere")
+    code, _, err = call("submit", study, "cluster=slurm", "canary_steps=0", "partition=nowhere")
     assert code == 2
     assert "invalid partition specified: nowhere" in err
     assert err.count("\n") == 1
@@ -133,7 +133,7 @@ def test_the_batch_script_trains_the_runs_from_the_snapshot(tmp_path: Path, slur
     (slurm / "runs").touch()
     study = tmp_path / "study"
     runs = make_study(study, {"steps": 2}, {"die_at": 1, "how": "raise"})
-    assert call("submit", study, "cluster=slurm", "threads=3")[0] == 0
+    assert call("submit", study, "cluster=slurm", "canary_steps=0", "threads=3")[0] == 0
     wait_for(lambda: (slurm / "calls.txt").read_text().count("srun") == 2, "both jobs to start")
     wait_for(lambda: [e["event"] for e in read_jsonl(study / "launch/ledger.jsonl")].count("ended") == 2, "both jobs to end")
     assert {s["state"] for s in status(study).values()} == {"done", "failed"}
@@ -150,7 +150,7 @@ def test_usr2_saves_and_asks_slurm_to_queue_the_job_again(tmp_path: Path, slurm:
     (slurm / "runs").touch()
     study = tmp_path / "study"
     (run,) = make_study(study, {"steps": 400, "seconds_per_step": 0.05})
-    call("submit", study, "cluster=slurm")
+    call("submit", study, "cluster=slurm", "canary_steps=0")
     wait_for(lambda: steps(study, run), "the job to train")
     lease = read_json(study / "runs" / run / "lease.json")
     assert lease is not None
@@ -165,7 +165,7 @@ def test_waiting_shows_the_runs_until_they_end(tmp_path: Path, slurm: Path) -> N
     study = tmp_path / "study"
     make_study(study, {"steps": 2}, {"die_at": 1, "how": "nan"})
     (slurm / "queue.txt").write_text("4711_0 PENDING\n4711_1 PENDING\n")
-    process = start("submit", study, "cluster=slurm", "--wait")
+    process = start("submit", study, "cluster=slurm", "canary_steps=0", "--wait")
     wait_for(lambda: {s["state"] for s in status(study).values()} == {"done", "failed"}, "the jobs to end")
     (slurm / "queue.txt").write_text("")
     out, err = process.communicate(timeout=60)

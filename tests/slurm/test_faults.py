@@ -66,8 +66,8 @@ def test_a_killed_worker_is_queued_again_by_the_batch_script(tmp_path: Path, dat
 
 
 def test_a_time_limit_saves_and_queues_again(tmp_path: Path, data: Path, alone: Path) -> None:
-    study = make_study(tmp_path / "study", data, rows=1, steps=2500)
-    call("submit", study.folder, ON_SLURM, "timeout_min=1", "signal_seconds=40")
+    study = make_study(tmp_path / "study", data, rows=1, steps=1500)
+    call("submit", study.folder, ON_SLURM, "timeout_min=1", "signal_seconds=45")
     wait_until_done(study)
     require_whole(study, alone)
     attempts = read_attempts(study.folder)[study.run_ids[0]]
