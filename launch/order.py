@@ -24,6 +24,7 @@ from launch.job import JOB_FILES, SPEC, WorkerJob, is_complete
 from launch.lease import Lease
 from launch.ledger import LAUNCH, STARTED, SUBMITTED, Attempt, append_event, ledger_path, next_attempt, read_attempts
 from launch.limits import overspent, read_limits
+from launch.past import close_finished
 from launch.prepare import task_of
 from launch.retries import ORDER, stop_study, study_stopped
 from launch.rows import Row, read_rows, waits_for
@@ -67,6 +68,7 @@ def top_up(
     study: Path, root: Path, *, holding: Sequence[int], trainer_argv: Sequence[str] | None = None, test: bool = False
 ) -> int:
     """Submit what fits now; how many. The caller holds the study's lock, by the file `holding`. Raises LaunchError."""
+    close_finished(study)
     order = read_order(study)
     if not order.waiting or study_stopped(study) or overspent(study):
         return 0

@@ -11,18 +11,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.failures import FailureClass, last_record, write_failure
-from launch.job import WorkerJob, flag_path, flag_reason, job_id, life
-from launch.ledger import ENDED, LOST, Attempt, append_event
+from launch.job import WorkerJob, flag_path, flag_reason, is_complete, job_id, life
+from launch.lease import holder
+from launch.ledger import DONE, ENDED, LOST, Attempt, append_event, read_attempts
 from launch.progress import recorded_flops, recorded_step
-from lst.records import TRAIN_RECORDS
+from launch.rows import RUNS
+from lst.records import LEASE, TRAIN_RECORDS
 
 GONE = "its job is gone and left neither exit.json nor failure.json"
+
+
+def close_finished(study: Path) -> None:
+    """End the attempts of complete runs whose worker was killed between exit.json and its last word."""
+    for run_id, attempts in read_attempts(study).items():
+        run_dir = study / RUNS / run_id
+        open_ones = [a for a in attempts if a.started is not None and a.ended is None]
+        if open_ones and is_complete(run_dir) and holder(run_dir / LEASE) is None:
+            for attempt in open_ones:
+                close(study, run_dir, attempt, None, "")
 
 
 def close_former_life(study: Path, job: WorkerJob, attempts: Sequence[Attempt]) -> bool:
     """End what earlier runners of this run left open; whether there was anything."""
     found = [a for a in attempts if a.started is not None and a.ended is None]
     for attempt in found:
+        if is_complete(job.run_dir):
+            close(study, job.run_dir, attempt, None, "")
+            continue
         failure, cause = FailureClass.LOST, GONE
         if attempt.job_id == job_id() and life() > 0:
             failure, cause = of_former_life(study, job_id(), life() - 1)
@@ -40,14 +55,17 @@ def of_former_life(study: Path, job: str, before: int) -> tuple[FailureClass, st
     return FailureClass.NODE_FAILURE, "its node went down, or it was killed with all it had started"
 
 
-def close(study: Path, run_dir: Path, attempt: Attempt, failure: FailureClass, cause: str) -> None:
-    """End an attempt in the ledger whose worker could not, and say so in failure.json."""
+def close(study: Path, run_dir: Path, attempt: Attempt, failure: FailureClass | None, cause: str) -> None:
+    """End an attempt in the ledger whose worker could not, and say so in failure.json; without a `failure` the run is done."""
     record = last_record(run_dir / TRAIN_RECORDS) or {}
     when = max(float(record.get("time") or 0.0), attempt.started or attempt.submitted or 0.0)
     spent = max(0.0, recorded_flops(run_dir) - attempt.flops_before) if attempt.started is not None else 0.0
-    if attempt.started is not None:
+    if attempt.started is not None and failure is not None:
         write_failure(run_dir, failure, cause, attempt=attempt.attempt, node=attempt.host)
-    end = {"class": failure.value, "step": recorded_step(run_dir), "flops": spent}
-    append_event(
-        study, ENDED, run_dir.name, attempt=attempt.attempt, job_id=attempt.job_id, time=when, state=LOST, cause=cause, **end
-    )
+    end = {
+        "state": LOST if failure else DONE,
+        "class": failure.value if failure else "",
+        "step": recorded_step(run_dir),
+        "flops": spent,
+    }
+    append_event(study, ENDED, run_dir.name, attempt=attempt.attempt, job_id=attempt.job_id, time=when, cause=cause, **end)

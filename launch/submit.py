@@ -25,7 +25,7 @@ from launch.lease import Lease, holder, signal_holder
 from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, append_event, read_attempts
 from launch.limits import change_limits, overspent
 from launch.order import Order, adopt, forget, place_order, pump, read_order, top_up, write_order
-from launch.past import GONE, close
+from launch.past import GONE, close, close_finished
 from launch.prepare import task_of
 from launch.retries import STOPPED, study_stopped
 from launch.rows import TASK, Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
@@ -101,6 +101,7 @@ def submit(
         if warning := warn_of_writers(study):
             display.note(warning)
         try:
+            close_finished(study)
             before = _begin_order(study, selection)
             if isinstance(cluster, SlurmCluster):
                 adopt(study)

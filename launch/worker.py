@@ -84,10 +84,11 @@ def run_job(job: WorkerJob, trainer_argv: Sequence[str] | None = None) -> Outcom
 def _hold(job: WorkerJob, lease: Lease, signals: Signals, trainer_argv: Sequence[str] | None) -> Outcome:
     """One attempt after the other, as long as the policy of retries has it."""
     study = Path(job.study)
+    attempts = read_attempts(study).get(job.run_id, [])
+    closed = close_former_life(study, job, attempts)
     if is_complete(job.run_dir):
         return Outcome(state=DONE)
-    attempts = read_attempts(study).get(job.run_id, [])
-    if close_former_life(study, job, attempts):
+    if closed:
         attempts = read_attempts(study).get(job.run_id, [])
         if not may_go_on(attempts):
             return Outcome(state=FAILED, cause=attempts[-1].cause)

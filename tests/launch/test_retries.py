@@ -10,10 +10,11 @@ import pytest
 
 from launch.failures import FailureClass
 from launch.job import WorkerJob, flag_path, raise_flag, write_jobs
-from launch.ledger import Attempt, append_event
-from launch.past import of_former_life
+from launch.ledger import Attempt, append_event, read_attempts
+from launch.past import close_finished, of_former_life
 from launch.retries import POLICIES, fruitless, may_go_on, stop_if_alike, study_stopped
 from launch.watch import Watch
+from lst.records import write_json
 from tests.launch.study import ROOT, call, lives, make_study, status
 
 
@@ -99,3 +100,18 @@ def test_a_job_whose_file_was_altered_does_not_run(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "was altered after submitting" in done.stderr
     assert status(tmp_path)[run]["attempts"] == 0
+
+
+def test_an_attempt_whose_worker_died_after_the_runs_end_is_closed_as_done(tmp_path: Path) -> None:
+    (run,) = make_study(tmp_path, {"steps": 2})
+    (tmp_path / "launch").mkdir()
+    append_event(tmp_path, "started", run, attempt=1, job_id="7", time=1e6, gpus=8, flops=0.0)
+    (tmp_path / "runs" / run / "train.jsonl").write_text(f'{{"step": 2, "train_flops": 5.0, "time": {1e6 + 60}}}\n')
+    close_finished(tmp_path)
+    assert read_attempts(tmp_path)[run][0].ended is None
+    write_json(tmp_path / "runs" / run / "exit.json", {"run_id": run, "status": "done"})
+    close_finished(tmp_path)
+    close_finished(tmp_path)
+    (attempt,) = read_attempts(tmp_path)[run]
+    assert (attempt.state, attempt.seconds(0.0), attempt.flops) == ("done", 60.0, 5.0)
+    assert not (tmp_path / "runs" / run / "failure.json").exists()

@@ -123,6 +123,7 @@ def main() -> int:
             if not any(s["state"] in OPEN for s in status(study).values()):
                 submit(study)
             time.sleep(2)
+        submit(study)  # a worker that was killed after its run's last step has left its attempt open
         compared = dice.sample(study.run_ids, options.compare)
         require_whole(study, Path(folder) / "alone", compared)
         require_once(study)
