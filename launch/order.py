@@ -76,6 +76,8 @@ def top_up(
     assert isinstance(cluster, SlurmCluster)
     rows = {row.run_id: row for row in read_rows(study)}
     order = _pass_canaries(study, order, rows, root.name)
+    if study_stopped(study):
+        return 0
     wanted = [rows[run_id] for run_id in order.waiting if run_id in rows and not is_complete(rows[run_id].folder(study))]
     if order.canaries:
         wanted = _canaries_to_start(study, order, rows)

@@ -95,6 +95,8 @@ def _hold(job: WorkerJob, lease: Lease, signals: Signals, trainer_argv: Sequence
     while True:
         found = study_stopped(study) or overspent(study)
         if found:
+            end = {"state": INTERRUPTED, "cause": found}
+            append_event(study, ENDED, job.run_id, attempt=next_attempt(attempts, job_id()), job_id=job_id(), **end)
             return Outcome(state=INTERRUPTED, cause=found)
         runner = Runner(job, attempt=next_attempt(attempts, job_id()), lease=lease, signals=signals, trainer_argv=trainer_argv)
         outcome = runner.attempt_once()

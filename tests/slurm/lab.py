@@ -18,7 +18,7 @@ from tests.launch.study import wait_for as wait_in
 from tests.train.tiny_run import records, tiny_config, train
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 150.0  # how long a test waits for anything: SLURM looks at time limits on 30 s ticks
+SECONDS = 300.0  # how long a test waits for anything: SLURM looks at time limits on 30 s ticks
 SLOW_STEPS = 400  # long enough to be disturbed in the middle
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import time
@@ -16,6 +17,7 @@ from lst.records import read_json, read_jsonl
 from tests.slurm import faults
 from tests.slurm.lab import (
     ROOT,
+    LabStudy,
     call,
     job_ids,
     make_study,
@@ -147,14 +149,19 @@ def test_what_is_queued_runs_the_code_and_configuration_of_its_submission(tmp_pa
     assert "it was edited" in status(edited)[edited.run_ids[0]]["cause"]
 
 
+def most_at_once(study: LabStudy) -> int:
+    """The largest number of attempts that ran at one time."""
+    attempts = [a for tries in read_attempts(study.folder).values() for a in tries]
+    changes = sorted([(a.started or 0.0, 1) for a in attempts] + [(a.ended or 0.0, -1) for a in attempts])
+    return max(itertools.accumulate(change for _, change in changes))
+
+
 def test_more_rows_than_an_array_may_have_all_run_under_one_cap(tmp_path: Path, data: Path, alone: Path) -> None:
     study = make_study(tmp_path / "study", data, rows=14, steps=3)
     call("submit", study.folder, ON_SLURM, "canary_steps=0", "limit.gpus=12")
-    most = 0
-    while any(s["state"] != "done" for s in status(study).values()):
-        most = max(most, len(slurm("squeue", "--noheader", "--array", "--states=R,PD", "--format=%i").split()))
-        time.sleep(0.5)
-    assert most <= 12
+    wait_for(lambda: all(s["state"] == "done" for s in status(study).values()), "all rows")
+    wait_until_done(study)
+    assert most_at_once(study) <= 12
     require_whole(study, alone)
     arrays = {attempts[0].job_id.partition("_")[0] for attempts in read_attempts(study.folder).values()}
     assert len(arrays) >= 2
