@@ -85,21 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CLASS",
         help="only failures of this class, such as oom",
     )
-    prepare = verbs.add_parser("prepare", help="run the parts of a data preparation as a study's runs, then join them")
-    prepare.add_argument("dir", type=Path, metavar="DIR", help="folder of the preparation's jobs")
-    prepare.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="parts=N, options of prepare-data; cluster=slurm, cluster.qos=...",
-    )
-    prepare.add_argument("--wait", action="store_true", help="stay until all have ended (the default with cluster=local)")
-    prepare.set_defaults(command=_prepare, detach=False, failed=False, failure_class=[], run=[])
-    preflight = verbs.add_parser("preflight", help="one small job a node type: is all there that runs need?")
-    preflight.add_argument("dir", type=Path, metavar="DIR")
-    preflight.add_argument("overrides", nargs="*", metavar="key=value", help="cluster=slurm, cluster.partition=...")
-    preflight.add_argument("--json", action="store_true", help="a list with an object a node type")
-    preflight.set_defaults(command=_preflight)
+    _add_preparation(verbs)
     status = verbs.add_parser("status", help="the state of every run")
     status.add_argument("dir", type=Path, metavar="DIR")
     shape = status.add_mutually_exclusive_group()
@@ -118,6 +104,25 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--follow", action="store_true", help="go on printing what one run prints, until it ends")
     logs.set_defaults(command=_logs)
     return parser
+
+
+def _add_preparation(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verbs for what comes before a study's runs."""
+    prepare = verbs.add_parser("prepare", help="run the parts of a data preparation as a study's runs, then join them")
+    prepare.add_argument("dir", type=Path, metavar="DIR", help="folder of the preparation's jobs")
+    prepare.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="parts=N, options of prepare-data; cluster=slurm, cluster.qos=...",
+    )
+    prepare.add_argument("--wait", action="store_true", help="stay until all have ended (the default with cluster=local)")
+    prepare.set_defaults(command=_prepare, detach=False, failed=False, failure_class=[], run=[])
+    preflight = verbs.add_parser("preflight", help="one small job a node type: is all there that runs need?")
+    preflight.add_argument("dir", type=Path, metavar="DIR")
+    preflight.add_argument("overrides", nargs="*", metavar="key=value", help="cluster=slurm, cluster.partition=...")
+    preflight.add_argument("--json", action="store_true", help="a list with an object a node type")
+    preflight.set_defaults(command=_preflight)
 
 
 def _submit(arguments: argparse.Namespace) -> int:
