@@ -263,7 +263,7 @@ class IsoflopProfile:
 class IsoflopFit(Basis):
     """Parabolas in log N, a budget each, and the power laws through their minima."""
 
-    shape: str  # parabola | cubic
+    shape: str = "parabola"  # parabola | cubic
     curvature: str  # shared | per_budget
     profiles: tuple[IsoflopProfile, ...]
     optimal_params: PowerLawFit | None  # N*(C); None with fewer than two interior minima
@@ -319,8 +319,8 @@ class MultiplierCurve:
     high: tuple[float, ...]
     mean: float  # geometric mean over the curve
     mean_interval: Interval | None
-    slope: float | None  # d ln multiplier / d ln C over the curve (C the arm's): above 0 the gain grows with scale
-    slope_interval: Interval | None
+    slope: float | None = None  # d ln multiplier / d ln C over the curve (C the arm's): above 0 the gain grows with scale
+    slope_interval: Interval | None = None
     overlap: Interval  # lowest and highest loss that both reach
     level: float
     resamples: int
