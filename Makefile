@@ -59,7 +59,7 @@ test: $(STAMP)  ## the test suite
 
 soak: $(STAMP)  ## on a real SLURM of this machine (as root): the scenarios, then 60 runs under random faults for 10 minutes
 	@trap 'tests/slurm/slurm-cluster down' EXIT; tests/slurm/slurm-cluster up && eval "$$(tests/slurm/slurm-cluster env)" && \
-		LST_REQUIRE=slurm LST_SCENARIOS=full $(BIN)/python -m pytest tests/slurm $(PYTEST_ARGS) && \
+		LST_REQUIRE=slurm $(BIN)/python -m pytest tests/slurm $(PYTEST_ARGS) && \
 		$(BIN)/python -m tests.slurm.soak $(SOAK_ARGS)
 
 lint: $(STAMP)  ## ruff's rules and format
