@@ -185,7 +185,8 @@ def test_a_changed_input_or_option_is_refused(small, tmp_path, capsys, change, o
 
 def started(code, *arguments):
     """A preparation that stops in the middle of its first block and waits, holding its lock."""
-    waiting = code + "\nimport lst.data.preparing.building as building\n"
+    waiting = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
+    waiting += code + "\nimport lst.data.preparing.building as building\n"
     waiting += "building._read_block = lambda *a, **o: (print('reading', flush=True), __import__('time').sleep(60))\n"
     process = subprocess.Popen(
         [sys.executable, "-c", waiting + SMALL, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ
