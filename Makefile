@@ -55,7 +55,7 @@ demo-small: $(STAMP)  ## the same loop at a reduced size, in studies/demo-small
 	@$(MAKE) --no-print-directory demo DIR=studies/demo-small DEMO_ARGS="$(DEMO_SMALL_ARGS)"
 
 test: $(STAMP)  ## the test suite
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 soak: $(STAMP)  ## on a real SLURM of this machine (as root): the scenarios, then 60 runs under random faults for 10 minutes
 	@trap 'tests/slurm/slurm-cluster down' EXIT; tests/slurm/slurm-cluster up && eval "$$(tests/slurm/slurm-cluster env)" && \
