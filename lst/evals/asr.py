@@ -61,24 +61,16 @@ class AsrConfig:
 
 def run_asr(source: Path, values: dict[str, Any]) -> str:
     """Evaluate; the text to print. Raises LstError, OSError on a full disk."""
-    from lst.evals.checkpoints import default_out, open_checkpoint, test_dataset
-    from lst.evals.evaluation_folder import EvaluationFolder, evaluation_id
-    from lst.evals.utterances import heldout_utterances
+    from lst.evals.utterances import heldout_utterances, open_evaluation
     from lst.train.folder import versions
 
     config = from_dict(AsrConfig, values)
     config.validate()
-    checkpoint = open_checkpoint(source, data=config.data, device=config.device, dtype=config.dtype)
-    dataset = test_dataset(checkpoint, config.test)
-    data, unit = checkpoint.config.data, checkpoint.config.patching.aligned_unit
-    options = {k: v for k, v in asdict(config).items() if k not in ("out", "data", "device", "test")}
-    options |= {"words": config.words or data.pair_words}
-    decisive = checkpoint.decisive | {"task": "asr", "test": dataset.data_id, **options}
-    out = Path(config.out) if config.out else default_out(source, f"asr-{evaluation_id(decisive)}")
-    folder = EvaluationFolder(out, decisive)
+    checkpoint, dataset, folder, words = open_evaluation("asr", source, asdict(config))
+    unit = checkpoint.config.patching.aligned_unit
     if folder.is_done:
-        return f"{out}: this evaluation is there already."
-    chosen = heldout_utterances(dataset, count=config.utterances, words=options["words"], seed=config.seed, aligned_unit=unit)
+        return f"{folder.out}: this evaluation is there already."
+    chosen = heldout_utterances(dataset, count=config.utterances, words=words, seed=config.seed, aligned_unit=unit)
     with folder.begun() as records:
         for first in range(len(records) // PART * PART, len(chosen), PART):
             part = chosen[first : first + PART]
@@ -91,7 +83,9 @@ def run_asr(source: Path, values: dict[str, Any]) -> str:
         metrics = [{**checkpoint.spent, **row, **about} for row in asr_metrics(records)]
         folder.finish(checkpoint.about | {"versions": versions(), "test": str(dataset.path)}, metrics)
     found = {row["metric"]: row["value"] for row in metrics}
-    return f"WER {found['wer']:.3f} of {len(records)} utterances ({config.normaliser}, {config.beams} beams)\nwritten: {out}"
+    return (
+        f"WER {found['wer']:.3f} of {len(records)} utterances ({config.normaliser}, {config.beams} beams)\nwritten: {folder.out}"
+    )
 
 
 def transcribe(checkpoint: Checkpoint, utterances: Sequence[Utterance], config: AsrConfig) -> list[dict[str, Any]]:

@@ -69,24 +69,16 @@ class TtsConfig:
 
 def run_tts(source: Path, values: dict[str, Any]) -> str:
     """Evaluate; the text to print. Raises LstError, OSError on a full disk."""
-    from lst.evals.checkpoints import default_out, open_checkpoint, test_dataset
-    from lst.evals.evaluation_folder import EvaluationFolder, evaluation_id
-    from lst.evals.utterances import heldout_utterances
+    from lst.evals.utterances import heldout_utterances, open_evaluation
     from lst.train.folder import versions
 
     config = from_dict(TtsConfig, values)
     config.validate()
-    checkpoint = open_checkpoint(source, data=config.data, device=config.device, dtype=config.dtype)
-    dataset = test_dataset(checkpoint, config.test)
-    options = {k: v for k, v in asdict(config).items() if k not in ("out", "data", "device", "test")}
-    options |= {"words": config.words or checkpoint.config.data.pair_words}
-    decisive = checkpoint.decisive | {"task": "tts", "test": dataset.data_id, **options}
-    out = Path(config.out) if config.out else default_out(source, f"tts-{evaluation_id(decisive)}")
-    folder = EvaluationFolder(out, decisive)
+    checkpoint, dataset, folder, words = open_evaluation("tts", source, asdict(config))
     if folder.is_done:
-        return f"{out}: this evaluation is there already."
+        return f"{folder.out}: this evaluation is there already."
     judge = _Judge(config, checkpoint)
-    chosen = heldout_utterances(dataset, count=config.utterances, words=options["words"], seed=config.seed)
+    chosen = heldout_utterances(dataset, count=config.utterances, words=words, seed=config.seed)
     with folder.begun() as records:
         (folder.work / WAVES).mkdir(exist_ok=True)
         for number in range(len(records), len(chosen)):
@@ -100,7 +92,7 @@ def run_tts(source: Path, values: dict[str, Any]) -> str:
     found = {row["metric"]: row["value"] for row in metrics}
     judged = [f"CER {value:.3f} by {name.removeprefix('cer_')}" for name, value in found.items() if name.startswith("cer_")]
     told = [f"{found['generated_units_per_second']:.2f} units a second of {found['seconds']:.1f} s generated", *judged]
-    return "\n".join([*told, f"written: {out}"])
+    return "\n".join([*told, f"written: {folder.out}"])
 
 
 def speak_utterance(checkpoint: Checkpoint, utterance: Utterance, config: TtsConfig, number: int) -> dict[str, Any]:

@@ -6,7 +6,10 @@ stretch has the speech tokens from its first word's start to the next stretch's,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +18,12 @@ from lst.data.interleave import Segment, SpokenDocument, SpokenDocuments, stretc
 from lst.data.shards import Dataset
 from lst.data.vocab import FRAMES_PER_SECOND
 from lst.errors import DataError
+
+if TYPE_CHECKING:
+    from lst.evals.checkpoints import Checkpoint
+    from lst.evals.evaluation_folder import EvaluationFolder
+
+WHERE = ("out", "data", "device", "test")  # options that decide no result
 
 
 @dataclass(frozen=True)
@@ -44,3 +53,20 @@ def heldout_utterances(dataset: Dataset, *, count: int, words: int, seed: int, a
         raise DataError(f"data '{dataset.path}' has no held-out speech with words; prepare it with transcripts and alignments.")
     generator = np.random.Generator(np.random.Philox(key=seed))
     return [found[i] for i in draw_places(generator, len(found), count)]
+
+
+def open_evaluation(task: str, source: Path, options: Mapping[str, Any]) -> tuple[Checkpoint, Dataset, EvaluationFolder, int]:
+    """The checkpoint, the data set of the utterances, the folder of the results, and the most words of an utterance.
+
+    Raises LstError where the checkpoint, its data or the folder cannot be used.
+    """
+    from lst.evals.checkpoints import default_out, open_checkpoint, test_dataset
+    from lst.evals.evaluation_folder import EvaluationFolder, evaluation_id
+
+    checkpoint = open_checkpoint(source, data=options["data"], device=options["device"], dtype=options["dtype"])
+    dataset = test_dataset(checkpoint, options["test"])
+    words = options["words"] or checkpoint.config.data.pair_words
+    stated = {name: value for name, value in options.items() if name not in WHERE} | {"words": words}
+    decisive = checkpoint.decisive | {"task": task, "test": dataset.data_id, **stated}
+    out = Path(options["out"]) if options["out"] else default_out(source, f"{task}-{evaluation_id(decisive)}")
+    return checkpoint, dataset, EvaluationFolder(out, decisive), words
