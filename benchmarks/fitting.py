@@ -20,11 +20,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import optimize
+
+if TYPE_CHECKING:
+    from analysis.laws import Floats
+    from analysis.solver import Problem
+    from analysis.table import Frame
 
 ROOT = Path(__file__).resolve().parent.parent
 DELTA = 1e-3
@@ -134,7 +139,6 @@ def compare(name: str, table: pd.DataFrame, arguments: argparse.Namespace) -> No
     from analysis.optimum import solve
     from analysis.solver import CONSTANT, IN_D, IN_N, Problem
     from analysis.table import Frame, read_points
-    from analysis.uncertainty import refit, stratified_counts
 
     table = table[["num_params", "tokens", "loss"]].reset_index(drop=True)
     points = read_points(table)
@@ -147,50 +151,71 @@ def compare(name: str, table: pd.DataFrame, arguments: argparse.Namespace) -> No
     print(f"{name}, {len(table)} points")
     print(f"  ours, the optimum alone: {1e3 * quick:.1f} ms, objective {alone:.12g}")
     print(f"  ours, with faces and runner-ups (fit_loss_surface): {1e3 * whole:.1f} ms, objective {best.objective:.12g}")
+    compare_with_grid(table, best.objective, quick, whole, arguments.starts)
+    if arguments.others:
+        compare_with_others(table, frame, arguments.others, quick, whole)
+    compare_refits(table, problem, best.theta, frame, points.budget, arguments.refits)
+
+
+def compare_with_grid(table: pd.DataFrame, ours: float, quick: float, whole: float, count: int) -> None:
+    """L-BFGS-B from `count` of the grid's 4,500 starts against our objective and our seconds."""
     evaluate = grid_objective(table)
-    starts = list(itertools.product(*GRID))[:: max(1, 4500 // arguments.starts)]
+    starts = list(itertools.product(*GRID))[:: max(1, 4500 // count)]
     started, once = time.process_time(), np.ones(len(table))
     ends = [minimised(evaluate, start, once)[0] for start in starts]
     spent = (time.process_time() - started) * 4500 / len(starts)
-    reached = np.mean(np.array(ends) <= best.objective * (1 + 1e-6))
+    reached = np.mean(np.array(ends) <= ours * (1 + 1e-6))
     print(
         f"  grid of L-BFGS-B: {spent:.1f} s for 4,500 starts ({len(starts)} run, scaled), objective {min(ends):.12g}, "
         f"{reached:.1%} of the starts reach ours; {spent / quick:,.0f} and {spent / whole:,.0f} times our time"
     )
-    if arguments.others:
-        squares = Problem(frame.x, frame.y, np.ones((len(table), 3)), (CONSTANT, IN_N, IN_D), np.inf)
-        ours = seconds_of(lambda: solve(squares, frame.log_loss, others=False))
-        if (found := other(arguments.others, SIMPLE, table)) is not None:
-            mine, theirs = solve(squares, frame.log_loss).objective, squares_of(found["law"], table)
-            print(
-                f"  simple-scaling-laws, its curve fit (squares of the loss): {1e3 * found['seconds']:.1f} ms; ours, squares of "
-                f"ln loss: {1e3 * ours:.1f} ms: {found['seconds'] / ours:.1f} times our time; squares of ln loss {theirs:.9g} "
-                f"there, {mine:.9g} here"
-            )
-        if (found := other(arguments.others, CHINCHILLA, table)) is not None:
-            print(
-                f"  chinchilla: {found['seconds']:.1f} s for 3,125 starts (32 run, scaled), objective "
-                f"{huber_of(found['law'], table, DELTA):.9g}; {found['seconds'] / quick:,.0f} and "
-                f"{found['seconds'] / whole:,.0f} times our time"
-            )
+
+
+def compare_with_others(table: pd.DataFrame, frame: Frame, python: str, quick: float, whole: float) -> None:
+    """The packages that another interpreter has, `python`, against ours."""
+    from analysis.optimum import solve
+    from analysis.solver import CONSTANT, IN_D, IN_N, Problem
+
+    squares = Problem(frame.x, frame.y, np.ones((len(table), 3)), (CONSTANT, IN_N, IN_D), np.inf)
+    ours = seconds_of(lambda: solve(squares, frame.log_loss, others=False))
+    if (found := other(python, SIMPLE, table)) is not None:
+        mine, theirs = solve(squares, frame.log_loss).objective, squares_of(found["law"], table)
+        print(
+            f"  simple-scaling-laws, its curve fit (squares of the loss): {1e3 * found['seconds']:.1f} ms; ours, squares of "
+            f"ln loss: {1e3 * ours:.1f} ms: {found['seconds'] / ours:.1f} times our time; squares of ln loss {theirs:.9g} "
+            f"there, {mine:.9g} here"
+        )
+    if (found := other(python, CHINCHILLA, table)) is not None:
+        print(
+            f"  chinchilla: {found['seconds']:.1f} s for 3,125 starts (32 run, scaled), objective "
+            f"{huber_of(found['law'], table, DELTA):.9g}; {found['seconds'] / quick:,.0f} and "
+            f"{found['seconds'] / whole:,.0f} times our time"
+        )
+
+
+def compare_refits(table: pd.DataFrame, problem: Problem, theta: Floats, frame: Frame, budget: Floats, refits: int) -> None:
+    """Bootstrap refits all at once against L-BFGS-B with our gradient, one after the other from the fit."""
+    from analysis.uncertainty import refit, stratified_counts
+
+    evaluate = grid_objective(table)
     rng = np.random.default_rng(0)
-    weight = stratified_counts(points.budget, arguments.refits, rng)
-    losses = np.repeat(frame.log_loss[None], arguments.refits, axis=0)
-    refit(problem, best.theta, losses[:64], weight[:64])
+    weight = stratified_counts(budget, refits, rng)
+    losses = np.repeat(frame.log_loss[None], refits, axis=0)
+    refit(problem, theta, losses[:64], weight[:64])
     started = time.process_time()
-    ends_of = refit(problem, best.theta, losses, weight)
+    ends_of = refit(problem, theta, losses, weight)
     batched = time.process_time() - started
-    law = frame.surface(best.theta[None])[0]
+    law = frame.surface(theta[None])[0]
     near = np.array([np.log(law[1]), np.log(law[2]), np.log(law[0]), law[3], law[4]])
-    some = rng.choice(arguments.refits, size=min(40, arguments.refits), replace=False)
+    some = rng.choice(refits, size=min(40, refits), replace=False)
     started = time.process_time()
     one_by_one = np.array([minimised(evaluate, near, weight[k])[0] for k in some])
     single = (time.process_time() - started) / len(some)
     higher = np.mean(ends_of.objective[some] > one_by_one * (1 + 1e-6))
     stuck = np.mean(one_by_one > ends_of.objective[some] * (1 + 1e-6))
     print(
-        f"  {arguments.refits:,} bootstrap refits: {batched:.2f} s, {ends_of.converged.mean():.2%} converged; L-BFGS-B from "
-        f"the fit {1e3 * single:.1f} ms each: {single * arguments.refits / batched:.0f} times our time; ours ends higher in "
+        f"  {refits:,} bootstrap refits: {batched:.2f} s, {ends_of.converged.mean():.2%} converged; L-BFGS-B from "
+        f"the fit {1e3 * single:.1f} ms each: {single * refits / batched:.0f} times our time; ours ends higher in "
         f"{higher:.0%} of {len(some)}, L-BFGS-B in {stuck:.0%}",
         flush=True,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,3 @@ def _kind(event: dict[str, Any]) -> tuple[str, str] | None:
     if event.get("event") != ENDED or event.get("state") != FAILED or event.get("step"):
         return None
     return str(event.get("class", "")), re.sub(r"'[^']*'|[0-9a-f]{8,}|\d+", "#", str(event.get("cause", "")))
-
-
-def policy_lines() -> Iterable[str]:
-    """The table, for the docs' test."""
-    return (f"{name.value}: {policy.retries} ({policy.why})" for name, policy in POLICIES.items())

@@ -18,8 +18,6 @@ from lst.data.interleave import Document, Segment, SpokenDocument, SpokenDocumen
 from lst.data.shards import Dataset
 from lst.errors import DataError
 
-SETS = ("speech", "text", "interleaved")
-
 
 def heldout_documents(
     dataset: Dataset,

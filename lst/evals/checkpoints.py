@@ -89,7 +89,7 @@ def _spent(source: Path, folder: Path) -> dict[str, Any]:
     return {}
 
 
-def test_dataset(checkpoint: Checkpoint, test: str) -> Dataset:
+def utterance_dataset(checkpoint: Checkpoint, test: str) -> Dataset:
     """The data set whose held-out documents are tested: the checkpoint's, or `test`, of the same speech tokens.
 
     Its texts are cut into pieces by its own tokenizer, so `test` must have the checkpoint's too. Raises DataError.

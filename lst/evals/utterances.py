@@ -60,11 +60,11 @@ def open_evaluation(task: str, source: Path, options: Mapping[str, Any]) -> tupl
 
     Raises LstError where the checkpoint, its data or the folder cannot be used.
     """
-    from lst.evals.checkpoints import default_out, open_checkpoint, test_dataset
+    from lst.evals.checkpoints import default_out, open_checkpoint, utterance_dataset
     from lst.evals.evaluation_folder import EvaluationFolder, evaluation_id
 
     checkpoint = open_checkpoint(source, data=options["data"], device=options["device"], dtype=options["dtype"])
-    dataset = test_dataset(checkpoint, options["test"])
+    dataset = utterance_dataset(checkpoint, options["test"])
     words = options["words"] or checkpoint.config.data.pair_words
     stated = {name: value for name, value in options.items() if name not in WHERE} | {"words": words}
     decisive = checkpoint.decisive | {"task": task, "test": dataset.data_id, **stated}

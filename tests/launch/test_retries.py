@@ -26,6 +26,13 @@ def test_every_failure_class_has_a_policy() -> None:
     assert set(POLICIES) == set(FailureClass)
 
 
+def test_the_docs_table_of_failures_tells_the_policies() -> None:
+    table = (ROOT / "docs" / "cluster.md").read_text().partition("## Failures")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    told = {name.strip("`"): cells[-1] for cells in rows for name in cells[0].split(", ")}
+    assert told == {c.value: {0: "no", 1: "once"}.get(p.retries, str(p.retries)) for c, p in POLICIES.items()}
+
+
 def test_an_attempt_without_a_new_step_uses_up_a_retry_and_a_new_step_gives_it_back() -> None:
     first, stuck, further = ended(1, "killed", 5), ended(2, "killed", 5), ended(2, "killed", 9)
     assert may_go_on([first])

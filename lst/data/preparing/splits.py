@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 
 from lst.errors import DataError
 
-BY = ("book_and_speaker", "book", "speaker", "document")
 NEXT_BEST = {"book_and_speaker": "book", "book": "document", "speaker": "document", "document": ""}
 _SETS = {"book_and_speaker": "sets of books and speakers that no document ties together"}
 TOO_MUCH, TOO_LITTLE = 0.15, 0.2  # more than this above the share that is asked for; less than this part of it

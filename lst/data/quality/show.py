@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lst.data.quality.checks import Check, Verdict
 from lst.data.quality.summary import PATCHINGS
 from lst.data.shards import Dataset
 
@@ -49,14 +48,6 @@ def summary_text(dataset: Dataset, summary: dict[str, Any], budgets: Sequence[di
     if budgets:
         grids.append(_budgets(budgets))
     return "\n\n".join([f"{dataset.path}: data_id {summary['data_id']}", *(f"{grid.title}\n\n{grid}" for grid in grids)])
-
-
-def checks_text(checks: Sequence[Check]) -> str:
-    """The verdict table: worst first, in the order of the rules."""
-    order = [Verdict.BAD, Verdict.LOOK, Verdict.UNKNOWN, Verdict.OK]
-    ranked = sorted(checks, key=lambda check: order.index(check.verdict))
-    rows = [[c.verdict.value, c.rule.title, c.shown, c.rule.limits] for c in ranked]
-    return table(["verdict", "check", "found", "threshold"], rows, left=4)
 
 
 def sizes_grid(summary: dict[str, Any]) -> Grid:
