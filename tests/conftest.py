@@ -31,12 +31,33 @@ settings.register_profile("lst", deadline=None, derandomize=True)
 settings.load_profile("lst")
 
 
+SLURM = "tests/slurm/"
+
+
 def required_markers() -> list[str]:
     return [name for name in os.environ.get("LST_REQUIRE", "").replace(",", " ").split() if name]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what the program does now")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Under `--dist loadfile` a file is one worker's; so is the whole of tests/slurm, for there is one cluster to disturb."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneClusterScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+        def _split_scope(self, nodeid: str) -> str:
+            return SLURM if nodeid.startswith(SLURM) else str(super()._split_scope(nodeid))
+
+    return OneClusterScheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest and mostly waits comes first, so that the other workers have the rest of the suite beside it."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLURM))
 
 
 @pytest.fixture

@@ -39,3 +39,20 @@ def test_required_marker_decides_the_status(tmp_path: Path, source: str, require
     assert result.returncode == status, result.stdout + result.stderr
     if source == SKIPPED and require:
         assert "no browser here" in result.stdout
+
+
+def test_one_worker_has_all_tests_of_the_cluster_and_they_come_first(tmp_path: Path) -> None:
+    told = "import os, pathlib\ndef test_it(worker_id, request):\n    with open(os.environ['TOLD'], 'a') as out:\n"
+    told += "        out.write(f'{request.node.nodeid} {worker_id}\\n')\n"
+    for name in ("analysis/test_a.py", "lst/test_b.py", "slurm/test_c.py", "slurm/test_d.py"):
+        (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tests" / name).write_text(told)
+    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"TOLD": str(tmp_path / "told")}
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--rootdir", "."]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ran = dict(line.split() for line in (tmp_path / "told").read_text().splitlines())
+    assert len(ran) == 4
+    assert ran["tests/slurm/test_c.py::test_it"] == ran["tests/slurm/test_d.py::test_it"] == "gw0"
+    assert ran["tests/analysis/test_a.py::test_it"] == "gw1"

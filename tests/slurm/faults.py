@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -31,6 +33,19 @@ def trainers(study: LabStudy, run_id: str = "") -> str:
 def workers(study: LabStudy) -> str:
     """The pattern of a study's workers."""
     return f"^[^ ]*python[^ ]* -m launch.worker {study.folder}"
+
+
+def catches(job: str, name: str) -> bool:
+    """Whether a job's batch shell is up and has its trap for a signal: before, a signal ends it as it does any process."""
+    identity = slurm("squeue", "--noheader", f"--jobs={job}", "--states=R", "--format=%A").strip()
+    for pid in pids(f"bash .*/job0*{identity}/slurm_script") if identity else []:
+        try:
+            caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
+        except FileNotFoundError:
+            continue
+        if caught is not None and int(caught[1], 16) >> (signal.Signals[f"SIG{name}"] - 1) & 1:
+            return True
+    return False
 
 
 def take_node(node: int, seconds: float = 2.0, nodes: int = 1) -> str:

@@ -82,7 +82,7 @@ def test_a_signal_before_python_is_up_is_not_lost(tmp_path: Path, data: Path, al
     study = make_study(tmp_path / "study", data, rows=1, steps=40)
     call("submit", study.folder, ON_SLURM)
     (job,) = job_ids(study)
-    wait_for(lambda: slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip() == "RUNNING", "the job to start")
+    wait_for(lambda: faults.catches(job, name), "the batch shell to catch the signal")
     slurm("scancel", "--batch", f"--signal={name}", job)
     wait_until_done(study)
     require_whole(study, alone)
