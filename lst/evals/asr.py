@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PART = 32  # utterances decoded between two writes
 REPEATS, NGRAM, TOO_LONG = 3, 4, 1.5
+APART = 3  # BOS and the two markers: tokens of a context that are no speech, and as many units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class AsrConfig:
     extra_tokens: int = 10  # .. and so many more
     normaliser: str = "plain-english-1"  # lst.evals.edit_errors
     seed: int = 0
+    shard: str = "1/1"  # i/N: this process makes every N-th part of the utterances; who finishes last joins them
     out: str = ""
     data: str = ""
     device: str = "auto"
@@ -61,7 +63,7 @@ class AsrConfig:
 
 def run_asr(source: Path, values: dict[str, Any]) -> str:
     """Evaluate; the text to print. Raises LstError, OSError on a full disk."""
-    from lst.evals.utterances import heldout_utterances, open_evaluation
+    from lst.evals.utterances import heldout_utterances, in_parts, open_evaluation
     from lst.train.folder import versions
 
     config = from_dict(AsrConfig, values)
@@ -71,17 +73,15 @@ def run_asr(source: Path, values: dict[str, Any]) -> str:
     if folder.is_done:
         return f"{folder.out}: this evaluation is there already."
     chosen = heldout_utterances(dataset, count=config.utterances, words=words, seed=config.seed, aligned_unit=unit)
-    with folder.begun() as records:
-        for first in range(len(records) // PART * PART, len(chosen), PART):
-            part = chosen[first : first + PART]
-            fresh = transcribe(checkpoint, part, config)
-            folder.add_items(fresh[len(records) - first :])
-            records = records[:first] + fresh
+    sizes, make = in_parts(chosen, PART, lambda part, _: transcribe(checkpoint, part, config))
+    with folder.records(sizes, make) as records:
+        if records is None:
+            return folder.left
         about = {"evaluation_id": folder.id, "normaliser": config.normaliser, "beams": config.beams}
         kind = checkpoint.config.patching.evaluation_kind
         about |= {"patching": str(kind), "conditional": str(kind) == "aligned"}
         metrics = [{**checkpoint.spent, **row, **about} for row in asr_metrics(records)]
-        folder.finish(checkpoint.about | {"versions": versions(), "test": str(dataset.path)}, metrics)
+        folder.finish(checkpoint.about | {"versions": versions(), "test": str(dataset.path)}, records, metrics)
     found = {row["metric"]: row["value"] for row in metrics}
     return (
         f"WER {found['wer']:.3f} of {len(records)} utterances ({config.normaliser}, {config.beams} beams)\nwritten: {folder.out}"
@@ -103,7 +103,7 @@ def transcribe(checkpoint: Checkpoint, utterances: Sequence[Utterance], config: 
         records.append(
             {"task": "asr", "direction": "S->T", "item": utterance.id, "said": said, "heard": got, **counts}
             | {"said_words": errors.reference, "heard_words": len(got.split()), "finished": finished}
-            | {"seconds": utterance.seconds, "context_tokens": len(utterance.speech.tokens) + 3, "context_units": units}
+            | {"seconds": utterance.seconds, "context_tokens": len(utterance.speech.tokens) + APART, "context_units": units}
             | {"generated_tokens": len(ids), "repeats": repeats(got.split())}
         )
     return records
@@ -123,6 +123,7 @@ def asr_metrics(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         "too_long_share": sum(r["heard_words"] > TOO_LONG * r["said_words"] for r in records) / n,
         "mean_context_units": sum(r["context_units"] for r in records) / n,
         "mean_context_tokens": sum(r["context_tokens"] for r in records) / n,
+        "units_per_token": sum(r["context_units"] - APART for r in records) / sum(r["context_tokens"] - APART for r in records),
         "mean_generated_tokens": sum(r["generated_tokens"] for r in records) / n,
     }
     counts = {name: words if name == "wer" or name.endswith("_rate") else n for name in values}

@@ -4,15 +4,16 @@
     python -m lst.evals choices my-model items=items/swuggy score=loglik_sum out=results/swuggy
 
 Results are those of docs/evaluation.md, in RUN/evals/TASK-<evaluation_id> or out=. A command that was interrupted goes on where
-it was; one that is done says so. Items are scored in parts of PART, cut by their number alone, so an interruption changes no bit.
+it was; one that is done says so. Items are scored in parts of PART, cut by their number alone, so neither an interruption nor the
+number of processes that share them (shard=i/N) changes a bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lst.config import Patching
 from lst.errors import ConfigError
@@ -33,6 +34,7 @@ class ChoiceRunConfig:
 
     items: str  # folder of an item set; or hellaswag_spoken_smoke, the small one that ships
     out: str = ""  # new folder; default: RUN/evals/TASK-<evaluation_id>
+    shard: str = "1/1"  # i/N: this process makes every N-th part, from the i-th on; who finishes last joins them
     directions: str = ""  # as in S->S,T->T; default: all that the items allow
     score: str = "loglik_per_token"  # which score decides (docs/evaluation.md)
     join: str = "straddle"  # straddle | closed: may a patch reach over the join of prompt and ending
@@ -80,41 +82,44 @@ def run_choices(source: Path, values: dict[str, Any]) -> str:
         "join": options.join, "context_tokens": options.context_tokens, "patching": str(kind), "dtype": config.dtype,
     }  # fmt: skip
     out = Path(config.out) if config.out else default_out(source, f"{items.task}-{evaluation_id(decisive)}")
-    folder = EvaluationFolder(out, decisive)
+    folder = EvaluationFolder(out, decisive, shard=config.shard)
     if folder.is_done:
         return f"{out}: this evaluation is there already."
-    with folder.begun() as done:
-        records = _score_all(checkpoint, items, options, kind, directions, count, config.dtype, folder.add_items, done)
-        about = {"evaluation_id": folder.id, "items_id": items.items_id}
-        metrics = _metrics(records, checkpoint, about)
-        folder.finish(_card(checkpoint, items, folder.id), metrics)
+    parts = [_Part(d, first, min(PART, count - first)) for d in directions for first in range(0, count, PART)]
+    make = _scoring(checkpoint, items, options, kind, config.dtype, parts)
+    with folder.records([part.size for part in parts], make) as records:
+        if records is None:
+            return folder.left
+        metrics = _metrics(records, checkpoint, {"evaluation_id": folder.id, "items_id": items.items_id})
+        folder.finish(_card(checkpoint, items, folder.id), records, metrics)
     return _table(out, items, metrics)
 
 
-def _score_all(
-    checkpoint: Checkpoint, items: ItemSet, options: ChoiceOptions, kind: Patching, directions: Sequence[str], count: int,
-    dtype: str, keep: Any, done: list[dict[str, Any]],
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Records of all items, direction by direction; `done` are those of an earlier attempt, whole parts of which are taken."""
+class _Part(NamedTuple):
+    direction: str
+    first: int
+    size: int
+
+
+def _scoring(
+    checkpoint: Checkpoint, items: ItemSet, options: ChoiceOptions, kind: Patching, dtype: str, parts: Sequence[_Part]
+) -> Callable[[int], list[dict[str, Any]]]:
+    """What scores a part, given its number."""
     from tqdm import tqdm
 
     from lst.evals.choices import score_choices
     from lst.evals.scoring import Scorer
 
     scorer = Scorer(checkpoint.model, checkpoint.config, device=checkpoint.device, kind=kind, dtype=dtype)  # type: ignore[arg-type]
-    parts = [(d, first, min(PART, count - first)) for d in directions for first in range(0, count, PART)]
-    records: list[dict[str, Any]] = []
-    with tqdm(total=count * len(directions), desc=items.task, unit=" items", leave=False, disable=None) as bar:
-        for direction, first, size in parts:
-            part = done[len(records) : len(records) + size]
-            if len(part) < size:
-                chosen = items.choices(direction, checkpoint.dataset.tokenizer, first=first, count=size)
-                fresh = score_choices(scorer, chosen, options)
-                keep(fresh[len(part) :])
-                part = part + fresh[len(part) :]
-            records += part
-            bar.update(size)
-    return records
+    bar = tqdm(total=sum(part.size for part in parts), desc=items.task, unit=" items", leave=False, disable=None)
+
+    def make(number: int) -> list[dict[str, Any]]:
+        part = parts[number]
+        chosen = items.choices(part.direction, checkpoint.dataset.tokenizer, first=part.first, count=part.size)
+        bar.update(part.size)
+        return score_choices(scorer, chosen, options)
+
+    return make
 
 
 def _patching(config: ChoiceRunConfig, checkpoint: Checkpoint) -> Patching:

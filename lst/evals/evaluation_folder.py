@@ -4,25 +4,32 @@
     OUT/eval.jsonl         a record a metric, as the trainer writes it
     OUT/items.jsonl        a record an item
 
-While it is made, the folder is `.OUT.work` beside OUT, and finished items stand in its items.jsonl: the same command goes on
-after the last whole part. One process works in it at a time.
+While it is made, the folder is `.OUT.work` beside OUT. Items come in *parts*, cut by their number alone:
+
+    .OUT.work/parts/00007.jsonl    the records of a finished part, written aside and renamed
+
+So the same command goes on after what is finished, several processes may share the parts (shard=i/N), and whoever finishes the
+last part joins them: the result depends neither on N nor on interruptions. One process works on a shard at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lst.errors import ConfigError, RunFailed
 from lst.plain import content_hash
-from lst.records import EVAL_RECORDS, ITEM_RECORDS, JsonLinesWriter, read_json, read_jsonl, write_json
+from lst.records import EVAL_RECORDS, ITEM_RECORDS, read_json, read_jsonl, write_atomically, write_json
 
-CARD = "evaluation.json"
-LOCK = "lock"
+CARD, PARTS = "evaluation.json", "parts"
+Records = list[dict[str, Any]]
 
 
 def evaluation_id(decisive: Mapping[str, Any]) -> str:
@@ -30,14 +37,33 @@ def evaluation_id(decisive: Mapping[str, Any]) -> str:
     return content_hash(dict(decisive))
 
 
+class Shard(NamedTuple):
+    """Which of the parts a process makes: every `of`-th, from `number` (from 1) on."""
+
+    number: int = 1
+    of: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From `2/4`. Raises ConfigError."""
+        found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        shard = cls(*map(int, found.groups())) if found else cls(0, 0)
+        if not 1 <= shard.number <= shard.of:
+            raise ConfigError(f"shard={text} is no share of the work; give the i-th of N as i/N, as in shard=2/4.")
+        return shard
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
 class EvaluationFolder:
     """An evaluation that is being made, or is there."""
 
-    def __init__(self, out: Path, decisive: Mapping[str, Any]) -> None:
-        """Raises ConfigError if `out` holds anything else."""
-        self.out, self.decisive, self.id = out, dict(decisive), evaluation_id(decisive)
+    def __init__(self, out: Path, decisive: Mapping[str, Any], *, shard: str = "1/1") -> None:
+        """Raises ConfigError if `out` holds anything else, or `shard` is none."""
+        self.out, self.decisive, self.id, self.shard = out, dict(decisive), evaluation_id(decisive), Shard.parse(shard)
         self.work = out.parent / f".{out.name}.work"
-        if out.exists() and not self.is_done:
+        if not self.is_done and (out.is_symlink() or out.exists()):
             raise ConfigError(f"out={out} holds something else; give a new folder.")
 
     @property
@@ -47,35 +73,83 @@ class EvaluationFolder:
         return card is not None and card.get("evaluation_id") == self.id
 
     @contextlib.contextmanager
-    def begun(self) -> Iterator[list[dict[str, Any]]]:
-        """The work folder, locked, and the items that an earlier attempt finished. Raises RunFailed if another works there."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        with (self.work / LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunFailed(f"'{self.work}' is in use by another evaluation; wait for it.") from error
-            if read_json(self.work / CARD) != self.decisive:
-                (self.work / ITEM_RECORDS).unlink(missing_ok=True)
-                write_json(self.work / CARD, self.decisive)
-            yield read_jsonl(self.work / ITEM_RECORDS)
+    def records(self, sizes: Sequence[int], make: Callable[[int], Records]) -> Iterator[Records | None]:
+        """All records, of parts that have so many each (`sizes`), in their order; `make(i)` computes part i.
 
-    def add_items(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Append finished items."""
-        with JsonLinesWriter(self.work / ITEM_RECORDS) as writer:
-            for record in records:
-                writer.write(dict(record))
-            writer.flush_to_disk()
+        Parts that are there are not made again. None where other shards have parts left, or finished the evaluation meanwhile
+        (`is_done`). While the caller has the records nobody else does. Raises RunFailed if another process works on this shard.
+        """
+        with contextlib.ExitStack() as stack:
+            own = f"lock-{self.shard.number}-of-{self.shard.of}"
+            stack.enter_context(self._lock(own, wait=False))
+            with self._lock("lock"):
+                if read_json(self.work / CARD) != self.decisive:
+                    self._start_anew(own)
+            for i in range(self.shard.number - 1, len(sizes), self.shard.of):
+                if self._part(i, sizes[i]) is None:
+                    self._write_part(i, make(i))
+            stack.enter_context(self._lock("lock"))
+            parts = [self._part(i, size) for i, size in enumerate(sizes)]
+            if self.is_done:
+                shutil.rmtree(self.work, ignore_errors=True)  # of a shard that began when the others were just done
+            left = self.is_done or any(part is None for part in parts)
+            yield None if left else [record for part in parts if part is not None for record in part]
 
-    def finish(self, card: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> None:
-        """Write metrics and card, and give the folder its name."""
+    def finish(self, card: Mapping[str, Any], records: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]]) -> None:
+        """Write items, metrics and card, and give the folder its name."""
         from lst.train.layout import flush_to_disk
 
-        (self.work / EVAL_RECORDS).unlink(missing_ok=True)
-        with JsonLinesWriter(self.work / EVAL_RECORDS) as writer:
-            for metric in metrics:
-                writer.write(dict(metric))
+        write_atomically(self.work / ITEM_RECORDS, _lines(records))
+        write_atomically(self.work / EVAL_RECORDS, _lines(metrics))
         write_json(self.work / CARD, dict(card) | {"evaluation_id": self.id, "decided_by": self.decisive})
-        (self.work / LOCK).unlink()
+        shutil.rmtree(self.work / PARTS)
+        for lock in self.work.glob("lock*"):
+            lock.unlink()
         flush_to_disk(self.work)
         os.rename(self.work, self.out)  # noqa: PTH104  # refuses a folder that holds anything
+
+    @property
+    def left(self) -> str:
+        """What to tell where `records` gave None."""
+        if self.is_done:
+            return f"{self.out}: this evaluation is there already."
+        return f"shard {self.shard} of {self.out} is done; the other shards' parts are missing, and the last to finish joins all."
+
+    def _start_anew(self, own: str) -> None:
+        """Drop the parts of another evaluation that was never finished. Raises RunFailed if somebody is still at it."""
+        for lock in self.work.glob("lock-*"):
+            if lock.name != own:
+                with self._lock(lock.name, wait=False):
+                    pass
+        shutil.rmtree(self.work / PARTS, ignore_errors=True)
+        write_json(self.work / CARD, self.decisive)
+
+    def _part(self, number: int, size: int) -> Records | None:
+        """The records of a finished part; None where it is missing or damaged."""
+        records = read_jsonl(self.work / PARTS / f"{number:05}.jsonl")
+        return records if len(records) == size else None
+
+    def _write_part(self, number: int, records: Records) -> None:
+        (self.work / PARTS).mkdir(parents=True, exist_ok=True)
+        write_atomically(self.work / PARTS / f"{number:05}.jsonl", _lines(records))
+
+    @contextlib.contextmanager
+    def _lock(self, name: str, *, wait: bool = True) -> Iterator[None]:
+        """Hold a lock of the work folder. Raises RunFailed where another has it and `wait` is False."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        with (self.work / name).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                raise RunFailed(f"'{self.work}' ({name}) is in use by another evaluation; wait for it.") from error
+            yield
+
+
+def _lines(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """JSON lines as lst.records writes them. Raises RunFailed on a value that is no number."""
+    try:
+        return "".join(json.dumps(dict(r), separators=(",", ":"), allow_nan=False) + "\n" for r in records).encode()
+    except ValueError as error:
+        raise RunFailed(
+            "the model's log-likelihoods are no numbers (nan or infinite): its training diverged, or dtype= is too coarse."
+        ) from error

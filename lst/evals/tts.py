@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lst.evals.utterances import Utterance
 
 WAVES = "audio"
+PART = 4  # utterances spoken between two writes
 WALL_CLOCK = ("generation_seconds", "vocoder_seconds")
 
 
@@ -46,6 +47,7 @@ class TtsConfig:
     recognisers: str = ""  # folders of Whispers, divided by commas; none: no character errors
     normaliser: str = "plain-english-1"
     seed: int = 0
+    shard: str = "1/1"  # i/N: this process makes every N-th part of the utterances; who finishes last joins them
     out: str = ""
     data: str = ""
     device: str = "auto"
@@ -69,7 +71,7 @@ class TtsConfig:
 
 def run_tts(source: Path, values: dict[str, Any]) -> str:
     """Evaluate; the text to print. Raises LstError, OSError on a full disk."""
-    from lst.evals.utterances import heldout_utterances, open_evaluation
+    from lst.evals.utterances import heldout_utterances, in_parts, open_evaluation
     from lst.train.folder import versions
 
     config = from_dict(TtsConfig, values)
@@ -79,16 +81,23 @@ def run_tts(source: Path, values: dict[str, Any]) -> str:
         return f"{folder.out}: this evaluation is there already."
     judge = _Judge(config, checkpoint)
     chosen = heldout_utterances(dataset, count=config.utterances, words=words, seed=config.seed)
-    with folder.begun() as records:
-        (folder.work / WAVES).mkdir(exist_ok=True)
-        for number in range(len(records), len(chosen)):
-            record = speak_utterance(checkpoint, chosen[number], config, number)
+    waves = folder.work / WAVES
+
+    def speak(part: Sequence[Utterance], first: int) -> list[dict[str, Any]]:
+        waves.mkdir(parents=True, exist_ok=True)
+        records = []
+        for number, utterance in enumerate(part, first):
+            record = speak_utterance(checkpoint, utterance, config, number)
             tokens = record.pop("speech_tokens")
-            record |= judge.judge(tokens, chosen[number].text, folder.work / WAVES / f"{number:04}.wav")
-            folder.add_items([record])
-            records.append(record)
+            records.append(record | judge.judge(tokens, utterance.text, waves / f"{number:04}.wav"))
+        return records
+
+    sizes, make = in_parts(chosen, PART, speak)
+    with folder.records(sizes, make) as records:
+        if records is None:
+            return folder.left
         metrics = [{**checkpoint.spent, **row, "evaluation_id": folder.id} for row in tts_metrics(records)]
-        folder.finish(checkpoint.about | {"versions": versions(), "test": str(dataset.path)}, metrics)
+        folder.finish(checkpoint.about | {"versions": versions(), "test": str(dataset.path)}, records, metrics)
     found = {row["metric"]: row["value"] for row in metrics}
     judged = [f"CER {value:.3f} by {name.removeprefix('cer_')}" for name, value in found.items() if name.startswith("cer_")]
     told = [f"{found['generated_units_per_second']:.2f} units a second of {found['seconds']:.1f} s generated", *judged]

@@ -6,7 +6,7 @@ stretch has the speech tokens from its first word's start to the next stretch's,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lst.evals.checkpoints import Checkpoint
     from lst.evals.evaluation_folder import EvaluationFolder
 
-WHERE = ("out", "data", "device", "test")  # options that decide no result
+WHERE = ("out", "data", "device", "test", "shard")  # options that decide no result
 
 
 @dataclass(frozen=True)
@@ -69,4 +69,13 @@ def open_evaluation(task: str, source: Path, options: Mapping[str, Any]) -> tupl
     stated = {name: value for name, value in options.items() if name not in WHERE} | {"words": words}
     decisive = checkpoint.decisive | {"task": task, "test": dataset.data_id, **stated}
     out = Path(options["out"]) if options["out"] else default_out(source, f"{task}-{evaluation_id(decisive)}")
-    return checkpoint, dataset, EvaluationFolder(out, decisive), words
+    return checkpoint, dataset, EvaluationFolder(out, decisive, shard=options["shard"]), words
+
+
+def in_parts(
+    utterances: Sequence[Utterance], size: int, make: Callable[[Sequence[Utterance], int], list[dict[str, Any]]]
+) -> tuple[list[int], Callable[[int], list[dict[str, Any]]]]:
+    """The utterances in parts of `size`: how many each has, and what computes one by its number. `make` gets the part and the
+    number of its first utterance."""
+    parts = [utterances[first : first + size] for first in range(0, len(utterances), size)]
+    return [len(part) for part in parts], lambda number: make(parts[number], number * size)

@@ -62,6 +62,7 @@ def test_asr_rates_are_of_all_words_and_hallucinations_shares_of_utterances() ->
     assert found["unfinished_share"] == found["empty_share"] == found["repeating_share"] == (0.25, 4)
     assert found["too_long_share"] == (0.25, 4)  # 18 > 1.5 x 10; 15 is not
     assert found["mean_context_units"] == (29.0, 4)
+    assert found["units_per_token"] == (pytest.approx((3 * 25 + 29) / 400, abs=1e-12), 4)  # 25 of 100 tokens thrice, and 29
 
 
 @pytest.mark.parametrize("beams", [1, 3])

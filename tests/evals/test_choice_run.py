@@ -101,9 +101,11 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         run_choices(checkpoints["lst_static"], options | {"out": str(tmp_path / "cut")})
     assert not (tmp_path / "cut").exists()
-    assert len(read_jsonl(tmp_path / ".cut.work" / "items.jsonl")) == 8
+    parts = sorted((tmp_path / ".cut.work" / "parts").glob("*.jsonl"))
+    assert [len(read_jsonl(part)) for part in parts] == [4, 4]
+    parts[1].write_bytes(parts[1].read_bytes()[:-9])  # torn
     run_choices(checkpoints["lst_static"], options | {"out": str(tmp_path / "cut")})
-    assert calls == 3 + 4  # six parts, of which two were done
+    assert calls == 3 + 5  # six parts, of which one is done and whole
     for name in ("eval.jsonl", "items.jsonl"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert "there already" in run_choices(checkpoints["lst_static"], options | {"out": str(tmp_path / "cut")})
