@@ -206,11 +206,10 @@ def _detach(arguments: argparse.Namespace) -> int:
     from launch.environment import python_environment
     from launch.ledger import LAUNCH
     from launch.rows import read_rows
-    from launch.snapshot import code_root
+    from launch.snapshot import code_root, make_private
 
     read_rows(arguments.dir)
-    folder = arguments.dir / LAUNCH
-    folder.mkdir(exist_ok=True)
+    folder = make_private(arguments.dir / LAUNCH)
     chosen = [text for name in arguments.run for text in ("--run", name)]
     chosen += [text for name in arguments.failure_class for text in ("--class", name)]
     argv = [

@@ -23,16 +23,13 @@ from typing import Any
 
 from launch.cluster import LocalCluster, SlurmCluster, environment_names
 from launch.environment import THREAD_LIMITS, job_environment, python_environment
-from launch.job import JOB_FILES, JOB_ID, SPEC, START, STOP_FILES, WorkerJob, write_jobs
+from launch.job import FLAG, JOB_FILES, JOB_ID, SPEC, START, STOP_FILES, WorkerJob, write_jobs
 from launch.ledger import LAUNCH
 from launch.scheduler import sbatch
 from lst.errors import LaunchError
 
 SCRIPT = "job.sh"
-FIRST = [
-    "stop() { echo \"$1\" > \"$LST_STOP_FLAG\"; }",
-    "trap 'stop USR1' USR1; trap 'stop USR2' USR2; trap 'stop TERM' TERM",
-]  # fmt: skip
+JOB = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 AFTER = """worker=$!
 until wait "$worker"; code=$?; ! kill -0 "$worker" 2>/dev/null; do :; done
 wait "$worker" 2>/dev/null; known=$?; [ "$known" = 127 ] || code=$known
@@ -91,7 +88,7 @@ def start_local(
     sha256 = write_jobs(folder, [dataclasses.replace(job, token=name)])
     allow = environment_names(cluster.environment)
     environment = job_environment(os.environ, root=Path(job.root), threads=cluster.threads, allow=allow)
-    environment |= {JOB_ID: name, START: str(round(time.time()))}
+    environment |= {JOB_ID: name, START: f"{time.time():.3f}"}
     environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(os.environ.get("CUDA_VISIBLE_DEVICES"), gpu)
     argv = [sys.executable, "-m", "launch.worker", str(folder / SPEC), "0", sha256, *(trainer_argv or ())]
     with (folder / "out.txt").open("wb") as out, (folder / "err.txt").open("wb") as err:
@@ -181,20 +178,20 @@ def probe_script(
         raise LaunchError("cluster=slurm needs sbatch and srun on PATH, and they are not; submit from a login node.") from error
     parameters = slurm_parameters(study, cluster, job, count=1, token=f"{token}-{out.stem}")
     parameters |= {"nodelist": node, "exclude": None, "time": 10, "job_name": f"{cluster.job_name}-preflight"}
-    parameters["setup"] = [line for line in parameters["setup"] if "LST_" not in line]
+    parameters["setup"] = _exports(job, cluster)
     executor.update_parameters(**parameters)
     return executor._make_submission_file_text(f"{shlex.join(words)} > {shlex.quote(str(out))} 2> {shlex.quote(str(err))}", token)
 
 
+def first_lines(stop_files: Path) -> list[str]:
+    """How a job's script begins: with the traps, since a signal that comes before them kills it."""
+    flag = f'{shlex.quote(str(stop_files))}/"{JOB}.${{SLURM_RESTART_COUNT:-0}}"'
+    traps = "; ".join(f"trap 'stop {name}' {name}" for name in ("USR1", "USR2", "TERM"))
+    return [f'stop() {{ echo "$1" > {flag}; }}; {traps}', f"export {FLAG}={flag} {JOB_ID}={JOB} {START}=$(date +%s.%3N)"]
+
+
 def slurm_parameters(study: Path, cluster: SlurmCluster, job: WorkerJob, *, count: int, token: str) -> dict[str, Any]:
     """Arguments of submitit's SLURM executor: what is unset here is None there, and so absent from the batch script."""
-    exported = python_environment(Path(job.root)) | dict.fromkeys(THREAD_LIMITS, str(cluster.threads))
-    flags = shlex.quote(str(study / LAUNCH / STOP_FILES))
-    first = [
-        f"export {START}=$(date +%s) {JOB_ID}=${{SLURM_ARRAY_JOB_ID}}_${{SLURM_ARRAY_TASK_ID}}",
-        f'export LST_STOP_FLAG={flags}/"${JOB_ID}.${{SLURM_RESTART_COUNT:-0}}"',
-        *FIRST,
-    ]
     return {
         "job_name": cluster.job_name,
         "partition": cluster.partition,
@@ -212,7 +209,7 @@ def slurm_parameters(study: Path, cluster: SlurmCluster, job: WorkerJob, *, coun
         "comment": token,
         "wckey": None,
         "array_parallelism": cluster.array_parallelism or count,
-        "setup": first + [f"export {name}={shlex.quote(value)}" for name, value in sorted(exported.items())],
+        "setup": [*first_lines(study / LAUNCH / STOP_FILES), *_exports(job, cluster)],
         "use_srun": False,
         "additional_parameters": {
             "signal": f"B:USR2@{cluster.signal_seconds}",
@@ -220,3 +217,9 @@ def slurm_parameters(study: Path, cluster: SlurmCluster, job: WorkerJob, *, coun
             **dict(cluster.options),
         },
     }
+
+
+def _exports(job: WorkerJob, cluster: SlurmCluster) -> list[str]:
+    """The lines that bind a job's Python to the frozen code and its threads."""
+    exported = python_environment(Path(job.root)) | dict.fromkeys(THREAD_LIMITS, str(cluster.threads))
+    return [f"export {name}={shlex.quote(value)}" for name, value in sorted(exported.items())]

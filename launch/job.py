@@ -85,6 +85,14 @@ def job_id() -> str:
     return os.environ.get(JOB_ID) or os.environ.get("SLURM_JOB_ID") or str(os.getpid())
 
 
+def job_start() -> float | None:
+    """When this life of the job began (seconds since the epoch), before Python was up; None where nobody said it."""
+    try:
+        return float(os.environ.get(START, ""))
+    except ValueError:
+        return None
+
+
 def life() -> int:
     """How often SLURM has started this job before."""
     count = os.environ.get("SLURM_RESTART_COUNT", "0")

@@ -3,9 +3,9 @@
 Two things tell that a holder lives. The kernel's lock (`flock`) dies with its holder and with those that inherited the file (a
 worker hands it to its trainer), so a kill on this machine leaves nothing to clean up. Where the lock does not tell enough
 (a machine that hangs or was cut off, a filesystem that keeps locks to one machine), the heartbeat does: a holder that
-was not heard of for LEASE_SECONDS is gone. Every taking writes a new *owner* with a token that rises; whoever finds another
-owner than itself is fenced off and writes no more (lst/train/fence.py). The file is replaced when it is taken by force,
-so that the lock on the old one means nothing. Not here: what is done under a lease.
+was not heard of for LEASE_SECONDS, by the clock of whoever listens, is gone. Every taking writes a new *owner* with a token
+that rises; whoever finds another owner than itself is fenced off and writes no more (lst/train/fence.py). The file is
+replaced when it is taken by force, so that the lock on the old one means nothing. Not here: what is done under a lease.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from lst.records import EVAL_RECORDS, ITEM_RECORDS, TRAIN_RECORDS, read_json
 PROBE_SECONDS = 0.3  # a reader holds the lock for microseconds while it looks; a runner outwaits that
 BEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0  # a holder that was not heard of for so long is taken for gone
+CONFIRM_SECONDS = 3 * BEAT_SECONDS  # how long one is listened to whose last beat is as old by this machine's clock
 OLD_LIFE_SECONDS = 5.0  # how long the processes of the same job's earlier life may take to die
 DISPLACED = (".lock", TRAIN_RECORDS, EVAL_RECORDS, ITEM_RECORDS)  # what a former runner may hold open
 
@@ -37,41 +38,41 @@ class Lease:
         self.path = path
         self.file = file  # descriptor that holds the lock
         self.content = content
+        self.former: dict[str, Any] = {}  # what the holder before said last
         self._written = 0  # bytes
 
     @classmethod
     def acquire(cls, path: Path, *, wait: float = PROBE_SECONDS, beats: bool = False, **about: Any) -> Lease | None:
         """Take the lease and write who holds it (`about`, host, process, time); None if another holds it.
 
-        With `beats` the holder promises to call `beat`, and one who no longer does is displaced: waits then until it is known
-        whether an unlocked holder elsewhere still lives. Raises OSError where the file cannot be written.
+        With `beats` the holder promises to call `beat`, and one who no longer does is displaced. Clocks of two machines may
+        differ, so one is taken for silent only after it was listened to. Raises OSError where the file cannot be written.
         """
-        deadline, seen = time.monotonic() + wait, None
+        deadline, ear = time.monotonic() + wait, _Ear()
         while True:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             locked = _lock(file)
+            mine = locked and _is_path(file, path)
             found = read_json(path) or {}
             same_job = bool(found.get("job_id")) and found.get("job_id") == about.get("job_id")
-            if locked and _is_path(file, path) and not (beats and _may_live(found) and not same_job):
-                if not (beats and _elsewhere(found)):
-                    return cls._begin(path, file, found, beats, about)
-                os.close(file)
-                return cls._displace(path, found, beats, about)
+            if mine and not (beats and _may_live(found) and (not same_job or _elsewhere(found))):
+                return cls._begin(path, file, found, beats, about)
             os.close(file)
-            if not locked and beats and (_stale(found) or (same_job and time.monotonic() > deadline + OLD_LIFE_SECONDS)):
-                return cls._displace(path, found, beats, about)
-            if locked and beats:  # nobody here, perhaps somebody elsewhere: a beat will tell, or its absence
-                seen = found.get("beat") if seen is None else seen
-                if found.get("beat") != seen:
+            late = time.monotonic() >= deadline
+            if beats and (mine or (not locked and (same_job or _stale(found)))):  # the lock does not tell enough
+                if ear.hears_nothing_of(found) or (same_job and (mine or time.monotonic() > deadline + OLD_LIFE_SECONDS)):
+                    return cls._displace(path, found, beats, about)
+                if ear.heard and not same_job:
                     return None
-            elif time.monotonic() >= deadline and not same_job:
+            elif late:
                 return None
-            time.sleep(0.02 if time.monotonic() < deadline else 0.5)
+            time.sleep(0.5 if late else 0.02)
 
     @classmethod
     def _begin(cls, path: Path, file: int, found: dict[str, Any], beats: bool, about: dict[str, Any]) -> Lease:
         token = int(found.get("token", 0)) + 1
         lease = cls(path, file, {"token": token, "owner": f"{token}-{uuid.uuid4().hex[:12]}", "beats": beats})
+        lease.former = found
         lease._written = os.fstat(file).st_size
         lease.describe(**about)
         return lease
@@ -86,7 +87,7 @@ class Lease:
         aside.replace(path)
         for name in DISPLACED:
             old = path.with_name(name)
-            if old.is_file():
+            if old.is_file() and lease.held():  # two may displace at once
                 shutil.copyfile(old, aside)
                 aside.replace(old)
         return lease
@@ -153,7 +154,7 @@ def holder(path: Path) -> dict[str, Any] | None:
         with contextlib.suppress(OSError):
             os.close(file)
     content = read_json(path) or {}
-    return content | {"locked": False} if _may_live(content) else None
+    return content | {"locked": False} if _may_live(content) and not _stale(content) else None
 
 
 def signal_holder(path: Path, number: int) -> bool:
@@ -200,9 +201,26 @@ def _is_path(file: int, path: Path) -> bool:
     return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
 
+class _Ear:
+    """Listens to a holder: whether it beats, by this process's own clock."""
+
+    def __init__(self) -> None:
+        self.heard = False
+        self._last: object = None
+        self._since = 0.0
+
+    def hears_nothing_of(self, content: dict[str, Any]) -> bool:
+        """Whether it was silent for long enough: where its last beat looks old already, a few beats are enough."""
+        beat, now = (content.get("owner"), content.get("beat")), time.monotonic()
+        if self._last is None:
+            self._last, self._since = beat, now
+        self.heard = self.heard or beat != self._last
+        return not self.heard and now - self._since >= (CONFIRM_SECONDS if _stale(content) else LEASE_SECONDS)
+
+
 def _may_live(content: dict[str, Any]) -> bool:
-    """Whether a holder whose lock is not seen may live all the same: it was heard of lately, and is not known to be dead."""
-    if not content.get("beats") or content.get("released") or _stale(content):
+    """Whether a holder whose lock is not seen may live all the same: it has not taken its leave, and is not known to be dead."""
+    if not content.get("beats") or content.get("released"):
         return False
     mark = content.get("process")
     return _elsewhere(content) or (isinstance(mark, list) and mark[:1] != [os.getpid()] and process_mark(mark[0]) == mark)

@@ -32,7 +32,8 @@ class Attempt:
     attempt: int
     job_id: str = ""
     submitted: float | None = None
-    started: float | None = None
+    started: float | None = None  # when its worker took the run
+    since: float | None = None  # when its job began to hold GPUs, before that
     ended: float | None = None
     state: str = ""  # done, failed, interrupted or lost, once ended
     cause: str = ""
@@ -47,10 +48,10 @@ class Attempt:
     flops: float = 0.0  # training FLOPs that it spent itself, those of steps that were lost included
 
     def seconds(self, until: float) -> float:
-        """Wall-clock seconds from its start to its end (or to `until`, while it has none)."""
+        """Wall-clock seconds from its job's start to its end (or to `until`, while it has none)."""
         if self.started is None:
             return 0.0
-        return max(0.0, (self.ended if self.ended is not None else until) - self.started)
+        return max(0.0, (self.ended if self.ended is not None else until) - (self.since or self.started))
 
 
 def ledger_path(study: Path) -> Path:
@@ -91,7 +92,7 @@ def attempts_of(events: Iterable[dict[str, Any]]) -> dict[str, list[Attempt]]:
     for event in events:
         try:
             run_id, number, kind, at = str(event["run_id"]), int(event["attempt"]), event["event"], float(event["time"])
-            gpus = int(event.get("gpus") or 0)
+            gpus, since = int(event.get("gpus") or 0), float(event.get("since") or 0.0)
         except (KeyError, TypeError, ValueError):
             continue
         attempts = runs.setdefault(run_id, {})
@@ -100,7 +101,7 @@ def attempts_of(events: Iterable[dict[str, Any]]) -> dict[str, list[Attempt]]:
         if kind == SUBMITTED:
             changes["submitted"] = at
         elif kind == STARTED:
-            changes |= {"started": at, "gpus": gpus, "host": str(event.get("host") or "")}
+            changes |= {"started": at, "since": since or None, "gpus": gpus, "host": str(event.get("host") or "")}
             changes |= {"step_before": int(event.get("step") or 0), "flops_before": float(event.get("flops") or 0.0)}
         elif kind == ENDED:
             changes |= {"ended": at, "state": str(event.get("state", "")), "cause": str(event.get("cause") or "")}

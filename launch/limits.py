@@ -2,8 +2,8 @@
 
     submit-sweep submit DIR limit.gpu_hours=500 limit.flops=1e21 limit.gpus=64
 
-launch/limits.json keeps them; another call changes them while the study runs. Every worker looks at what the study has spent
-a few times a minute and saves and leaves when a limit is reached, so a study overruns by less than a checkpoint interval.
+launch/limits.json keeps them; another call changes them while the study runs. Every worker looks at what the study has spent,
+the oftener the nearer a limit is, and saves and leaves when one is reached: a run overruns by a second, a step and a save.
 Not here: who is stopped by it (`launch.watch`), how many GPUs are in use (`launch.order`).
 """
 
@@ -24,6 +24,7 @@ from lst.records import read_json, write_json
 
 LIMITS = "limits.json"
 PREFIX = "limit."
+LOOK_SECONDS = (1.0, 15.0)  # between two looks at what is spent: near a limit, and far from it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class Spent:
 
     gpu_hours: float
     flops: float
+    gpu_hours_per_second: float = 0.0  # of those that run
+    flops_per_second: float = 0.0
 
 
 def split_limits(overrides: Sequence[str]) -> tuple[dict[str, float], list[str]]:
@@ -80,24 +83,38 @@ def read_limits(study: Path) -> Limits:
 
 def spent(study: Path, attempts: Mapping[str, Sequence[Attempt]], now: float) -> Spent:
     """GPU-hours and FLOPs of all attempts; of one that runs, what it has recorded so far."""
-    gpu_seconds, flops = 0.0, 0.0
+    gpu_seconds, flops, gpus, speed = 0.0, 0.0, 0, 0.0
     for run_id, tries in attempts.items():
         for attempt in tries:
             gpu_seconds += attempt.gpus * attempt.seconds(now)
             flops += attempt.flops
         if tries and tries[-1].started is not None and tries[-1].ended is None:
-            flops += max(0.0, recorded_flops(study / RUNS / run_id) - tries[-1].flops_before)
-    return Spent(gpu_hours=gpu_seconds / 3600, flops=flops)
+            own = max(0.0, recorded_flops(study / RUNS / run_id) - tries[-1].flops_before)
+            flops += own
+            speed += own / max(1.0, tries[-1].seconds(now))
+            gpus += tries[-1].gpus
+    return Spent(gpu_hours=gpu_seconds / 3600, flops=flops, gpu_hours_per_second=gpus / 3600, flops_per_second=speed)
 
 
 def overspent(study: Path) -> str:
     """Which limit is reached; empty where none is."""
+    return look(study)[0]
+
+
+def look(study: Path) -> tuple[str, float]:
+    """Which limit is reached (empty where none is), and in how many seconds to look again: when half of the way is gone."""
     limits = read_limits(study)
+    soonest, latest = LOOK_SECONDS
     if not (limits.gpu_hours or limits.flops):
-        return ""
+        return "", latest
     found = spent(study, read_attempts(study), time.time())
     if limits.gpu_hours and found.gpu_hours >= limits.gpu_hours:
-        return f"the limit of {limits.gpu_hours:,g} GPU-hours is reached ({found.gpu_hours:,.3f} are spent)"
+        return f"the limit of {limits.gpu_hours:,g} GPU-hours is reached ({found.gpu_hours:,.3f} are spent)", soonest
     if limits.flops and found.flops >= limits.flops:
-        return f"the limit of {limits.flops:.3g} FLOPs is reached ({found.flops:.3g} are spent)"
-    return ""
+        return f"the limit of {limits.flops:.3g} FLOPs is reached ({found.flops:.3g} are spent)", soonest
+    left = latest * 2
+    if limits.gpu_hours and found.gpu_hours_per_second:
+        left = min(left, (limits.gpu_hours - found.gpu_hours) / found.gpu_hours_per_second)
+    if limits.flops:  # before the first record nobody knows how fast it goes
+        left = min(left, (limits.flops - found.flops) / found.flops_per_second) if found.flops_per_second else 0.0
+    return "", max(soonest, left / 2)

@@ -1,14 +1,15 @@
 """Attempts that ended without a word: what became of them, told by what they left behind.
 
 A life of a job that SLURM ended abruptly (its node went down, it was requeued by hand, its worker was killed) leaves a `started`
-without an `ended`. The next life of the same job, or the next submitter, ends it in the ledger, at the time of its last record,
-with what it had spent. Not here: whether the run is tried again (`launch.retries`).
+without an `ended`. The next life of the same job, or the next submitter, ends it in the ledger, at the time of its last sign of
+life, with what it had spent. Not here: whether the run is tried again (`launch.retries`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.failures import FailureClass, last_record, write_failure
 from launch.job import WorkerJob, flag_path, flag_reason, is_complete, job_id, life
@@ -16,7 +17,7 @@ from launch.lease import holder
 from launch.ledger import DONE, ENDED, LOST, Attempt, append_event, read_attempts
 from launch.progress import recorded_flops, recorded_step
 from launch.rows import RUNS
-from lst.records import LEASE, TRAIN_RECORDS
+from lst.records import LEASE, TRAIN_RECORDS, read_json
 
 GONE = "its job is gone and left neither exit.json nor failure.json"
 
@@ -31,17 +32,17 @@ def close_finished(study: Path) -> None:
                 close(study, run_dir, attempt, None, "")
 
 
-def close_former_life(study: Path, job: WorkerJob, attempts: Sequence[Attempt]) -> bool:
-    """End what earlier runners of this run left open; whether there was anything."""
+def close_former_life(study: Path, job: WorkerJob, attempts: Sequence[Attempt], former: Mapping[str, Any]) -> bool:
+    """End what earlier runners of this run left open; whether there was anything. `former` is the lease that the last one had."""
     found = [a for a in attempts if a.started is not None and a.ended is None]
     for attempt in found:
         if is_complete(job.run_dir):
-            close(study, job.run_dir, attempt, None, "")
+            close(study, job.run_dir, attempt, None, "", former)
             continue
         failure, cause = FailureClass.LOST, GONE
         if attempt.job_id == job_id() and life() > 0:
             failure, cause = of_former_life(study, job_id(), life() - 1)
-        close(study, job.run_dir, attempt, failure, cause)
+        close(study, job.run_dir, attempt, failure, cause, former)
     return bool(found)
 
 
@@ -55,10 +56,22 @@ def of_former_life(study: Path, job: str, before: int) -> tuple[FailureClass, st
     return FailureClass.NODE_FAILURE, "its node went down, or it was killed with all it had started"
 
 
-def close(study: Path, run_dir: Path, attempt: Attempt, failure: FailureClass | None, cause: str) -> None:
-    """End an attempt in the ledger whose worker could not, and say so in failure.json; without a `failure` the run is done."""
+def close(
+    study: Path,
+    run_dir: Path,
+    attempt: Attempt,
+    failure: FailureClass | None,
+    cause: str,
+    former: Mapping[str, Any] | None = None,
+) -> None:
+    """End an attempt in the ledger whose worker could not, and say so in failure.json; without a `failure` the run is done.
+
+    It ended when it was last heard of: by a record, or by a beat of its lease (`former`; by default the one in the folder).
+    """
     record = last_record(run_dir / TRAIN_RECORDS) or {}
-    when = max(float(record.get("time") or 0.0), attempt.started or attempt.submitted or 0.0)
+    lease = (read_json(run_dir / LEASE) or {}) if former is None else former
+    beat = float(lease.get("beat") or 0.0) if lease.get("attempt") == attempt.attempt else 0.0
+    when = max(float(record.get("time") or 0.0), beat, attempt.started or attempt.submitted or 0.0)
     spent = max(0.0, recorded_flops(run_dir) - attempt.flops_before) if attempt.started is not None else 0.0
     if attempt.started is not None and failure is not None:
         write_failure(run_dir, failure, cause, attempt=attempt.attempt, node=attempt.host)

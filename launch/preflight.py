@@ -23,8 +23,7 @@ from launch.failures import tail_of
 from launch.job import JOB_FILES, WorkerJob
 from launch.ledger import LAUNCH
 from launch.scheduler import node_types, sbatch, slurm_queue
-from launch.snapshot import take_snapshot
-from launch.submit import make_private
+from launch.snapshot import make_private, take_snapshot
 from lst.errors import LaunchError
 
 PROBE = "lst.preflight"

@@ -30,6 +30,22 @@ SECRET_TEXTS = re.compile(
 )
 
 
+def make_private(folder: Path) -> Path:
+    """The launcher's folder, for its owner alone: what lies there says what is run in the owner's name.
+
+    Raises LaunchError where it belongs to somebody else.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise LaunchError(
+            f"'{folder}' belongs to another user, who could change what jobs run in your name; plan the study in your own folder."
+        )
+    if found.st_mode & 0o077:
+        folder.chmod(0o700)
+    return folder
+
+
 def code_root() -> Path:
     """The folder that holds the five packages this process runs from. Raises LaunchError if they do not share one."""
     root = Path(__file__).resolve().parents[1]

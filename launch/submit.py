@@ -30,7 +30,7 @@ from launch.prepare import task_of
 from launch.retries import STOPPED, study_stopped
 from launch.rows import TASK, Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
 from launch.scheduler import cancel_jobs
-from launch.snapshot import take_snapshot
+from launch.snapshot import make_private, take_snapshot
 from launch.status import OPEN_STATES, RUNNING, RunStatus, eta_seconds, gather, is_planned, lock_path
 from lst.errors import LaunchError, did_you_mean
 from lst.records import LEASE
@@ -175,11 +175,6 @@ def _forget(study: Path, run_ids: Sequence[str]) -> None:
             lock.release()
 
 
-def make_private(folder: Path) -> None:
-    """The launcher's folder, for its owner alone: what lies there says what is run in the owner's name."""
-    folder.mkdir(mode=0o700, exist_ok=True)
-
-
 def warn_of_writers(study: Path) -> str:
     """A warning where others may write to the study; empty where they may not."""
     mode = study.stat().st_mode
@@ -249,7 +244,7 @@ def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: float
     todo, running = [], []
     for row, status in zip(rows, statuses, strict=True):
         last = attempts[row.run_id][-1] if attempts.get(row.run_id) else None
-        tried = last is not None and (last.started or last.submitted or 0.0) >= began  # by another submitter, while we waited
+        tried = last is not None and max(last.started or 0.0, last.submitted or 0.0) >= began  # by another, while we waited
         if status.state == RUNNING and status.source == "lease" and (last is None or last.cluster != "slurm"):
             running.append(row)
         elif selection.wants(status) and (is_planned(status) or (status.state in (FAILED, LOST) and not tried)):

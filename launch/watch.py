@@ -6,6 +6,7 @@ A reason says of which class the interruption is, and whether the job is to be q
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import time
@@ -15,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 from launch.failures import FailureClass
-from launch.job import FLAG, START, WorkerJob, cancel_path, flag_path, flag_reason, job_id, life
+from launch.job import FLAG, WorkerJob, cancel_path, flag_path, flag_reason, job_id, job_start, life
 from launch.progress import recorded_step
 
 TOLD_SECONDS = 90.0  # SLURM looks at time limits now and then: a signal so much before our own deadline is for the limit
@@ -34,17 +35,18 @@ class Stop:
 class Watch:
     """Reasons to stop, of one job."""
 
-    def __init__(self, job: WorkerJob, *, overspent: Callable[[], str] = lambda: "") -> None:
+    def __init__(self, job: WorkerJob, *, look: Callable[[], tuple[str, float]] = lambda: ("", math.inf)) -> None:
+        """`look` tells which limit is reached, if any, and in how many seconds to look again."""
         study = Path(job.study)
         self.flag = Path(os.environ.get(FLAG) or flag_path(study, job_id(), life()))
         self.cancelled = cancel_path(study, job_id())
         self.deadline = find_deadline(job)
-        self._overspent = overspent
+        self._look, self._next_look = look, 0.0
         self._canary = recorded_step(job.run_dir) + job.canary_steps if job.canary_steps else 0
         self._run_dir = job.run_dir
 
-    def reason(self, *, look_at_budget: bool = False) -> Stop | None:
-        """The reason there is, if any. `look_at_budget`: the dear look too."""
+    def reason(self) -> Stop | None:
+        """The reason there is, if any."""
         if self.cancelled.exists():
             return Stop(failure=FailureClass.CANCELLED, cause="cancelled")
         if self.flag.exists():
@@ -53,9 +55,11 @@ class Watch:
             return Stop(failure=FailureClass.TIMEOUT, cause="the job's time limit is near", again=True)
         if self._canary and recorded_step(self._run_dir) >= self._canary:
             return Stop(failure=FailureClass.CANARY, cause="the canary's steps are done")
-        if look_at_budget and (found := self._overspent()):
-            return Stop(failure=FailureClass.BUDGET, cause=found)
-        return None
+        if time.monotonic() < self._next_look:
+            return None
+        found, pause = self._look()
+        self._next_look = time.monotonic() + pause
+        return Stop(failure=FailureClass.BUDGET, cause=found) if found else None
 
     def _of_signal(self, name: str) -> Stop:
         """What the batch script's signal means."""
@@ -76,9 +80,9 @@ def find_deadline(job: WorkerJob) -> float | None:
             end = parse_time(done.stdout.strip())
         except (OSError, subprocess.TimeoutExpired):
             end = None
-    start = os.environ.get(START, "")
-    if end is None and job.timeout_minutes and start.isdecimal():
-        end = int(start) + 60 * job.timeout_minutes
+    start = job_start()
+    if end is None and job.timeout_minutes and start is not None:
+        end = start + 60 * job.timeout_minutes
     return None if end is None else end - job.signal_seconds
 
 

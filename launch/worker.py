@@ -33,10 +33,10 @@ from launch.failures import (
     read_failure,
     write_failure,
 )
-from launch.job import FLAG, WorkerJob, is_complete, job_id, life, raise_flag, read_job
+from launch.job import FLAG, WorkerJob, is_complete, job_id, job_start, life, raise_flag, read_job
 from launch.lease import BEAT_SECONDS, Lease, process_mark
 from launch.ledger import DONE, ENDED, FAILED, INTERRUPTED, STARTED, append_event, next_attempt, read_attempts
-from launch.limits import overspent
+from launch.limits import look, overspent
 from launch.past import close_former_life
 from launch.progress import recorded_flops, recorded_step, saved_flops
 from launch.retries import may_go_on, stop_if_alike, study_stopped
@@ -50,7 +50,6 @@ FRUITLESS_RESTARTS = 3  # restarts in a row without a new step, after which the 
 ELSEWHERE = "elsewhere"  # another runner holds the run
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 POLL_SECONDS = 0.25
-BUDGET_SECONDS = 15.0  # between two looks at what the study has spent
 
 log = logging.getLogger(__name__)
 
@@ -85,21 +84,24 @@ def _hold(job: WorkerJob, lease: Lease, signals: Signals, trainer_argv: Sequence
     """One attempt after the other, as long as the policy of retries has it."""
     study = Path(job.study)
     attempts = read_attempts(study).get(job.run_id, [])
-    closed = close_former_life(study, job, attempts)
+    closed = close_former_life(study, job, attempts, lease.former)
     if is_complete(job.run_dir):
         return Outcome(state=DONE)
     if closed:
         attempts = read_attempts(study).get(job.run_id, [])
         if not may_go_on(attempts):
             return Outcome(state=FAILED, cause=attempts[-1].cause)
+    since = job_start()  # the first attempt's GPU-hours count from there: Python's start is paid for too
     while True:
         found = study_stopped(study) or overspent(study)
         if found:
             end = {"state": INTERRUPTED, "cause": found}
             append_event(study, ENDED, job.run_id, attempt=next_attempt(attempts, job_id()), job_id=job_id(), **end)
             return Outcome(state=INTERRUPTED, cause=found)
-        runner = Runner(job, attempt=next_attempt(attempts, job_id()), lease=lease, signals=signals, trainer_argv=trainer_argv)
-        outcome = runner.attempt_once()
+        runner = Runner(
+            job, attempt=next_attempt(attempts, job_id()), lease=lease, signals=signals, trainer_argv=trainer_argv, since=since
+        )
+        outcome, since = runner.attempt_once(), None
         attempts = read_attempts(study).get(job.run_id, [])
         if outcome.state == FAILED:
             stop_if_alike(study)
@@ -136,18 +138,27 @@ class Runner:
     """One attempt: starts the trainer, watches over it, and judges how it ended."""
 
     def __init__(
-        self, job: WorkerJob, *, attempt: int, lease: Lease, signals: Signals, trainer_argv: Sequence[str] | None
+        self,
+        job: WorkerJob,
+        *,
+        attempt: int,
+        lease: Lease,
+        signals: Signals,
+        trainer_argv: Sequence[str] | None,
+        since: float | None = None,
     ) -> None:
+        """`since`: when the job of this attempt began (seconds since the epoch), if not just now."""
         self.job = job
         self.attempt = attempt
         self.lease = lease
         self.signals = signals
         self.command = trainer_command(job, trainer_argv)
-        self.watch = Watch(job, overspent=lambda: overspent(Path(job.study)))
+        self.watch = Watch(job, look=lambda: look(Path(job.study)))
         self.stop: Stop | None = None  # why the trainer was told to leave
         self.fenced = False  # whether another runner has taken the run over
+        self.since = since or round(time.time(), 3)
         self._flops_before = 0.0
-        self._beaten = self._budgeted = 0.0
+        self._beaten = 0.0
 
     def attempt_once(self) -> Outcome:
         """From `started` to `ended` in the ledger."""
@@ -155,7 +166,7 @@ class Runner:
         self._flops_before = saved_flops(run_dir)
         about = {"host": socket.gethostname(), "gpus": self.job.gpus, "code": self.job.code, "cluster": self.job.cluster}
         now = {"token": self.job.token, "life": life(), "step": recorded_step(run_dir), "flops": self._flops_before}
-        self.tell(STARTED, **about, **now)
+        self.tell(STARTED, since=self.since, **about, **now)
         outcome = self._run()
         if not self.fenced:
             spent = max(0.0, recorded_flops(run_dir) - self._flops_before)
@@ -250,9 +261,7 @@ class Runner:
             self._beaten = now
             self.fenced = self.fenced or not self.lease.beat()
         if self.stop is None:
-            dear = now - self._budgeted >= BUDGET_SECONDS
-            self._budgeted = now if dear else self._budgeted
-            self.stop = self._told() or self.watch.reason(look_at_budget=dear)
+            self.stop = self._told() or self.watch.reason()
             if self.stop is not None:
                 raise_flag(self.watch.flag, self.stop.failure.value)
                 if self.signals.trainer is not None:

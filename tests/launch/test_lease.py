@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ def test_a_holder_elsewhere_that_fell_silent_is_displaced_and_fenced(tmp_path: P
     writer.write({"step": 1})
     elsewhere(path, beat=0.0)
     assert holder(path) is not None  # its lock still stands, as a lock of a machine that hangs does
+    monkeypatch.setattr(lease_module, "CONFIRM_SECONDS", 0.05)
     new = Lease.acquire(path, beats=True)
     assert new is not None
     assert (old.held(), old.beat(), new.held()) == (False, False, True)
@@ -74,6 +76,62 @@ def test_a_holder_elsewhere_that_fell_silent_is_displaced_and_fenced(tmp_path: P
     monkeypatch.setenv(VARIABLE, new.owner)
     require_lease(tmp_path)
     assert Lease.acquire(path, beats=True, wait=0.05) is None
+
+
+class Listening:
+    """A clock of its own for who listens; `beat`, if given, is what the holder does in each pause."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, beat: Callable[[float], None] = lambda now: None) -> None:
+        self.now, self.beat = 0.0, beat
+        monkeypatch.setattr(lease_module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(lease_module.time, "sleep", self.pause)
+
+    def pause(self, seconds: float) -> None:
+        self.now += seconds
+        self.beat(self.now)
+
+
+@pytest.mark.parametrize("locked", [True, False])
+@pytest.mark.parametrize("ahead", [-7200.0, 7200.0])
+def test_a_clock_that_is_off_takes_no_run_from_a_holder_that_beats(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float, locked: bool
+) -> None:
+    path = tmp_path / "lease.json"
+    lease = Lease.acquire(path, beats=True)
+    assert lease is not None
+    if not locked:
+        os.close(lease.file)
+    elsewhere(path, beat=lease.content["beat"] + ahead)
+    Listening(monkeypatch, lambda now: elsewhere(path, beat=lease.content["beat"] + ahead + now // 5))
+    assert Lease.acquire(path, beats=True) is None
+
+
+@pytest.mark.parametrize(("ahead", "seconds"), [(-7200.0, 15.0), (7200.0, 60.0)])
+def test_a_silent_holder_elsewhere_is_displaced_whatever_its_clock_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float, seconds: float
+) -> None:
+    path = tmp_path / "lease.json"
+    lease = Lease.acquire(path, beats=True)
+    assert lease is not None
+    os.close(lease.file)
+    elsewhere(path, beat=lease.content["beat"] + ahead)
+    clock = Listening(monkeypatch)
+    again = Lease.acquire(path, beats=True)
+    assert again is not None
+    assert again.former["host"] == "other"
+    assert seconds <= clock.now < seconds + 1
+
+
+def test_a_runner_killed_between_its_lease_and_its_first_beat_leaves_the_run_free(tmp_path: Path) -> None:
+    path = tmp_path / "lease.json"
+    code = (
+        "import os, sys; from pathlib import Path; from launch.lease import Lease\n"
+        "Lease.acquire(Path(sys.argv[1]), beats=True, job_id='1_0'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False).returncode == -9
+    again = Lease.acquire(path, beats=True, job_id="2_0")
+    assert again is not None
+    assert again.content["token"] == 2
 
 
 def test_the_next_life_of_the_same_job_takes_the_run_over_at_once(tmp_path: Path) -> None:
@@ -122,21 +180,21 @@ def test_a_stop_flag_stops_a_trainer_and_without_it_the_run_ends_as_if_undisturb
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_to_the_batch_script_before_python_is_up_is_not_lost(tmp_path: Path, number: signal.Signals) -> None:
     """The script's own lines, with a worker that is long in starting and then does what the real one does with a flag."""
-    from launch.executor import AFTER, FIRST
+    from launch.executor import AFTER, first_lines
 
     flagged = "import os, sys, time; time.sleep(1); sys.exit(75 if os.path.exists(os.environ['LST_STOP_FLAG']) else 0)"
     worker = f'{sys.executable} -S -c "{flagged}" &'
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/asked\n")
     (tmp_path / "scontrol").chmod(0o755)
-    text = "\n".join([f"export LST_STOP_FLAG={tmp_path}/flag SLURM_JOB_ID=7", *FIRST, "echo up", worker, AFTER])
-    script = subprocess.Popen(
-        ["bash", "-c", text], env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}, stdout=subprocess.PIPE, text=True
-    )
+    text = "\n".join([*first_lines(tmp_path), "echo up", worker, AFTER])
+    names = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "0", "SLURM_RESTART_COUNT": "2"}
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **names}
+    script = subprocess.Popen(["bash", "-c", text], env=environment, stdout=subprocess.PIPE, text=True)
     assert script.stdout is not None
     script.stdout.readline()
     script.send_signal(number)
     assert script.wait(30) == 0
-    assert (tmp_path / "flag").read_text() == f"{number.name.removeprefix('SIG')}\n"
+    assert (tmp_path / "6_0.2").read_text() == f"{number.name.removeprefix('SIG')}\n"
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from launch import limits
 from launch.canary import canaries
 from launch.ledger import append_event, read_attempts
-from launch.limits import change_limits, overspent, spent
+from launch.limits import change_limits, look, overspent, spent
 from launch.order import adopt, read_order
 from launch.rows import read_rows
 from lst.errors import ConfigError
@@ -166,12 +167,33 @@ def test_the_budget_counts_failed_attempts_and_what_they_lost(tmp_path: Path) ->
         change_limits(tmp_path, {"gpu_hour": 1})
 
 
+def test_workers_look_at_the_budget_the_oftener_the_nearer_a_limit_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = make_study(tmp_path, {"steps": 9})
+    (tmp_path / "launch").mkdir()
+    append_event(tmp_path, "started", run, attempt=1, job_id="8", time=1e6, gpus=4, since=1e6 - 60)
+    monkeypatch.setattr(limits.time, "time", lambda: 1e6 + 840)
+    assert spent(tmp_path, read_attempts(tmp_path), 1e6 + 840).gpu_hours == 1.0  # 4 GPUs for 15 minutes, from the job's start
+    pauses = []
+    for left_seconds in (3600.0, 20.0, 4.0, 0.5):
+        change_limits(tmp_path, {"gpu_hours": 1.0 + 4 * left_seconds / 3600})
+        pauses.append(look(tmp_path))
+    assert pauses == [("", 15.0), ("", pytest.approx(10.0)), ("", pytest.approx(2.0)), ("", 1.0)]
+    change_limits(tmp_path, {"gpu_hours": 1.0})
+    assert "the limit of 1 GPU-hours is reached" in look(tmp_path)[0]
+    change_limits(tmp_path, {"gpu_hours": 0, "flops": 1e9})
+    assert look(tmp_path) == ("", 1.0)  # no record yet: nobody knows how fast it goes
+    (tmp_path / "runs" / run / "train.jsonl").write_text('{"step": 3, "train_flops": 9e8}\n')
+    assert look(tmp_path) == ("", 15.0)  # 9e8 in 900 s, 1e8 left
+    change_limits(tmp_path, {"flops": 9e8 + 8e6})
+    assert look(tmp_path) == ("", pytest.approx(4.0))
+
+
 def test_a_spent_budget_stops_runs_at_a_step_and_a_higher_one_lets_them_go_on(tmp_path: Path) -> None:
     run, waiting = make_study(tmp_path, {"steps": 400, "seconds_per_step": 0.1}, {"steps": 300})
     code, out, _ = call("submit", tmp_path, "parallel=1", "limit.flops=2e6")
     assert code == 0
     done = steps(tmp_path, run)[-1]
-    assert 2 <= done < 400  # looked at a few times a minute
+    assert 2 <= done < 400
     assert status(tmp_path)[run]["cause"].startswith("the limit of 2e+06 FLOPs is reached")
     assert lives(tmp_path, waiting) == []
     assert "the limit of 2e+06 FLOPs is reached" in out

@@ -11,7 +11,7 @@ import pytest
 from launch.failures import FailureClass
 from launch.job import WorkerJob, flag_path, raise_flag, write_jobs
 from launch.ledger import Attempt, append_event, read_attempts
-from launch.past import close_finished, of_former_life
+from launch.past import close, close_finished, close_former_life, of_former_life
 from launch.retries import POLICIES, fruitless, may_go_on, stop_if_alike, study_stopped
 from launch.watch import Watch
 from lst.records import write_json
@@ -107,6 +107,20 @@ def test_a_job_whose_file_was_altered_does_not_run(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "was altered after submitting" in done.stderr
     assert status(tmp_path)[run]["attempts"] == 0
+
+
+def test_a_lost_attempt_is_paid_for_until_its_last_beat(tmp_path: Path) -> None:
+    (run,) = make_study(tmp_path, {"steps": 2})
+    (tmp_path / "launch").mkdir()
+    for number in (1, 2):
+        append_event(tmp_path, "started", run, attempt=number, job_id=f"{number}", time=1e6, gpus=8)
+    write_json(tmp_path / "runs" / run / "lease.json", {"beats": True, "attempt": 2, "beat": 1e6 + 45})
+    job = WorkerJob(study=str(tmp_path), run_id=run, root=str(ROOT))
+    assert close_former_life(tmp_path, job, read_attempts(tmp_path)[run], {"attempt": 1, "beat": 1e6 + 30})
+    first, second = read_attempts(tmp_path)[run]
+    assert (first.state, first.seconds(0.0), second.seconds(0.0)) == ("lost", 30.0, 0.0)  # only the first one was heard of
+    close(tmp_path, tmp_path / "runs" / run, second, FailureClass.LOST, "gone")
+    assert read_attempts(tmp_path)[run][1].seconds(0.0) == 45.0
 
 
 def test_an_attempt_whose_worker_died_after_the_runs_end_is_closed_as_done(tmp_path: Path) -> None:

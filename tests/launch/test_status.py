@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import stat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from launch.display import Display, bar, duration, summary, table
 from launch.failures import judge_death, last_record
 from launch.ledger import append_event
 from launch.rows import read_rows
-from launch.snapshot import PACKAGES, code_hash, take_snapshot
+from launch.snapshot import PACKAGES, code_hash, make_private, take_snapshot
 from launch.status import RunStatus, eta_seconds, gather
 from lst.errors import LaunchError
 from lst.records import write_json
@@ -167,6 +168,15 @@ def test_a_snapshot_refuses_secrets_and_large_files(
     with pytest.raises(LaunchError, match=sentence):
         take_snapshot(tmp_path / "launch")
     assert not (tmp_path / "launch").exists()
+
+
+def test_the_launchers_folder_is_its_owners_alone_even_where_it_was_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "launch"
+    folder.mkdir(mode=0o777)
+    assert stat.S_IMODE(make_private(folder).stat().st_mode) == 0o700
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(LaunchError, match="belongs to another user"):
+        make_private(folder)
 
 
 def test_a_full_disk_is_one_sentence_before_anything_starts(
