@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from lst.errors import ConfigError
 from sweeps.columns import PlanRow, Status
 
+COARSE = "as near as a whole sequence can land"  # in the reason of a row whose match is told
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdmissionConfig:
@@ -22,6 +24,7 @@ class AdmissionConfig:
     min_steps: int = 20  # fewer steps: refused
     max_warmup_share: float = 0.1  # more of the steps spent on warm-up: refused
     min_batch_units: int = 64  # fewer units a batch: refused
+    warn_match_gap: float = 0.001  # the matched quantity is off by more: warned
     max_match_gap: float = 0.005  # the matched quantity is off by more: refused
     max_peak_gib: float = 0.0  # more memory: refused; 0 = no limit
     max_speech_epochs: float = 40.0  # more epochs of the speech: refused (arXiv 2305.16264: such repeats teach nothing more)
@@ -34,12 +37,31 @@ class AdmissionConfig:
                 raise ConfigError(f"admission.{field.name}={value} must be a finite number, 0 or more.")
 
 
-def admit(row: PlanRow, rules: AdmissionConfig, *, match_gap: float, misfit: str = "", warned: Sequence[str] = ()) -> PlanRow:
+@dataclass(frozen=True, kw_only=True)
+class MatchGap:
+    """How far a row is off in what is matched, as shares: a run is a whole number of sequences."""
+
+    quantity: str = ""  # what is matched
+    target: float = 0.0  # off what its group is matched to
+    reference: float = 0.0  # off its group's reference row
+    sequences: int = 1  # of the run
+
+    def told(self, rules: AdmissionConfig) -> str:
+        """What is to be told of it; empty where it is small."""
+        far = {"the target": self.target, "the reference arm's": self.reference}
+        off = [f"{gap:+.2%} from {what}" for what, gap in far.items() if abs(gap) > rules.warn_match_gap]
+        return f"its {self.quantity} are {' and '.join(off)}, {COARSE} of {self.sequences:,}" if off else ""
+
+
+def admit(
+    row: PlanRow, rules: AdmissionConfig, *, gap: MatchGap | None = None, misfit: str = "", warned: Sequence[str] = ()
+) -> PlanRow:
     """`row` with its status and reason.
 
-    `match_gap` is how far its matched quantity is off, as a share; `misfit` says why it fits on no GPUs (sweeps.placement);
-    `warned` is what else is to be told of it.
+    `gap` is how far it is off its target; `misfit` says why it fits on no GPUs (sweeps.placement); `warned` is what else is to be
+    told of it.
     """
+    gap = gap or MatchGap()
     refusals, warnings = [], list(warned)
     if row.steps < rules.min_steps:
         refusals.append(f"{row.steps} steps are fewer than admission.min_steps={rules.min_steps}")
@@ -47,11 +69,13 @@ def admit(row: PlanRow, rules: AdmissionConfig, *, match_gap: float, misfit: str
         refusals.append(f"warm-up takes {row.warmup_steps} of {row.steps} steps, over {rules.max_warmup_share:.0%} of them")
     if row.batch_units < rules.min_batch_units:
         refusals.append(f"{row.batch_units} units a batch are under admission.min_batch_units={rules.min_batch_units}")
-    if abs(match_gap) > rules.max_match_gap:
+    if abs(gap.target) > rules.max_match_gap:
         refusals.append(
-            f"its matched quantity is off by {match_gap:+.3%}, over admission.max_match_gap={rules.max_match_gap:g} "
+            f"its {gap.quantity} are off by {gap.target:+.3%}, over admission.max_match_gap={rules.max_match_gap:g} "
             "(a sequence is too coarse: lengthen the run or allow more)"
         )
+    elif told := gap.told(rules):
+        warnings.insert(0, told)
     if rules.max_peak_gib and row.est_peak_gib > rules.max_peak_gib:
         refusals.append(f"it needs about {row.est_peak_gib:.1f} GiB, over admission.max_peak_gib={rules.max_peak_gib:g}")
     if misfit:
@@ -76,6 +100,18 @@ def group_warnings(rows: list[PlanRow]) -> list[str]:
     if not partial:
         return []
     return [f"{len(partial)} match groups have admitted and refused rows, so no full comparison; the first is '{partial[0]}'."]
+
+
+def gap_warnings(rows: Sequence[PlanRow], rules: AdmissionConfig) -> list[str]:
+    """A sentence for admitted rows whose match is not as near as it is meant to be."""
+    off = [row for row in rows if row.admitted and COARSE in row.reason]
+    if not off:
+        return []
+    first = off[0].reason.removeprefix("warning: ").partition(";")[0]
+    return [
+        f"{len(off)} of {len(rows)} rows are more than {rules.warn_match_gap:.2%} off in what is matched (the column reason says "
+        f"how far each is); the first is {off[0].arm} in '{off[0].match_group}': {first}."
+    ]
 
 
 def modality_warnings(rows: list[PlanRow], tolerance: float) -> list[str]:

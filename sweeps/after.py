@@ -94,7 +94,7 @@ def _tuned(study: StudyConfig, measure: Measure, parent: PlannedRun, steps: int)
     if config.model.arm is Arm.BPE and after.data:
         reason = "arm 'bpe' reads other data in other speech pieces; fine-tune it on the study's own data (after.data empty)"
         return PlannedRun(row=dataclasses.replace(tuned, status=Status.REFUSED, reason=reason), config=config)
-    return PlannedRun(row=admit(tuned, study.admission, match_gap=0.0, misfit=price.placement.refusal), config=config)
+    return PlannedRun(row=admit(tuned, study.admission, misfit=price.placement.refusal), config=config)
 
 
 def _tuning_config(study: StudyConfig, measure: Measure, parent: PlannedRun, steps: int) -> RunConfig:

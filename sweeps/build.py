@@ -22,7 +22,7 @@ from lst.errors import PlanError
 from lst.flops import num_params, parameter_counts, six_nd, training_flops
 from lst.ladder import SIZES
 from lst.plain import changed, with_number
-from sweeps.admit import admit, group_warnings, modality_warnings
+from sweeps.admit import MatchGap, admit, gap_warnings, group_warnings, modality_warnings
 from sweeps.allocate import Allocation, Quantity, Target, allocate, copy_length, flops_until, whole_batches
 from sweeps.arms import arm_model
 from sweeps.base import Group, Shared
@@ -208,7 +208,7 @@ def _planned_run(study: StudyConfig, measure: Measure, group: Group, cell: _Cell
     gap = _match_gap(study, measure, group, cell, reference)
     warned = [f"recipe '{study.recipe.name}' is outside its range ({cell.hyper.outside})"] if cell.hyper.outside else []
     warned += [edge] if edge else []
-    admitted = admit(row, study.admission, match_gap=gap, misfit=price.placement.refusal, warned=warned)
+    admitted = admit(row, study.admission, gap=gap, misfit=price.placement.refusal, warned=warned)
     return PlannedRun(row=admitted, config=config)
 
 
@@ -282,11 +282,17 @@ def _content_columns(study: StudyConfig, measure: Measure, config: RunConfig, al
     }
 
 
-def _match_gap(study: StudyConfig, measure: Measure, group: Group, cell: _Cell, reference: _Cell) -> float:
-    """How far the matched quantity is off, as a share: the reference's from the axis, another's from its reference."""
+def _match_gap(study: StudyConfig, measure: Measure, group: Group, cell: _Cell, reference: _Cell) -> MatchGap:
+    """The reference is matched to the axis, another row to its reference or the budget."""
     axis = cell is reference
     target = _axis_target(study, measure, group) if axis else _match_target(study, measure, group, reference)
-    return cell.allocation.amount(target.quantity) / target.value - 1
+    amount = cell.allocation.amount(target.quantity)
+    return MatchGap(
+        quantity=target.quantity.value,
+        target=amount / target.value - 1,
+        reference=amount / reference.allocation.amount(target.quantity) - 1,
+        sequences=cell.allocation.sequences,
+    )
 
 
 def _require_distinct(runs: list[PlannedRun]) -> None:
@@ -302,9 +308,9 @@ def _require_distinct(runs: list[PlannedRun]) -> None:
 
 
 def _warnings(study: StudyConfig, measure: Measure, rows: list[PlanRow], outside: dict[str, str], longest: float) -> list[str]:
-    warnings = group_warnings(rows)
+    warnings = group_warnings(rows) + gap_warnings(rows, study.admission)
     if study.matching is Matching.DATA:
-        warnings += modality_warnings(rows, study.admission.max_match_gap)
+        warnings += modality_warnings(rows, study.admission.warn_match_gap)
     refused = [row for row in rows if not row.admitted]
     if refused:
         warnings.insert(0, f"{len(refused)} of {len(rows)} rows are refused and will not run; the column reason says why.")

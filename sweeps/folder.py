@@ -126,9 +126,12 @@ def _write_new(out: Path, files: Mapping[str, bytes]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        for folder in dict.fromkeys(name.rpartition("/")[0] for name in files):
-            (aside / folder).mkdir(parents=True, exist_ok=True)
+        if any(name.startswith(f"{RUNS}/") for name in files):
+            (aside / RUNS).mkdir()
         for name, data in files.items():
+            folder, _, own = name.rpartition("/")
+            if own == RUN_CONFIG:
+                os.mkdir(f"{aside}/{folder}")  # noqa: PTH102  # without a Path for each
             _write_file(f"{aside}/{name}", data)
         aside.chmod(0o755)
         aside.rename(out)

@@ -124,6 +124,9 @@ def matching_text(study: StudyConfig, rows: Sequence[PlanRow]) -> str:
         ratios.insert(0, _ratio(pairs, "planned_flops", digits=3))
         table.append([arm, *ratios, _range([r.speech_epochs for r in mine]), _range([r.corpus_passes for r in mine])])
     foot = "(epochs: speech tokens kept / unique; passes over the spoken documents, of which each keeps a share as speech)"
+    cut = sum(row.final_batch_sequences > 0 for row in rows)
+    if cut:
+        foot += f"; {cut} of {len(rows)} runs end with a smaller batch, cut to land on what is matched"
     return "\n".join([*lines, aligned(table, left={0}), wrapped("", foot)])
 
 

@@ -21,7 +21,7 @@ REFUSED = [
     ({"admission": {"max_peak_gib": 1.0}}, "GiB, over admission.max_peak_gib=1"),
     ({"admission": {"max_speech_epochs": 0.5}}, "speech epochs are over admission.max_speech_epochs=0.5"),
     ({"sizes": ["7B"], "budgets": [1e21]}, "it needs about "),
-    ({"budgets": [2e14], "admission": {"min_steps": 1, "max_warmup_share": 1.0}}, "its matched quantity is off by"),
+    ({"budgets": [2e14], "admission": {"min_steps": 1, "max_warmup_share": 1.0}}, "its FLOPs are off by"),
 ]
 WARNED = [
     ({"admission": {"warn_speech_epochs": 0.5}}, "speech epochs, over 0.5"),
@@ -59,7 +59,7 @@ def test_a_row_is_admitted_with_a_warning(changes: dict[str, Any], reason: str) 
     assert found.warnings
 
 
-@pytest.mark.parametrize("key", ["min_steps", "max_speech_epochs", "warn_speech_epochs", "max_match_gap"])
+@pytest.mark.parametrize("key", ["min_steps", "max_speech_epochs", "warn_speech_epochs", "max_match_gap", "warn_match_gap"])
 def test_a_negative_threshold_is_refused(key: str) -> None:
     with pytest.raises(ConfigError, match=f"admission.{key}=-1 must be a finite number"):
         AdmissionConfig(**{key: -1}).validate()

@@ -14,6 +14,7 @@ from sweeps.allocate import Quantity, Target, allocate
 from sweeps.columns import PlanRow
 from sweeps.measure import Measurements
 from sweeps.plan import Plan, plan_with
+from sweeps.plan import plan as plan_study
 from sweeps.study import StudyConfig
 
 
@@ -216,6 +217,42 @@ def test_every_arm_is_matched_and_planned_as_it_is_trained(
     assert training_flops(config, spent).total == pytest.approx(bpe.planned_flops, rel=1e-9)
     assert (spent.tokens, spent.units, spent.speech_tokens) == (bpe.tokens, bpe.units, bpe.speech_tokens)
     assert bpe.speech_epochs == pytest.approx(spent.speech_tokens / measure.unique_speech_tokens)
+
+
+@pytest.mark.parametrize("matching", ["flop", "unit", "data"])
+def test_rows_over_a_tenth_of_a_percent_off_say_so_and_no_others(
+    small_study: dict[str, Any], measure: Measurements, matching: str
+) -> None:
+    """Short and long runs of each arm: of its reference, and of its target, which for the reference is the budget."""
+    changes: dict[str, Any] = {"arm_sizes": {}, "sizes": ["tiny"], "budgets": [1e9, 1.6e10], "arms": ALL_ARMS[:1] + ALL_ARMS[2:]}
+    plan = planned(small_study, measure, matching=matching, **changes)
+    column = {"flop": "planned_flops", "unit": "units", "data": "tokens"}[matching]
+    references = {row.match_group: row for row in plan.rows if row.arm == "baseline"}
+    told = []
+    for row in plan.rows:
+        reference = references[row.match_group]
+        budget = matching == "flop" or row is reference
+        gaps = {
+            "the target": row.gap if budget else getattr(row, column) / getattr(reference, column) - 1,
+            "the reference arm's": getattr(row, column) / getattr(reference, column) - 1,
+        }
+        for what, gap in gaps.items():
+            assert (f"{gap:+.2%} from {what}" in row.reason) == (abs(gap) > 0.001 and row.admitted), (row.reason, what, gap)
+        told += [row] * (row.admitted and max(map(abs, gaps.values())) > 0.001)
+    assert len(told) < len(plan.rows)
+    warned = [warning for warning in plan.warnings if "off in what is matched" in warning]
+    assert len(warned) == bool(told)
+    assert not told or warned[0].startswith(f"{len(told)} of {len(plan.rows)} rows are more than 0.10% off")
+    assert bool(told) == (matching != "unit")
+
+
+def test_long_runs_are_matched_within_a_tenth_of_a_percent() -> None:
+    for matching, column in (("flop", "planned_flops"), ("unit", "units"), ("data", "tokens")):
+        study = {"name": "long", "data": "paper", "sizes": ["420M"], "arms": ALL_ARMS, "budgets": [1e19], "matching": matching}
+        rows = plan_study(study | {"recipe": {"name": "step_law"}}).rows
+        values = [getattr(row, column) for row in rows]
+        assert max(values) / min(values) - 1 < 1e-3
+        assert not any("from the" in row.reason for row in rows)
 
 
 def test_speech_pieces_change_the_ids_of_bpe_only(small_study: dict[str, Any], measure: Measurements) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lst.config import arm_config
 from sweeps.cli import main
 from sweeps.savings import OPTIONS, SIZES, Option, Saving, saving
 from sweeps.stated import StatedMeasurements
@@ -43,6 +44,25 @@ def test_table_7_saves_what_the_papers_shapes_allow(paper: StatedMeasurements) -
     assert 0.14 < everywhere.equal_units() < 0.175
     assert on_speech.equal_units() < 0.06
     assert everywhere.equal_data(head=False) < everywhere.equal_data()
+
+
+def test_one_unit_a_token_costs_the_decoder_more_where_only_speech_reads(paper: StatedMeasurements) -> None:
+    """`preceding` makes a second key and value of all units, and spares the pairs of the tokens that read (docs/planning.md).
+
+    By hand: 9 layers; a key and a value cost 2 x 2 x 2048 x 1024 each unit, a pair 4 x 1024; 0.8067 units a token; forward x 3.
+    """
+    names = ("as planned: static(4)", "local modules on speech alone", "cross-attention to one unit", "both")
+    on_all, on_speech, one_of_all, both = (saving("table7_1b", by_name(name), paper) for name in names)
+    counts = paper.mean(arm_config("lst_static", size="table7_1b"))
+    on_speech_counts = paper.mean(arm_config("lst_static", size="table7_1b", model={"local_text": False}))
+    keys = 3 * 9 * 4 * 2048 * 1024 * counts.units / counts.tokens
+    read = [3 * 9 * 4 * 1024 * pairs / counts.tokens for pairs in (counts.cross_pairs, on_speech_counts.cross_pairs)]
+    one = 3 * 9 * 4 * 1024 * 2  # two keys of one unit, of each token that reads
+    spoken = counts.speech_tokens / counts.tokens
+    assert one_of_all.lst["decoder"] - on_all.lst["decoder"] == pytest.approx(keys + one - read[0])
+    assert both.lst["decoder"] - on_speech.lst["decoder"] == pytest.approx(keys + one * spoken - read[1])
+    whole = sum(on_all.baseline.values())
+    assert [round(100 * cost / whole, 2) for cost in (keys, *read)] == [1.95, 2.42, 0.62]
 
 
 def test_a_matched_baseline_has_about_the_savings_that_units_count(paper: StatedMeasurements) -> None:
