@@ -111,13 +111,14 @@ def _collect(options: argparse.Namespace) -> int:
 
 
 def _collect_into(folder: Path) -> Any:
-    from analysis.collect import collect
+    from analysis.collect import collect_into
 
     told, bar = _progress("collecting")
     with bar:
-        collected = collect(folder, progress=told)
-    collected.write(folder)
-    return collected.runs
+        runs, notes = collect_into(folder, progress=told)
+    for note in notes:
+        print(f"fit-scaling: {note}", file=sys.stderr)
+    return runs
 
 
 def _fit(options: argparse.Namespace) -> int:

@@ -2,30 +2,39 @@
 
     fit-scaling collect DIR
 
-Reads plan.csv, each run's records and the launcher's ledger; tolerates torn lines, missing runs and restarts (each step, each
-evaluation and each item stands once, as last written). The same folder gives the same bytes. Fits nothing and judges nothing
-but what `analysis.exclude` says.
+Reads plan.csv, each run's records and evaluations (`analysis.run_files`) and the launcher's ledger. Runs are read by a few
+threads at once and written as they come, so memory does not grow with their records. The same folder gives the same bytes.
+Fits nothing and judges nothing but what `analysis.exclude` says.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterable
+import collections
+import contextlib
+import csv
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import exclude
+from analysis.run_files import RunFiles
+from analysis.step_records import SPENT, good_steps, is_whole
 from lst import records
 from lst.errors import FitError
 
 PLAN, RUNS, RESULTS, ATTEMPTS = "plan.csv", "runs.csv", "results.csv", "attempts.csv"
 CURVES, ITEMS = "curves.parquet", "items.parquet"
 LEDGER = Path("launch") / "ledger.jsonl"
+LOCK = "collect.lock"
 
 RESULT_COLUMNS = [
     "run_id",
@@ -45,6 +54,8 @@ RESULT_COLUMNS = [
     "score",
     "patching",
     "conditional",
+    "evaluation",
+    "items_id",
 ]
 RUN_COLUMNS = [
     "run_id",
@@ -77,95 +88,44 @@ RUN_COLUMNS = [
     "final_loss",
     "excluded",
 ]
-ATTEMPT_COLUMNS = ["run_id", "attempt", "job_id", "submitted", "started", "ended", "state", "cause"]
-SPENT = ("train_flops", "units", "tokens", "text_tokens", "text_only_tokens", "speech_tokens")
-CURVE_SCHEMA = pa.schema(
-    [("run_id", pa.string()), ("step", pa.int64())]
-    + [(name, pa.float64()) for name in ["train_flops", "loss", "loss_text", "loss_speech", "lr", "grad_norm", "tokens"]]
-)
+ATTEMPT_COLUMNS = ["run_id", "attempt", "job_id", "submitted", "started", "ended", "state", "cause", "step", "code"]
+CURVE_COLUMNS = ("step", "train_flops", "loss", "loss_text", "loss_speech", "lr", "grad_norm", "tokens")
+CURVE_SCHEMA = pa.schema([("run_id", pa.string()), ("step", pa.int64())] + [(name, pa.float64()) for name in CURVE_COLUMNS[1:]])
 ITEM_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("run_id", "arm", "size")]
     + [("branch", pa.int64()), ("step", pa.int64()), ("task", pa.string()), ("direction", pa.string()), ("item", pa.string())]
-    + [("correct", pa.bool_()), ("scores", pa.list_(pa.float64()))]
+    + [("correct", pa.bool_()), ("scores", pa.list_(pa.float64())), ("score", pa.string()), ("conditional", pa.bool_())]
+    + [("evaluation", pa.string()), ("items_id", pa.string())]
 )
+ROW_GROUP = 2**17
+"""Rows of a Parquet row group, about: what is kept in memory of a growing table."""
+AHEAD = 8
+"""Runs a thread that may be read before their turn to be written."""
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """The tables of a study, as they go to disk."""
+    """The tables of a study, in memory."""
 
     results: pd.DataFrame
     runs: pd.DataFrame
     attempts: pd.DataFrame
     curves: pa.Table
     items: pa.Table
-
-    def write(self, folder: Path) -> None:
-        """Each file is replaced whole."""
-        for name, table in ((RESULTS, self.results), (RUNS, self.runs), (ATTEMPTS, self.attempts)):
-            records.write_atomically(folder / name, table.to_csv(index=False, lineterminator="\n").encode())
-        for name, table in ((CURVES, self.curves), (ITEMS, self.items)):
-            buffer = io.BytesIO()
-            pq.write_table(table, buffer, compression="zstd")
-            records.write_atomically(folder / name, buffer.getvalue())
+    notes: tuple[str, ...]  # what of the folders was left out, in sentences
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFiles:
-    """What one run's folder holds, each step and each evaluation once, in order."""
+class RunTables:
+    """One run's rows of each table."""
 
-    train: list[dict[str, Any]]  # of the run's own path, skipped steps included
-    evaluations: list[dict[str, Any]]  # of branches too (field `branch`)
-    items: list[dict[str, Any]]  # of branches too
-    spent_flops: float | None  # on all paths, as far as is recorded
-    exit: dict[str, Any] | None
-    failure: dict[str, Any] | None
-
-    @classmethod
-    def read(cls, folder: Path) -> RunFiles:
-        """Of a run's own path."""
-        steps = _once(records.iter_jsonl(folder / records.TRAIN_RECORDS), ("step",))
-        return cls(
-            train=_path(steps, None),
-            spent_flops=max((row["spent_flops"] for row in steps if "spent_flops" in row), default=None),
-            evaluations=_once(
-                records.iter_jsonl(folder / records.EVAL_RECORDS), ("step", "task", "direction", "metric"), ("value",)
-            ),
-            items=_once(records.iter_jsonl(folder / records.ITEM_RECORDS), ("step", "task", "direction", "item"), ("correct",)),
-            exit=records.read_json(folder / records.EXIT),
-            failure=records.read_json(folder / records.FAILURE),
-        )
-
-    @classmethod
-    def read_branch(cls, folder: Path, branch: int) -> RunFiles:
-        """Of a run's branch of so many steps: the trunk up to its fork and its own records. Its tag says that it is done."""
-        whole = cls.read(folder)
-        tag = records.read_json(folder / records.CHECKPOINTS / f"budget-{branch}" / "tag.json")
-        steps = _once(records.iter_jsonl(folder / records.TRAIN_RECORDS), ("step",))
-        return cls(
-            train=_path(steps, branch),
-            spent_flops=0.0,
-            evaluations=[row for row in whole.evaluations if row.get("branch") == branch],
-            items=[row for row in whole.items if row.get("branch") == branch],
-            exit=None if tag is None else tag | {"status": "done", "step": branch, "spent_flops": 0.0},
-            failure=whole.failure,
-        )
-
-    @property
-    def good(self) -> list[dict[str, Any]]:
-        """The training records of steps that were not skipped."""
-        return [row for row in self.train if "skipped" not in row]
-
-    def without(self, branches: set[int]) -> RunFiles:
-        """The same without the results of `branches`."""
-        evaluations = [row for row in self.evaluations if row.get("branch") not in branches]
-        return replace(self, evaluations=evaluations, items=[row for row in self.items if row.get("branch") not in branches])
-
-    @property
-    def last(self) -> dict[str, Any]:
-        """What was spent: exit.json over the last training record."""
-        return {**(self.train[-1] if self.train else {}), **{k: v for k, v in (self.exit or {}).items() if v is not None}}
+    run: dict[str, Any]
+    results: list[list[Any]]
+    curves: pa.Table
+    items: pa.Table
+    same: str | None  # equal for runs that have the same losses (exclude.fingerprint)
+    notes: tuple[str, ...]
 
 
 def read_plan(folder: Path) -> list[dict[str, Any]]:
@@ -186,50 +146,108 @@ def read_plan(folder: Path) -> list[dict[str, Any]]:
 
 
 def collect(folder: Path, *, progress: Progress | None = None) -> Collected:
-    """Read a study's folder. Raises FitError where it has no plan; writes nothing."""
-    plan = read_plan(folder)
-    results: list[dict[str, Any]] = []
-    runs: list[dict[str, Any]] = []
-    planned: dict[str, set[int]] = {}  # run_id -> its branches that are rows of their own
-    for row in plan:
-        if (steps := branch_of(row)) is not None:
-            planned.setdefault(row["parent_run_id"], set()).add(steps)
-    curves, items = [CURVE_SCHEMA.empty_table()], [ITEM_SCHEMA.empty_table()]
-    for done, row in enumerate(plan):
-        branch = branch_of(row)
-        if branch is None:
-            files = RunFiles.read(folder / "runs" / row["run_id"]).without(planned.get(row["run_id"], set()))
-        else:
-            files = RunFiles.read_branch(folder / "runs" / row["parent_run_id"], branch)
-        names = {name: row[name] for name in ("run_id", "arm", "size")}
-        results += [{**record, **names} for record in files.evaluations]
-        runs.append(run_row(row, files))
-        if files.good:
-            curves.append(_columns(({**r, "run_id": row["run_id"]} for r in files.good), CURVE_SCHEMA))
-        if files.items:
-            cleaned = ({**r, **names, "item": str(r["item"]), "correct": bool(r["correct"])} for r in files.items)
-            items.append(_columns(cleaned, ITEM_SCHEMA))
-        if progress is not None:
-            progress(done + 1, len(plan))
+    """The tables of a study, all in memory. Raises FitError where it has no plan; writes nothing."""
+    plan, attempts = _read_study(folder)
+    runs = list(_told(read_runs(folder, plan, attempts), len(plan), progress))
     return Collected(
-        results=_frame(results, RESULT_COLUMNS),
-        runs=_frame(runs, RUN_COLUMNS),
-        attempts=_frame(attempt_rows(folder, {row["run_id"] for row in plan}), ATTEMPT_COLUMNS),
-        curves=pa.concat_tables(curves),
-        items=pa.concat_tables(items),
+        results=_frame([row for run in runs for row in run.results], RESULT_COLUMNS),
+        runs=_run_frame(runs),
+        attempts=_attempt_frame(attempts),
+        curves=pa.concat_tables([CURVE_SCHEMA.empty_table(), *(run.curves for run in runs)]),
+        items=pa.concat_tables([ITEM_SCHEMA.empty_table(), *(run.items for run in runs)]),
+        notes=tuple(note for run in runs for note in run.notes),
     )
 
 
-def run_row(plan: dict[str, Any], files: RunFiles) -> dict[str, Any]:
-    """One row of runs.csv: planned beside spent, the state and the exclusion."""
+def collect_into(folder: Path, *, progress: Progress | None = None) -> tuple[pd.DataFrame, list[str]]:
+    """Write the tables, replacing all of them at the end; runs.csv's rows, and what was left out in sentences.
+
+    Raises FitError where the folder has no plan, or while another process collects it.
+    """
+    plan, attempts = _read_study(folder)
+    light: list[RunTables] = []
+    with (
+        only_one(folder / LOCK, f"another collection of '{folder}' is running; wait until it has ended."),
+        replacing(folder, RESULTS, RUNS, ATTEMPTS, CURVES, ITEMS) as aside,
+        aside[RESULTS].open("w", encoding="utf-8", newline="") as text,
+        _ParquetRows(aside[CURVES], CURVE_SCHEMA) as curves,
+        _ParquetRows(aside[ITEMS], ITEM_SCHEMA) as items,
+    ):
+        results = csv.writer(text, lineterminator="\n")
+        results.writerow(RESULT_COLUMNS)
+        for run in _told(read_runs(folder, plan, attempts), len(plan), progress):
+            results.writerows(run.results)
+            curves.add(run.curves)
+            items.add(run.items)
+            light.append(replace(run, results=[], curves=CURVE_SCHEMA.empty_table(), items=ITEM_SCHEMA.empty_table()))
+        runs = _run_frame(light)
+        for name, table in ((RUNS, runs), (ATTEMPTS, _attempt_frame(attempts))):
+            table.to_csv(aside[name], index=False, lineterminator="\n")
+    return runs, [note for run in light for note in run.notes]
+
+
+def read_runs(folder: Path, plan: list[dict[str, Any]], attempts: list[dict[str, Any]]) -> Iterator[RunTables]:
+    """Each run's rows in the plan's order, read by as many threads as there are processors, a few runs ahead."""
+    planned: dict[str, set[int]] = {}  # run_id -> its branches that are rows of their own
+    of_run: dict[str, list[dict[str, Any]]] = {}
+    for row in plan:
+        if (steps := branch_of(row)) is not None:
+            planned.setdefault(row["parent_run_id"], set()).add(steps)
+    for attempt in attempts:
+        of_run.setdefault(str(attempt["run_id"]), []).append(attempt)
+
+    def read(row: dict[str, Any]) -> RunTables:
+        files = run_files(folder, row).without(planned.get(row["run_id"], set()))
+        return run_tables(row, files, of_run.get(row["run_id"], []))
+
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    waiting: collections.deque[Future[RunTables]] = collections.deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for row in plan:
+                waiting.append(pool.submit(read, row))
+                if len(waiting) >= AHEAD * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def run_files(folder: Path, plan: dict[str, Any]) -> RunFiles:
+    """What the study's folder holds of a row of the plan."""
+    branch = branch_of(plan)
+    if branch is None:
+        return RunFiles.read(folder / "runs" / plan["run_id"])
+    return RunFiles.read_branch(folder / "runs" / plan["parent_run_id"], branch)
+
+
+def run_tables(plan: dict[str, Any], files: RunFiles, attempts: list[dict[str, Any]]) -> RunTables:
+    """A run's rows of each table."""
+    names = {name: plan[name] for name in ("run_id", "arm", "size")}
+    good = good_steps(files.steps)
+    curve = {"run_id": pa.array([plan["run_id"]] * len(good), pa.string())} | {n: good[n] for n in CURVE_COLUMNS}
+    items = [{**row, **names, "item": str(row["item"]), "correct": bool(row["correct"])} for row in files.items]
+    run = run_row(plan, files, good["loss"].to_numpy(), attempts)
+    return RunTables(
+        run=run,
+        results=[[{**row, **names}.get(name) for name in RESULT_COLUMNS] for row in files.evaluations],
+        curves=pa.table(curve, schema=CURVE_SCHEMA),
+        items=pa.table([pa.array([row.get(f.name) for row in items], f.type) for f in ITEM_SCHEMA], schema=ITEM_SCHEMA),
+        same=exclude.fingerprint(run, files.evaluations),
+        notes=files.notes,
+    )
+
+
+def run_row(plan: dict[str, Any], files: RunFiles, losses: np.ndarray, attempts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of runs.csv: planned beside spent, the state and the exclusion. `losses` are those of the steps not skipped."""
     last = files.last
-    step = int(last.get("step", 0))
-    state = exclude.run_state(plan, len(files.train), files.exit, files.failure)
+    step = last["step"]
+    state = exclude.run_state(plan, len(files.steps), files.exit, files.failure)
     reason = exclude.state_reason(state, plan, step, files.exit, files.failure) or exclude.other_kind(plan)
-    losses = [float(r["loss"]) for r in files.good]
-    steps = _number(plan.get("steps"))
-    evaluated = any(int(r["step"]) == step and r.get("branch") == branch_of(plan) for r in files.evaluations)
+    evaluated = any(row["step"] == step and row.get("branch") == branch_of(plan) for row in files.evaluations)
     groups = last.get("num_params") if isinstance(last.get("num_params"), dict) else {}
+    why = exclude.exclusion(state, reason, losses, step, _number(plan.get("steps")), evaluated)
     return {
         **{name: plan.get(name) for name in RUN_COLUMNS},
         **{name: last.get(name) for name in SPENT},
@@ -238,25 +256,21 @@ def run_row(plan: dict[str, Any], files: RunFiles) -> dict[str, Any]:
         "step": step,
         "num_params_global": plan.get("num_params_global") or (groups or {}).get("global"),
         "spent_flops": last.get("spent_flops") if files.exit else files.spent_flops,
-        "skipped_steps": len(files.train) - len(files.good),
+        "skipped_steps": len(files.steps) - len(losses),
         "seconds": (files.exit or {}).get("seconds"),
         "final_loss": exclude.final_loss(losses),
-        "excluded": exclude.exclusion(state, reason, losses, step, None if steps is None else int(steps), evaluated),
+        "excluded": why or exclude.warm_up(step, _number(plan.get("warmup_steps"))) or exclude.resumed(attempts, step),
     }
 
 
 def branch_of(plan: dict[str, Any]) -> int | None:
-    """The steps of a plan's row that is a branch of another's run (docs/columns.md), else None."""
-    return int(plan["branch"]) if plan.get("kind") == "branch" else None
-
-
-def _path(steps: list[dict[str, Any]], branch: int | None) -> list[dict[str, Any]]:
-    """The training records on the way to the run's end, or to the branch's: the trunk's before its first step, then its own."""
-    rows = [row for row in steps if "loss" in row or "skipped" in row]
-    own = [row for row in rows if row.get("branch") == branch]
-    if branch is None or not own:
-        return own
-    return [row for row in rows if row.get("branch") is None and row["step"] < own[0]["step"]] + own
+    """The steps of a plan's row that is a branch of another's run (docs/columns.md), else None. Raises FitError on no number."""
+    if plan.get("kind") != "branch":
+        return None
+    steps = _number(plan.get("branch"))
+    if steps is None or not plan.get("parent_run_id"):
+        raise FitError(f"plan.csv: run {plan['run_id']} is a branch of no run and steps; plan the study again.")
+    return int(steps)
 
 
 def attempt_rows(folder: Path, run_ids: set[str]) -> list[dict[str, Any]]:
@@ -268,40 +282,92 @@ def attempt_rows(folder: Path, run_ids: set[str]) -> list[dict[str, Any]]:
             continue
         row = found.setdefault((str(run_id), attempt), {"run_id": run_id, "attempt": attempt})
         row[str(kind)] = event.get("time")
-        row |= {name: event[name] for name in ("job_id", "state", "cause") if event.get(name) not in (None, "")}
+        row |= {name: event[name] for name in ("job_id", "state", "cause", "code") if event.get(name) not in (None, "")}
+        if kind == "started" and is_whole(event.get("step")):
+            row["step"] = event["step"]
     return [found[key] for key in sorted(found)]
 
 
-def _once(rows: Iterable[dict[str, Any]], key: tuple[str, ...], needed: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """Rows that have all of `key` and `needed` in their types, the last of each key and branch, in the order of steps."""
-    last: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        if all(name in row for name in key + needed) and all(_is_typed(name, value) for name, value in row.items()):
-            last[row.get("branch"), *(row[name] for name in key)] = row
-    return sorted(last.values(), key=lambda row: int(row["step"]))
+@contextlib.contextmanager
+def only_one(path: Path, sentence: str) -> Iterator[None]:
+    """Hold the lock `path`. Raises FitError with `sentence` while another process holds it; a process that dies lets it go."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FitError(sentence) from error
+        yield
 
 
-def _is_typed(name: str, value: Any) -> bool:
-    """Whether a record's field has its type: a damaged line may be whole JSON all the same."""
-    if name in ("task", "direction", "metric", "batch_hash", "skipped", "score", "join", "patching", "group", "pair", "items_id"):
-        return isinstance(value, str)
-    if name == "item":
-        return isinstance(value, str | int)
-    if name in ("scores", "loglik_sum", "loglik_unconditional", "ending_tokens", "ending_units", "ending_bytes"):
-        return isinstance(value, list) and all(isinstance(v, int | float) for v in value)
-    if name in ("step", "branch"):
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, int | float)
+@contextlib.contextmanager
+def replacing(folder: Path, *names: str) -> Iterator[dict[str, Path]]:
+    """Where to write the files `names` of `folder`: flushed to disk and renamed when the block ends well, else removed."""
+    aside = {name: folder / f".{name}.new" for name in names}
+    try:
+        yield aside
+        for path in aside.values():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        for name, path in aside.items():
+            path.replace(folder / name)
+    finally:
+        for path in aside.values():
+            path.unlink(missing_ok=True)
 
 
-def _columns(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    kept = list(rows)
-    return pa.table([pa.array([row.get(f.name) for row in kept], f.type) for f in schema], schema=schema)
+class _ParquetRows:
+    """A Parquet file that grows by row groups of about ROW_GROUP rows."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        named = [f.name for f in schema if f.type == pa.string()]
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=named)
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+
+    def add(self, table: pa.Table) -> None:
+        self._waiting.append(table)
+        self._rows += len(table)
+        if self._rows >= ROW_GROUP:
+            self._write()
+
+    def _write(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=self._rows)
+        self._waiting, self._rows = [], 0
+
+    def __enter__(self) -> _ParquetRows:
+        return self
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        if failed is None:
+            self._write()
+        self._writer.close()
 
 
-def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
+def _read_study(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    plan = read_plan(folder)
+    return plan, attempt_rows(folder, {row["run_id"] for row in plan})
+
+
+def _told(runs: Iterator[RunTables], total: int, progress: Progress | None) -> Iterator[RunTables]:
+    for done, run in enumerate(runs, start=1):
+        yield run
+        if progress is not None:
+            progress(done, total)
+
+
+def _run_frame(runs: list[RunTables]) -> pd.DataFrame:
+    rows = exclude.without_duplicates([run.run for run in runs], [run.same for run in runs])
+    return _frame([[row.get(name) for name in RUN_COLUMNS] for row in rows], RUN_COLUMNS)
+
+
+def _attempt_frame(attempts: list[dict[str, Any]]) -> pd.DataFrame:
+    return _frame([[row.get(name) for name in ATTEMPT_COLUMNS] for row in attempts], ATTEMPT_COLUMNS)
+
+
+def _frame(rows: list[list[Any]], columns: list[str]) -> pd.DataFrame:
     """Rows as a table of objects: whole numbers stay whole beside empty cells, floats keep their shortest exact text."""
-    return pd.DataFrame([[row.get(name) for name in columns] for row in rows], columns=columns, dtype=object)
+    return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
 def _number(text: object) -> float | None:

@@ -16,6 +16,7 @@ DONE, FAILED, UNFINISHED, NOT_STARTED, REFUSED = "done", "failed", "unfinished",
 DIVERGED_NATS = 1.0
 """A training loss that ends this far above its own lowest stretch has diverged. Generous: a curriculum's loss may rise when
 aligned patches, which see where words end, give way to static ones."""
+Losses = Sequence[float] | np.ndarray
 STRETCHES = 20
 """Equal stretches of steps whose mean losses are compared: each is 5% of the steps."""
 
@@ -54,18 +55,23 @@ def other_kind(plan: Mapping[str, Any]) -> str:
     return "" if kind in ("pretrain", "branch") else f"goes on from run {plan.get('parent_run_id')} ({kind})"
 
 
-def stretch_means(losses: Sequence[float]) -> list[float]:
+def stretch_means(losses: Losses) -> list[float]:
     """Mean loss of each of STRETCHES equal stretches of steps; fewer where there are fewer steps."""
-    parts = np.array_split(np.asarray(losses, dtype=np.float64), min(STRETCHES, len(losses)))
-    return [float(part.mean()) for part in parts]
+    if not len(losses):
+        return []
+    stretches = min(STRETCHES, len(losses))
+    starts = np.linspace(0, len(losses), stretches, endpoint=False).astype(int)
+    sums = np.add.reduceat(np.asarray(losses, dtype=np.float64), starts)
+    means: list[float] = (sums / np.diff([*starts, len(losses)])).tolist()
+    return means
 
 
-def final_loss(losses: Sequence[float]) -> float | None:
+def final_loss(losses: Losses) -> float | None:
     """Mean training loss (nats) over the last 5% of the recorded steps, at least one."""
     return float(np.mean(losses[-max(1, round(len(losses) / STRETCHES)) :])) if len(losses) else None
 
 
-def divergence(losses: Sequence[float]) -> str:
+def divergence(losses: Losses) -> str:
     """The reason if the training loss has diverged, else empty."""
     final = final_loss(losses)
     if final is None:
@@ -80,14 +86,58 @@ def divergence(losses: Sequence[float]) -> str:
     return ""
 
 
-def exclusion(state: str, reason: str, losses: Sequence[float], step: int, steps: int | None, evaluated: bool) -> str:
+def warm_up(step: int, warmup_steps: float | None) -> str:
+    """The reason if the learning rate was still rising at the run's last step, else empty."""
+    if warmup_steps is None or step == 0 or step > warmup_steps:
+        return ""
+    return f"warm-up: the run ends at step {step}, inside its warm-up of {warmup_steps:g} steps"
+
+
+def resumed(attempts: Sequence[Mapping[str, Any]], step: int) -> str:
+    """The reason if the way to the weights at `step` was trained by several versions of the code, else empty.
+
+    `attempts` are a run's in order, with `step` where each started and `code` it ran; one that got nowhere does not count.
+    """
+    codes: list[str] = []
+    reached = step
+    for attempt in reversed(attempts):
+        code, start = attempt.get("code"), attempt.get("step")
+        if code is not None and start is not None and start < reached:
+            codes.append(str(code))
+            reached = start
+    known = list(dict.fromkeys(reversed(codes)))
+    return f"resumed across versions: trained by code {', '.join(known)}" if len(known) > 1 else ""
+
+
+def fingerprint(run: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]) -> str | None:
+    """What two runs share only if one is the other again: arm, size, step, every value to the last digit. None without a loss."""
+    own = [(r["task"], r["direction"], r["metric"], r["value"]) for r in evaluations if r["step"] == run["step"]]
+    if run["state"] != DONE or run["final_loss"] is None or not own:
+        return None
+    named = [run[name] for name in ("arm", "size", "num_params", "step", "train_flops", "final_loss")]
+    return repr([named, sorted(own)])
+
+
+def without_duplicates(runs: Sequence[Mapping[str, Any]], prints: Sequence[str | None]) -> list[dict[str, Any]]:
+    """The runs, those excluded whose fingerprint a run before them has that enters fits."""
+    first: dict[str, str] = {}
+    found = []
+    for run, same in zip(runs, prints, strict=True):
+        excluded = run["excluded"]
+        if not excluded and same is not None and first.setdefault(same, run["run_id"]) != run["run_id"]:
+            excluded = f"duplicated: the same losses at step {run['step']} as run {first[same]}"
+        found.append({**run, "excluded": excluded})
+    return found
+
+
+def exclusion(state: str, reason: str, losses: Losses, step: int, steps: float | None, evaluated: bool) -> str:
     """Why a run does not enter fits; empty for one that does."""
     if state != DONE:
         return reason
     if reason:
         return reason
     if steps is not None and step != steps:
-        return f"stopped at step {step} of {steps}"
+        return f"stopped at step {step} of {steps:g}"
     if diverged := divergence(losses):
         return diverged
     return "" if evaluated else f"no evaluation at the final step {step}"

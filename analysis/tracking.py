@@ -8,29 +8,39 @@ nothing is. The only file that imports mlflow, and it keeps mlflow off the netwo
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
-from analysis.collect import RunFiles, read_plan
+from analysis.collect import attempt_rows, branch_of, only_one, read_plan, run_files
 from analysis.exclude import DONE, FAILED, run_state
+from analysis.run_files import RunFiles, train_records
 from lst import records
 from lst.errors import FitError
 
 STORE, ARTIFACTS, LOCK = "mlflow.db", "mlflow-artifacts", "mlflow.lock"
-FITS = "fits.json"
-RUN_ID, SYNCED, STEP = "lst.run_id", "lst.synced", "lst.step"
+RESULTS_OF_STUDY = ("fits.json", "results.csv", "runs.csv", "report")
+RUN_ID, SYNCED, STEP, EVALUATED = "lst.run_id", "lst.synced", "lst.step", "lst.evaluated"
+ABOUT = "lst.about."
+"""Tags of this beginning say what the metrics of that name are: task, direction, evaluation, score, .. as JSON."""
+SPENT = ("train_flops", "units", "text_tokens", "speech_tokens")
 BATCH = 1000  # MLflow's largest number of metrics in one call
 PARAM_BATCH = 100
-NAMES = {"step", "time", "batch_hash"}
+NO_TIME = 1  # millisecond: MLflow takes 0 for now
+RESULTS = "results"  # the run_id of the MLflow run that has the study's artifacts
+LONGEST_TASK = 100
+CONSTANT = ("task", "direction", "branch", "evaluation", "items_id", "score", "patching", "conditional")
+NAMES = {"step", "time", "batch_hash", "branch"}
 Progress = Callable[[int, int], None]
 
 
@@ -52,53 +62,57 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-@contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the study's sync lock. Raises FitError while another process holds it."""
-    with (folder / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FitError(f"another sync of '{folder}' is running; wait until it has ended.") from error
-        yield
-
-
 def sync(folder: Path, *, progress: Progress | None = None) -> Synced:
-    """Bring DIR/mlflow.db up to date. Raises FitError on no plan, a running sync, or a store that cannot be opened."""
+    """Bring DIR/mlflow.db up to date. Raises FitError on no plan, a running sync, or a store that cannot be opened or written."""
     plan = read_plan(folder)
-    with only_writer(folder):
-        client, experiment = _open(folder, str(plan[0].get("study") or folder.name) if plan else folder.name)
-        known = _known_runs(client, experiment)
-        created = updated = metrics = 0
-        for done, row in enumerate(plan):
-            files = RunFiles.read(folder / "runs" / row["run_id"])
-            if files.train or files.evaluations or files.exit or files.failure:
-                new, changed, count = _sync_run(client, experiment, known, row, files, folder)
-                created, updated, metrics = created + new, updated + changed, metrics + count
-            if progress is not None:
-                progress(done + 1, len(plan))
-        created += _sync_fits(client, experiment, known, folder)
+    quiet()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    with only_one(folder / LOCK, f"another sync of '{folder}' is running; wait until it has ended."):
+        try:
+            return _sync(folder, plan, progress)
+        except (MlflowException, SQLAlchemyError) as error:
+            path, first = (folder / STORE).resolve(), (str(error).splitlines() or [type(error).__name__])[0]
+            raise FitError(
+                f"'{path}' cannot be opened or written ({first}); end what holds it, or delete it and sync again: it is rebuilt "
+                "from the runs."
+            ) from error
+
+
+def _sync(folder: Path, plan: list[dict[str, Any]], progress: Progress | None) -> Synced:
+    client, experiment = _open(folder, str(plan[0].get("study") or folder.name) if plan else folder.name)
+    known = _known_runs(client, experiment)
+    attempts: dict[str, dict[str, Any]] = {}  # run_id -> its last
+    for attempt in attempt_rows(folder, {row["run_id"] for row in plan}):
+        attempts[str(attempt["run_id"])] = attempt
+    created = updated = metrics = 0
+    for done, row in enumerate(plan):
+        files = run_files(folder, row)
+        if len(files.steps) or files.evaluations or files.exit or files.failure:
+            status = mlflow_status(run_state(row, len(files.steps), files.exit, files.failure), attempts.get(row["run_id"], {}))
+            new, changed, count = _Run(client, experiment, known, folder, row, files).sync(status)
+            created, updated, metrics = created + new, updated + changed, metrics + count
+        if progress is not None:
+            progress(done + 1, len(plan))
+    created += _sync_results(client, experiment, known, folder)
     return Synced(len(known), created, updated, metrics)
 
 
 def _open(folder: Path, study: str) -> tuple[Any, str]:
     """The client of the study's store and the id of its experiment, both made if they are not there."""
     quiet()
-    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
-    from sqlalchemy.exc import SQLAlchemyError
 
     path = (folder / STORE).resolve()
-    try:
-        client = MlflowClient(tracking_uri=f"sqlite:///{path}", registry_uri=f"sqlite:///{path}")
-        found = client.get_experiment_by_name(study)
-        if found is not None:
-            return client, str(found.experiment_id)
-        location = (folder / ARTIFACTS).resolve().as_uri()
-        return client, str(client.create_experiment(study, artifact_location=location))
-    except (MlflowException, SQLAlchemyError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise FitError(f"'{path}' cannot be opened ({first}); delete it and sync again: it is rebuilt from the runs.") from error
+    if not path.exists():
+        shutil.rmtree(folder / ARTIFACTS, ignore_errors=True)  # of a store that was deleted
+    client = MlflowClient(tracking_uri=f"sqlite:///{path}", registry_uri=f"sqlite:///{path}")
+    found = client.get_experiment_by_name(study)
+    if found is not None:
+        return client, str(found.experiment_id)
+    location = (folder / ARTIFACTS).resolve().as_uri()
+    return client, str(client.create_experiment(study, artifact_location=location))
 
 
 def _known_runs(client: Any, experiment: str) -> dict[str, Any]:
@@ -113,62 +127,142 @@ def _known_runs(client: Any, experiment: str) -> dict[str, Any]:
             return known
 
 
-def _sync_run(
-    client: Any, experiment: str, known: dict[str, Any], plan: dict[str, Any], files: RunFiles, folder: Path
-) -> tuple[int, int, int]:
-    """Write what is new of one run; returns (created, updated, metrics)."""
-    from mlflow.entities import Param, RunTag
+@dataclass(frozen=True)
+class _Run:
+    """One row of the plan, its records, and the store that shows it."""
 
-    state = run_state(plan, len(files.train), files.exit, files.failure)
-    digest = _digest([state, files.exit, files.failure, len(files.train), len(files.evaluations), files.last.get("step")])
-    run_id = plan["run_id"]
-    new = run_id not in known
-    if new:
-        names = {name: plan[name] for name in ("arm", "size") if plan.get(name)}
-        title = " ".join([*names.values(), run_id])
-        tags = {RUN_ID: run_id, **{f"lst.{k}": v for k, v in names.items()}}
-        known[run_id] = client.create_run(experiment, start_time=_moment(files.train, 0), tags=tags, run_name=title)
-        params = [Param(k, v) for k, v in parameters(plan, folder / "runs" / run_id / records.RUN_CONFIG).items()]
+    client: Any
+    experiment: str
+    known: dict[str, Any]  # our run_id -> MLflow run
+    folder: Path
+    plan: dict[str, Any]
+    files: RunFiles
+
+    def sync(self, status: str) -> tuple[int, int, int]:
+        """Write what is new; returns (created, updated, metric values)."""
+        files, run_id = self.files, self.plan["run_id"]
+        evaluations = [row.get("evaluation") for row in files.evaluations]
+        digest = _digest([status, files.exit, files.failure, len(files.steps), files.last["step"], evaluations])
+        new = run_id not in self.known
+        if not new and self.known[run_id].data.tags.get(SYNCED) == digest:
+            return 0, 0, 0
+        home = self.folder / "runs" / (run_id if branch_of(self.plan) is None else self.plan["parent_run_id"])
+        train = self._path_records(home)
+        if new:
+            self.known[run_id] = self._create(train)
+        run = self.known[run_id]
+        key, tags = run.info.run_id, run.data.tags
+        if SYNCED not in tags:  # params once; a sync that died before this one's end writes the same again
+            params = [(k, v) for k, v in parameters(self.plan, home / records.RUN_CONFIG).items()]
+            self._log(key, params=params)
+        values = train_values(train, after=int(tags.get(STEP, 0)))
+        shown, about, count = evaluation_values(files.evaluations, train, tags)
+        self._log(key, metrics=values + shown)
+        if status in ("FINISHED", "FAILED", "KILLED"):
+            self.client.set_terminated(key, status=status, end_time=_moment(train, -1))
+        else:
+            self.client.update_run(key, status=status)
+        state = run_state(self.plan, len(files.steps), files.exit, files.failure)
+        marks = {"lst.state": state, STEP: str(files.last["step"]), EVALUATED: str(count), SYNCED: digest}
+        self._log(key, tags=[*about.items(), *marks.items()])  # last, and SYNCED at the end of it
+        return int(new), int(not new), len(values) + len(shown)
+
+    def _path_records(self, home: Path) -> list[dict[str, Any]]:
+        """The training records, with all their fields, on the way to the run's weights."""
+        on_way = set(zip(self.files.steps["step"].to_pylist(), self.files.steps["branch"].to_pylist(), strict=True))
+        return [row for row in train_records(home) if (row["step"], row.get("branch")) in on_way]
+
+    def _create(self, train: list[dict[str, Any]]) -> Any:
+        names = {name: self.plan[name] for name in ("arm", "size") if self.plan.get(name)}
+        title = " ".join([*names.values(), self.plan["run_id"]])
+        tags = {RUN_ID: self.plan["run_id"], **{f"lst.{k}": v for k, v in names.items()}}
+        return self.client.create_run(self.experiment, start_time=_moment(train, 0), tags=tags, run_name=title)
+
+    def _log(
+        self,
+        key: str,
+        *,
+        params: Sequence[tuple[str, str]] = (),
+        metrics: Sequence[Any] = (),
+        tags: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """In as few calls as MLflow allows."""
+        from mlflow.entities import Param, RunTag
+
         for first in range(0, len(params), PARAM_BATCH):
-            client.log_batch(known[run_id].info.run_id, params=params[first : first + PARAM_BATCH])
-    run = known[run_id]
-    if run.data.tags.get(SYNCED) == digest:
-        return 0, 0, 0
-    key = run.info.run_id
-    written = int(run.data.tags.get(STEP, 0))
-    values = metric_values(files, after=written)
-    for first in range(0, len(values), BATCH):
-        client.log_batch(key, metrics=values[first : first + BATCH])
-    status = {DONE: "FINISHED", FAILED: "FAILED"}.get(state, "RUNNING")
-    if status == "RUNNING":
-        client.update_run(key, status=status)
-    else:
-        client.set_terminated(key, status=status, end_time=_moment(files.train, -1))
-    tags = {"lst.state": state, STEP: str(int(files.last.get("step", 0))), SYNCED: digest}
-    client.log_batch(key, tags=[RunTag(k, v) for k, v in tags.items()])  # last: a sync that dies before goes over it again
-    return int(new), int(not new), len(values)
+            self.client.log_batch(key, params=[Param(k, v) for k, v in params[first : first + PARAM_BATCH]])
+        for first in range(0, len(metrics), BATCH):
+            self.client.log_batch(key, metrics=metrics[first : first + BATCH])
+        for first in range(0, len(tags), PARAM_BATCH):
+            self.client.log_batch(key, tags=[RunTag(k, v) for k, v in tags[first : first + PARAM_BATCH]])
 
 
-def metric_values(files: RunFiles, *, after: int) -> list[Any]:
-    """Numbers of the steps past `after` as MLflow metrics, named as `train/loss` and `heldout_text/T-T/nats_per_token`.
+def mlflow_status(state: str, attempt: dict[str, Any]) -> str:
+    """MLflow's word for a run's state, given its last attempt in the ledger: an attempt that goes on, or waits, wins."""
+    if state == DONE:
+        return "FINISHED"
+    if attempt and attempt.get("ended") is None:
+        return "RUNNING" if attempt.get("started") is not None else "SCHEDULED"
+    if state == FAILED:
+        return "FAILED"
+    return "KILLED" if attempt else "RUNNING"
 
-    Of the run's own path alone: a branch's steps would stand among its own.
+
+def train_values(train: list[dict[str, Any]], *, after: int) -> list[Any]:
+    """Numbers of the steps past `after` as MLflow metrics `train/NAME`."""
+    from mlflow.entities import Metric
+
+    return [
+        Metric(f"train/{name}", float(value), _moment([record], 0), int(record["step"]))
+        for record in train
+        if record["step"] > after
+        for name, value in sorted(record.items())
+        if name not in NAMES and _is_number(value)
+    ]
+
+
+def evaluation_values(
+    rows: list[dict[str, Any]], train: list[dict[str, Any]], tags: dict[str, str]
+) -> tuple[list[Any], dict[str, str], int]:
+    """What a store with `tags` has not: metrics of evaluations, the tags that say what they are, and how many of the trainer's
+    there are.
+
+    A metric is called `TASK/S-S/METRIC`, its number of items `TASK/S-S/METRIC.n_items`, and what was spent on the weights
+    `evaluated/units`; before these stand `branch-STEPS/` and `evals/ID/` where there is a branch, or an evaluation in RUN/evals.
     """
     from mlflow.entities import Metric
 
-    moments = {int(r["step"]): _moment([r], 0) for r in files.train}
-    values = []
-    for record in files.train:
-        step = int(record["step"])
-        if step > after:
-            numbers = {k: v for k, v in record.items() if k not in NAMES and _is_number(v)}
-            values += [Metric(f"train/{k}", float(v), moments[step], step) for k, v in sorted(numbers.items())]
-    for record in files.evaluations:
-        step = int(record["step"])
-        if step > after and record.get("branch") is None and _is_number(record["value"]):
-            name = "/".join((str(record["task"]), str(record["direction"]).replace("->", "-"), str(record["metric"])))
-            values.append(Metric(name, float(record["value"]), moments.get(step, step), step))
-    return values
+    moments = {int(r["step"]): _moment([r], 0) for r in train}
+    values: dict[tuple[str, int], Any] = {}
+    about: dict[str, str] = {}
+    own = [row for row in rows if row.get("evaluation") is None]
+    others = [row for row in rows if row.get("evaluation") is not None and ABOUT + metric_name(row) not in tags]
+    for row in own[int(tags.get(EVALUATED, 0)) :] + others:
+        name, step = metric_name(row), int(row["step"])
+        before = name[: len(name) - len(_task_name(row))]
+        numbers = {f"{name}/{row['metric']}": row["value"], f"{name}/{row['metric']}.n_items": row.get("n_items")}
+        numbers |= {f"{before}evaluated/{spent}": row.get(spent) for spent in SPENT}
+        for key, value in numbers.items():
+            if _is_number(value):
+                values[key, step] = Metric(key, float(value), moments.get(step, step), step)
+        constant = {n: row[n] for n in CONSTANT if row.get(n) is not None}
+        about[ABOUT + name] = json.dumps(constant, sort_keys=True)
+    return list(values.values()), about, len(own)
+
+
+def metric_name(row: dict[str, Any]) -> str:
+    """The beginning of the names of an evaluation's metrics."""
+    branch = "" if row.get("branch") is None else f"branch-{row['branch']}/"
+    evaluation = "" if row.get("evaluation") is None else f"evals/{row['evaluation']}/"
+    return branch + evaluation + _task_name(row)
+
+
+def _task_name(row: dict[str, Any]) -> str:
+    """TASK/S-S in MLflow's alphabet; a long name is cut, and made unique by its hash."""
+    task = re.sub(r"[^\w\-/ ]|(?<=/)/|^/|/$", lambda found: f"_{ord(found[0]):x}_", str(row["task"]), flags=re.ASCII)
+    if len(task) > LONGEST_TASK:
+        task = f"{task[:LONGEST_TASK]}-{_digest(row['task'])}"
+    return f"{task}/{str(row['direction']).replace('->', '-')}"
 
 
 def parameters(plan: dict[str, Any], config: Path) -> dict[str, str]:
@@ -192,20 +286,25 @@ def _flat(content: Any, prefix: str) -> Iterator[tuple[str, str]]:
         yield prefix, content if isinstance(content, str) else json.dumps(content)
 
 
-def _sync_fits(client: Any, experiment: str, known: dict[str, Any], folder: Path) -> int:
-    """fits.json as an artifact of an MLflow run of its own; returns how many runs that made."""
-    path = folder / FITS
-    if not path.is_file():
+def _sync_results(client: Any, experiment: str, known: dict[str, Any], folder: Path) -> int:
+    """Tables, fits and report as artifacts of an MLflow run of its own; returns how many runs that made."""
+    there = [folder / name for name in RESULTS_OF_STUDY if (folder / name).exists()]
+    if not there:
         return 0
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    new = "fits" not in known
+    files = sorted(file for path in there for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
+    digest = _digest([[str(f.relative_to(folder)), hashlib.sha256(f.read_bytes()).hexdigest()] for f in files])
+    new = RESULTS not in known
     if new:
-        known["fits"] = client.create_run(experiment, start_time=0, tags={RUN_ID: "fits"}, run_name="fits")
-    run = known["fits"]
+        known[RESULTS] = client.create_run(experiment, start_time=NO_TIME, tags={RUN_ID: RESULTS}, run_name=RESULTS)
+    run = known[RESULTS]
     if run.data.tags.get(SYNCED) == digest:
         return 0
-    client.log_artifact(run.info.run_id, str(path))
-    client.set_terminated(run.info.run_id, status="FINISHED", end_time=0)
+    kept = Path(url2pathname(urlsplit(run.info.artifact_uri).path))
+    if kept.is_relative_to((folder / ARTIFACTS).resolve()):
+        shutil.rmtree(kept, ignore_errors=True)  # files that the study no longer has
+    for file in files:
+        client.log_artifact(run.info.run_id, str(file), str(file.relative_to(folder).parent).removeprefix("."))
+    client.set_terminated(run.info.run_id, status="FINISHED", end_time=NO_TIME)
     client.set_tag(run.info.run_id, SYNCED, digest)
     return int(new)
 
@@ -217,7 +316,7 @@ def _digest(content: Any) -> str:
 def _moment(rows: list[dict[str, Any]], index: int) -> int:
     """A record's wall clock in milliseconds; its step where it has none, so that a rebuilt store is equal."""
     if not rows:
-        return 0
+        return NO_TIME
     record = rows[index]
     return int(float(record["time"]) * 1000) if _is_number(record.get("time")) else int(record["step"])
 

@@ -69,7 +69,7 @@ class JsonLinesWriter:
                 f"'{path}' {what} the {end:,} bytes that the checkpoint counts on; restore it, or delete it and the folder "
                 f"'{CHECKPOINTS}' beside it to train the run from the start."
             )
-        self.dropped = [r for r in map(_parsed, data[end:].splitlines(keepends=True)) if r is not None]
+        self.dropped = [r for r in map(parse_line, data[end:].splitlines(keepends=True)) if r is not None]
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._size = end
         if end < len(data):
@@ -109,11 +109,13 @@ class JsonLinesWriter:
 
 def iter_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The whole records of `path`, in order; a torn last line and a missing file give nothing."""
-    if not path.exists():
+    try:
+        file = path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
         return
-    with path.open("rb") as file:
+    with file:
         for line in file:
-            record = _parsed(line)
+            record = parse_line(line)
             if record is not None:
                 yield record
 
@@ -158,7 +160,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def parse_line(line: bytes) -> dict[str, Any] | None:
     """The record on a whole line; None for a torn or damaged one."""
     if not line.endswith(b"\n"):
         return None

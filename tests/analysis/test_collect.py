@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import exclude
-from analysis.collect import ATTEMPT_COLUMNS, RESULT_COLUMNS, RUN_COLUMNS, collect
+from analysis.collect import ATTEMPT_COLUMNS, LOCK, RESULT_COLUMNS, RUN_COLUMNS, collect, collect_into
 from analysis.study import final_losses, read_table, spending_warnings
 from lst import records
 from lst.errors import FitError
@@ -21,7 +23,7 @@ SMALL = Synthetic(budgets=(1e18,), sizes=2)
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    collect(folder).write(folder)
+    collect_into(folder)
     names = ("results.csv", "runs.csv", "attempts.csv", "curves.parquet", "items.parquet")
     return {name: (folder / name).read_bytes() for name in names}
 
@@ -196,7 +198,7 @@ def test_rows_of_a_branch_stand_beside_the_runs_own_and_enter_neither_its_curve_
     assert found[["run_id", "branch", "step", "train_flops", "value"]].to_numpy().tolist() == [
         [row.run_id, STEPS // 2, step, 4e17, 1.5] for step in (STEPS // 2, STEPS)
     ]
-    after.write(study)
+    collect_into(study)
     runs, results = read_table(study, "runs.csv"), read_table(study, "results.csv")
     assert 1.5 not in set(final_losses(runs, results, "mixture")["loss"])
     assert len(final_losses(runs, results, "mixture")) == 4
@@ -221,3 +223,118 @@ def test_skipped_steps_are_counted_and_leave_no_mark_on_the_curve(tmp_path: Path
     assert after.runs["excluded"].iloc[0] == ""
     assert after.runs["final_loss"].iloc[0] < 10
     assert (after.runs["step"].iloc[0], after.runs["train_flops"].iloc[0]) == (STEPS, 1e18)
+
+
+def ledger(folder: Path, run_id: str, attempts: list[tuple[int, str]]) -> None:
+    (folder / "launch" / "ledger.jsonl").unlink()
+    with records.JsonLinesWriter(folder / "launch" / "ledger.jsonl") as file:
+        for attempt, (step, code) in enumerate(attempts, start=1):
+            file.write({"time": 1e9, "run_id": run_id, "event": "started", "attempt": attempt, "step": step, "code": code})
+
+
+@pytest.mark.parametrize(
+    ("attempts", "excluded"),
+    [
+        ([(0, "a"), (10, "a"), (20, "a")], ""),
+        ([(0, "a"), (10, "b")], "resumed across versions: trained by code a, b"),
+        ([(0, "a"), (0, "b"), (10, "b")], ""),  # the first attempt got nowhere
+        ([(0, "a"), (20, "b"), (0, "c")], ""),  # begun anew
+        ([(0, "a"), (20, "b"), (10, "a")], ""),  # what b trained was trained again
+        ([(0, "a"), (STEPS, "b")], ""),  # done when b started
+        ([(0, "a"), (10, "b"), (20, "a")], "resumed across versions: trained by code a, b"),
+    ],
+)
+def test_run_trained_by_several_versions_of_the_code_is_excluded(
+    tmp_path: Path, attempts: list[tuple[int, str]], excluded: str
+) -> None:
+    write_study(tmp_path, SMALL)
+    ledger(tmp_path, rows(SMALL)[1][0].run_id, attempts)
+    collected = collect(tmp_path)
+    assert list(collected.runs["excluded"]) == ["", excluded, "", ""]
+    assert collected.attempts[["step", "code"]].to_numpy().tolist() == [list(attempt) for attempt in attempts]
+
+
+def test_run_that_ends_in_its_warm_up_is_excluded(tmp_path: Path) -> None:
+    write_study(tmp_path, SMALL)
+    plan = pd.read_csv(tmp_path / "plan.csv", dtype=str, keep_default_na=False)
+    plan.loc[[0, 1], "warmup_steps"] = [str(STEPS), str(STEPS - 1)]
+    plan.to_csv(tmp_path / "plan.csv", index=False)
+    reasons = list(collect(tmp_path).runs["excluded"])
+    assert reasons == [f"warm-up: the run ends at step {STEPS}, inside its warm-up of {STEPS} steps", "", "", ""]
+
+
+def test_run_with_the_losses_of_another_is_a_duplicate_and_a_seed_of_the_same_cell_is_none(tmp_path: Path) -> None:
+    write_study(tmp_path, SMALL)
+    (first, _), *_ = rows(SMALL)
+    plan = pd.read_csv(tmp_path / "plan.csv", dtype=str, keep_default_na=False)
+    copies = plan.iloc[[0, 0]].assign(run_id=["copy", "seed"], seed=["0", "1"])
+    pd.concat([plan, copies]).to_csv(tmp_path / "plan.csv", index=False)
+    write_run(tmp_path / "runs" / "copy", first, rows(SMALL)[0][1])
+    write_run(tmp_path / "runs" / "seed", first, rows(SMALL)[0][1] + 1e-12)
+    reasons = list(collect(tmp_path).runs["excluded"])
+    assert reasons == ["", "", "", "", f"duplicated: the same losses at step {STEPS} as run {first.run_id}", ""]
+
+
+def test_an_excluded_run_makes_no_other_a_duplicate(tmp_path: Path) -> None:
+    write_study(tmp_path, SMALL)
+    (first, loss), *_ = rows(SMALL)
+    plan = pd.read_csv(tmp_path / "plan.csv", dtype=str, keep_default_na=False)
+    plan.loc[0, "warmup_steps"] = str(STEPS)
+    pd.concat([plan, plan.iloc[[0]].assign(run_id="copy", warmup_steps="1")]).to_csv(tmp_path / "plan.csv", index=False)
+    write_run(tmp_path / "runs" / "copy", first, loss)
+    assert [bool(reason) for reason in collect(tmp_path).runs["excluded"]] == [True, False, False, False, False]
+
+
+def test_second_collector_is_refused_and_the_tables_stay(tmp_path: Path) -> None:
+    before = written(write_study(tmp_path, SMALL))
+    with (tmp_path / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(FitError, match="another collection of"):
+            collect_into(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_a_collection_that_dies_leaves_the_old_tables_and_nothing_beside_them(tmp_path: Path) -> None:
+    before = written(write_study(tmp_path, SMALL))
+    names = {path.name for path in tmp_path.iterdir()}
+    row, _ = rows(SMALL)[0]
+    (tmp_path / "runs" / row.run_id / records.EXIT).unlink()
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect_into(tmp_path, progress=interrupt)
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_a_run_that_goes_while_it_is_collected_counts_as_not_started(tmp_path: Path) -> None:
+    write_study(tmp_path, SMALL)
+    last = rows(SMALL)[-1][0].run_id
+
+    def remove(done: int, total: int) -> None:
+        if done == 1:
+            shutil.rmtree(tmp_path / "runs" / last, ignore_errors=True)
+
+    runs, _ = collect_into(tmp_path, progress=remove)
+    assert runs["state"].iloc[-1] in ("not_started", "unfinished", "done")
+    assert list(runs["state"])[:-1] == ["done"] * 3
+
+
+def test_written_tables_are_those_in_memory(tmp_path: Path) -> None:
+    collected = collect(write_study(tmp_path, SMALL))
+    collect_into(tmp_path)
+    assert pq.read_table(tmp_path / "curves.parquet").equals(collected.curves)
+    assert pq.read_table(tmp_path / "items.parquet").equals(collected.items)
+    assert (tmp_path / "results.csv").read_text() == collected.results.to_csv(index=False, lineterminator="\n")
+
+
+def test_branch_row_without_steps_is_refused(tmp_path: Path) -> None:
+    write_study(tmp_path, SMALL)
+    plan = pd.read_csv(tmp_path / "plan.csv", dtype=str, keep_default_na=False)
+    plan.loc[0, ["kind", "branch"]] = ["branch", "many"]
+    plan.to_csv(tmp_path / "plan.csv", index=False)
+    with pytest.raises(FitError, match="is a branch of no run"):
+        collect(tmp_path)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from analysis.accuracy import wilson_interval
-from analysis.collect import collect
+from analysis.collect import collect_into
 from analysis.pairs import mean_interval
 from analysis.results import IsoflopFit, MultiplierCurve, PowerLawFit, SharedFit, SurfaceFit
 from analysis.study import FitOptions, fit_study
@@ -25,7 +25,7 @@ OPTIONS = FitOptions(resamples=40)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = write_study(tmp_path_factory.mktemp("study"), STUDY)
-    collect(made).write(made)
+    collect_into(made)
     return made
 
 
@@ -127,7 +127,7 @@ def test_excluded_runs_do_not_enter(tmp_path: Path) -> None:
     write_study(tmp_path, study)
     row = rows(study)[0][0]
     (tmp_path / "runs" / row.run_id / records.EXIT).unlink()
-    collect(tmp_path).write(tmp_path)
+    collect_into(tmp_path)
     content = fit_study(tmp_path, FitOptions(resamples=0))
     assert row.run_id not in entry(content, "baseline", "mixture")["run_ids"]
     assert content["excluded"] == [{"run_id": row.run_id, "reason": "unfinished: step 40 of 40"}]
@@ -139,7 +139,7 @@ def test_runs_that_spent_otherwise_than_planned_are_told(tmp_path: Path) -> None
     row = rows(study)[0][0]
     path = tmp_path / "runs" / row.run_id / records.EXIT
     records.write_json(path, (records.read_json(path) or {}) | {"train_flops": 1.05e18})
-    collect(tmp_path).write(tmp_path)
+    collect_into(tmp_path)
     assert fit_study(tmp_path, FitOptions(resamples=0))["warnings"] == [f"run {row.run_id} spent +5.0% against its planned FLOPs"]
 
 
@@ -148,7 +148,7 @@ def test_study_without_a_complete_run_is_refused(tmp_path: Path) -> None:
     write_study(tmp_path, study)
     for row, _ in rows(study):
         (tmp_path / "runs" / row.run_id / records.EXIT).unlink()
-    collect(tmp_path).write(tmp_path)
+    collect_into(tmp_path)
     with pytest.raises(FitError, match=r"no run .* can enter a fit \(2 unfinished\)"):
         fit_study(tmp_path, OPTIONS)
 
@@ -161,7 +161,7 @@ def test_study_that_is_not_collected_is_refused(tmp_path: Path) -> None:
 
 def test_results_of_an_earlier_version_are_refused_with_the_remedy(tmp_path: Path) -> None:
     write_study(tmp_path, Synthetic(budgets=(1e18,), sizes=1))
-    collect(tmp_path).write(tmp_path)
+    collect_into(tmp_path)
     header, *lines = (tmp_path / "results.csv").read_text().splitlines()
     (tmp_path / "results.csv").write_text("\n".join([header.replace("branch", "fork"), *lines]))
     with pytest.raises(FitError, match="has no column 'branch', so an earlier version wrote it; run: fit-scaling collect"):

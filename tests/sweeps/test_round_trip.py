@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from analysis.collect import collect
+from analysis.collect import collect_into
 from analysis.laws import LossSurface
 from analysis.results import IsoflopFit, SharedFit, SurfaceFit
 from analysis.study import FitOptions, fit_study
@@ -47,7 +47,7 @@ def trained_study(folder: Path, data_of: Callable[[PlanRow], float]) -> tuple[Pa
     planned.write(folder)
     for row in planned.rows:
         train(folder / "runs" / row.run_id, row, data_of(row))
-    collect(folder).write(folder)
+    collect_into(folder)
     return folder, fit_study(folder, FitOptions(resamples=0))
 
 

@@ -1,0 +1,151 @@
+"""What the folder of one run holds: its training records as columns, its evaluations and items, its end.
+
+Tolerates torn and damaged lines, missing files and restarts: each step, each evaluation and each item stands once, as last
+written. Evaluations are the trainer's (eval.jsonl, items.jsonl) and those of `python -m lst.evals` in RUN/evals, a folder each.
+Not here: what enters fits (`analysis.exclude`) and tables of a study (`analysis.collect`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analysis import step_records
+from analysis.step_records import is_number, is_whole
+from lst import records
+
+EVALUATIONS, CARD = "evals", "evaluation.json"
+METRIC_KEY, ITEM_KEY = ("step", "task", "direction", "metric"), ("step", "task", "direction", "item")
+OUTCOME = ("correct", "scores", "score", "conditional")
+"""What an item's row keeps of its record, beside its key."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """One run's records, each once, in order of steps."""
+
+    steps: pa.Table  # of the run's own path, skipped steps included (step_records.SCHEMA)
+    evaluations: list[dict[str, Any]]  # of branches too (field `branch`); `evaluation` is the id of one in RUN/evals
+    items: list[dict[str, Any]]  # the same of items
+    spent_flops: float | None  # on all paths, as far as is recorded
+    exit: dict[str, Any] | None
+    failure: dict[str, Any] | None
+    notes: tuple[str, ...] = ()  # what of the folder was left out, in sentences
+
+    @classmethod
+    def read(cls, folder: Path) -> RunFiles:
+        """Of a run's own path."""
+        return cls._read(folder, step_records.read_steps(folder / records.TRAIN_RECORDS))
+
+    @classmethod
+    def _read(cls, folder: Path, steps: pa.Table) -> RunFiles:
+        evaluations, items = metric_rows(folder), item_rows(folder)
+        found, notes = evaluation_folders(folder)
+        for path, known in found:
+            evaluations += [row | known for row in metric_rows(path)]
+            items += [row | known for row in item_rows(path)]
+        return cls(
+            steps=step_records.on_path(steps, None),
+            spent_flops=pc.max(steps["spent_flops"]).as_py(),
+            evaluations=sorted(evaluations, key=lambda row: int(row["step"])),
+            items=sorted(items, key=lambda row: int(row["step"])),
+            exit=records.read_json(folder / records.EXIT),
+            failure=records.read_json(folder / records.FAILURE),
+            notes=tuple(notes),
+        )
+
+    @classmethod
+    def read_branch(cls, folder: Path, branch: int) -> RunFiles:
+        """Of a run's branch of so many steps: the trunk up to its fork and its own records. Its tag says that it is done."""
+        steps = step_records.read_steps(folder / records.TRAIN_RECORDS)
+        whole = cls._read(folder, steps)
+        tag = records.read_json(folder / records.CHECKPOINTS / f"budget-{branch}" / "tag.json")
+        return cls(
+            steps=step_records.on_path(steps, branch),
+            spent_flops=0.0,
+            evaluations=[row for row in whole.evaluations if row.get("branch") == branch],
+            items=[row for row in whole.items if row.get("branch") == branch],
+            exit=None if tag is None else tag | {"status": "done", "step": branch, "spent_flops": 0.0},
+            failure=whole.failure,
+        )
+
+    def without(self, branches: set[int]) -> RunFiles:
+        """The same without the results of `branches`."""
+        if not branches:
+            return self
+        evaluations = [row for row in self.evaluations if row.get("branch") not in branches]
+        return replace(self, evaluations=evaluations, items=[row for row in self.items if row.get("branch") not in branches])
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """What was spent: exit.json over the last training record."""
+        row = self.steps.slice(len(self.steps) - 1).to_pylist()[0] if len(self.steps) else {}
+        known = {k: v for source in (row, self.exit or {}) for k, v in source.items() if v is not None}
+        whole = known.get("step")
+        return known | {"step": whole if is_whole(whole) else 0}
+
+
+def evaluation_folders(folder: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+    """The finished evaluations of a run, each with its id and that of its items; and what was left out, in sentences."""
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    notes = []
+    for path in sorted((folder / EVALUATIONS).glob(f"[!.]*/{CARD}")):  # one in the making has a name with a dot
+        card = records.read_json(path) or {}
+        name, about = card.get("evaluation_id"), card.get("decided_by")
+        if not isinstance(name, str) or not isinstance(about, dict):
+            notes.append(f"'{path}' is no evaluation's card, so its folder was left out; evaluate again.")
+        elif about.get("run_id", folder.name) != folder.name:
+            notes.append(f"'{path.parent}' is of run {about['run_id']}, so it was left out; move it to that run's folder.")
+        elif name in found:
+            notes.append(f"'{path.parent}' is the evaluation '{found[name][0]}' again, so it was left out; remove one of them.")
+        else:
+            found[name] = path.parent, {"evaluation": name, "items_id": about.get("items_id") or about.get("test")}
+    return list(found.values()), notes
+
+
+def metric_rows(folder: Path) -> list[dict[str, Any]]:
+    """The metrics in a folder's eval.jsonl."""
+    return once(records.iter_jsonl(folder / records.EVAL_RECORDS), METRIC_KEY, ("value",))
+
+
+def item_rows(folder: Path) -> list[dict[str, Any]]:
+    """The items of choice tasks in a folder's items.jsonl, each with its key and OUTCOME."""
+    kept = ("branch", *ITEM_KEY, *OUTCOME)
+    rows = (row for row in records.iter_jsonl(folder / records.ITEM_RECORDS) if isinstance(row.get("correct"), bool | int))
+    return once(({name: row[name] for name in kept if name in row} for row in rows), ITEM_KEY)
+
+
+def train_records(folder: Path) -> list[dict[str, Any]]:
+    """All records of train.jsonl with every field, each (branch, step) once: for who needs more than `RunFiles.steps`."""
+    return once(records.iter_jsonl(folder / records.TRAIN_RECORDS), ("step",))
+
+
+def once(rows: Iterable[dict[str, Any]], key: tuple[str, ...], needed: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Rows that have all of `key` and `needed` in their types, the last of each key and branch, in the order of steps."""
+    last: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        if _is_typed(row, (*key, *needed)):
+            last[row.get("branch"), *(row[name] for name in key)] = row
+    return sorted(last.values(), key=lambda row: int(row["step"]))
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("task", "direction", "metric", "score", "patching", "items_id"), (str,)),
+    **dict.fromkeys(("value", "n_items", *step_records.NUMBERS), (int, float)),
+    **{"step": (int,), "branch": (int,), "item": (str, int), "scores": (list,), "conditional": (bool,)},
+}
+"""Of the fields that stand in tables: a damaged line may be whole JSON all the same."""
+
+
+def _is_typed(row: dict[str, Any], key: tuple[str, ...]) -> bool:
+    """Whether a record has its key, and its fields have their types."""
+    for name, value in row.items():
+        if name in _TYPES and type(value) not in _TYPES[name]:
+            return False
+    numbers = all(map(is_number, row.get("scores", ())))
+    return numbers and all(name in row for name in key) and is_whole(row["step"]) and is_whole(row.get("branch", 0))
