@@ -16,7 +16,7 @@ from launch.environment import python_environment
 from launch.failures import FailureClass, last_line
 from launch.job import is_complete
 from launch.ledger import FAILED, LAUNCH, Attempt
-from launch.rows import TASK, Row, cost_of, waits_for
+from launch.rows import EVAL, TASK, Row, cost_of, waits_for
 from lst.records import read_json, write_json
 
 CANARY = "canary.json"
@@ -28,6 +28,7 @@ def canaries(study: Path, todo: Sequence[Row], code: str) -> list[Row]:
     """The cheapest row of each arm that has not passed with this code; none where there is no more to run than these."""
     if any(row.kind == TASK for row in todo):
         return []
+    todo = [row for row in todo if row.kind != EVAL]  # it trains nothing
     known = read_json(study / LAUNCH / CANARY) or {}
     passed = set(known.get("arms", [])) if known.get("code") == code else set()
     costs, chosen = cost_of(list(todo)), {}

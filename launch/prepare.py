@@ -15,7 +15,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.rows import ADMITTED, NEEDED, PLAN, RUNS, TASK, Row
+from launch.evaluations import evaluation_words
+from launch.rows import ADMITTED, EVAL, NEEDED, PLAN, RUNS, TASK, Row
 from lst.errors import ConfigError, LaunchError
 from lst.records import read_json, write_atomically, write_json
 
@@ -72,6 +73,8 @@ def write_preparation(folder: Path, parts: int, options: Sequence[str]) -> None:
 
 def task_of(study: Path, row: Row) -> tuple[str, ...]:
     """The module and arguments of a row that is no training; empty for a run. Raises LaunchError on a damaged folder."""
+    if row.kind == EVAL:
+        return evaluation_words(study, row)
     if row.kind != TASK:
         return ()
     known = read_json(study / PREPARATION) or {}

@@ -20,7 +20,7 @@ PLAN = "plan.csv"
 RUNS = "runs"
 ADMITTED = "admitted"
 STATED = "stated:"  # how the data_id of stated statistics begins (sweeps/stated_file.py)
-BRANCH, TASK = "branch", "task"  # of the column kind
+BRANCH, TASK, EVAL = "branch", "task", "eval"  # of the column kind
 RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
 NEEDED = ("run_id", "arm", "size", "steps", "planned_flops", "gpus", "est_gpu_hours", "status", "reason")
 
@@ -40,8 +40,8 @@ class Row:
     status: str  # admitted or refused
     reason: str  # why it is refused
     data_id: str = ""  # content hash of the data set; `stated:...` where there is none
-    parent: str = ""  # run_id of the run whose weights it starts from
-    kind: str = ""  # of the plan; TASK: no training, but a part of a data preparation (`launch.prepare`)
+    parent: str = ""  # run_id of the run whose weights it starts from, or evaluates
+    kind: str = ""  # of the plan; no training: TASK, a part of a data preparation (`launch.prepare`), EVAL (`launch.evaluations`)
     after: tuple[str, ...] = ()  # of a TASK: run_ids that must be done before
 
     @property
@@ -93,7 +93,13 @@ def waits_for(study: Path, row: Row) -> str:
 def waiting_text(study: Path, rows: list[Row]) -> str:
     """What is told of rows that cannot start yet."""
     first = waits_for(study, rows[0])
-    why = "which comes before" if rows[0].after else "from whose weights it starts"
+    why = (
+        "which comes before"
+        if rows[0].after
+        else "whose weights it evaluates"
+        if rows[0].kind == EVAL
+        else "from whose weights it starts"
+    )
     return f"not started yet: {len(rows)}, the first waits for run {first}, {why}; submit again later"
 
 

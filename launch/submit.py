@@ -28,7 +28,7 @@ from launch.order import Order, adopt, forget, place_order, pump, read_order, to
 from launch.past import GONE, close, close_finished
 from launch.prepare import task_of
 from launch.retries import STOPPED, study_stopped
-from launch.rows import TASK, Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
+from launch.rows import EVAL, TASK, Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
 from launch.scheduler import cancel_jobs
 from launch.snapshot import make_private, take_snapshot
 from launch.status import OPEN_STATES, RUNNING, RunStatus, eta_seconds, gather, is_planned, lock_path
@@ -261,7 +261,7 @@ def _prepare(study: Path, todo: Sequence[Row]) -> Path:
     if free < NEEDED_MIB:
         raise LaunchError(f"'{study}' has {free:.0f} MiB of free space, less than {NEEDED_MIB}; free some before submitting.")
     for row in todo:
-        if row.kind == TASK:
+        if row.kind in (TASK, EVAL):
             task_of(study, row)
         else:
             check_run(study, row)

@@ -1,12 +1,11 @@
 """What follows a pretraining run: fine-tuning and evaluation, as rows of their own that name their parent.
 
-    after: {kind: finetune, task: asr, steps: [1000, 2000, 4000], batch_sequences: 4}
-    after: {kind: eval, task: swuggy_sblimp}
+    after: {kind: finetune, task: asr, steps: [1000, 2000, 4000], batch_sequences: 4, evaluate: true}
+    after: {kind: eval, task: choices, items: [items/swuggy, items/sblimp]}
 
 A fine-tuning is a run: it starts from all weights of its parent (`train.init_from=run:<run_id>`, lst.parent_run) and reads
 nothing but pairs of speech and text, those of the study's data or of `after.data`, in the parent's network, patched as the
-parent is evaluated. An evaluation is named alone: how many items it has is not said, so it is neither priced nor run. Not
-here: the parents (`sweeps.build`).
+parent is evaluated. Not here: the parents (`sweeps.build`), evaluations (`sweeps.evaluations`).
 """
 
 from __future__ import annotations
@@ -18,27 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from lst.config import PARENT_RUN, Arm, DataConfig, MixtureConfig, Patching, PatchingConfig, RunConfig
 from lst.errors import ConfigError
-from lst.plain import content_hash
 from sweeps.admit import admit
-from sweeps.after_options import TASKS, AfterOptions
+from sweeps.after_options import AfterOptions
 from sweeps.allocate import given_length
 from sweeps.build import PlannedRun, run_columns, with_micro_batch
-from sweeps.columns import PlanRow, Status
+from sweeps.columns import EVAL, PlanRow, Status
 from sweeps.estimate import price_run
+from sweeps.evaluations import evaluation_rows
 from sweeps.measure import open_measure
 from sweeps.price import AUTO
 
 if TYPE_CHECKING:
     from sweeps.measure import Measure
     from sweeps.study import StudyConfig
-
-_OF_A_LENGTH = (
-    *("flops_budget", "planned_flops", "planned_spent_flops", "planned_spent_steps", "flops_per_step", "six_nd", "steps"),
-    *("final_batch_sequences", "units", "tokens"),
-    *("text_tokens", "text_only_tokens", "interleaved_tokens", "speech_tokens", "tokens_per_param", "speech_epochs"),
-    *("corpus_passes", "lr", "warmup_steps", "gpus", "est_gpu_hours", "est_minutes", "est_dollars"),
-)
-"""Columns that are 0 for a row that trains on nothing."""
 
 
 def after_runs(study: StudyConfig, measure: Measure, parents: Sequence[PlannedRun]) -> Iterator[PlannedRun]:
@@ -50,10 +41,13 @@ def after_runs(study: StudyConfig, measure: Measure, parents: Sequence[PlannedRu
     own = _tuning_measure(study, measure) if after.data else measure
     for parent in parents:
         if after.kind and parent.row.admitted:
-            if not after.steps:
-                yield PlannedRun(row=_evaluated(parent.row, after), config=parent.config)
+            if after.kind == EVAL:
+                yield from evaluation_rows(study, parent)
             for steps in after.steps:
-                yield _tuned(study, own, parent, steps)
+                tuned = _tuned(study, own, parent, steps)
+                yield tuned
+                if after.evaluate and tuned.row.admitted:
+                    yield from evaluation_rows(study, tuned)
 
 
 def _tuning_measure(study: StudyConfig, measure: Measure) -> Measure:
@@ -130,15 +124,6 @@ def _as_evaluated(patching: PatchingConfig) -> PatchingConfig:
     if patching.kind is Patching.CURRICULUM:
         return dataclasses.replace(patching, curriculum_aligned_until=0.0, curriculum_static_from=0.0)
     return dataclasses.replace(patching, mixed_aligned_share=0.0) if patching.kind is Patching.MIXED else patching
-
-
-def _evaluated(parent: PlanRow, after: AfterOptions) -> PlanRow:
-    """An evaluation of a parent; how many items it has is not said (the paper's gap 10), so it is not priced."""
-    content = {"parent": parent.run_id, "kind": after.kind, "task": after.task}
-    nothing = {name: type(getattr(parent, name))() for name in _OF_A_LENGTH}
-    reason = f"{after.task} ({TASKS[after.kind][after.task]}) is accounted for, but this version evaluates pretraining runs alone"
-    refused: dict[str, Any] = {"run_id": content_hash(content), "status": Status.REFUSED, "reason": reason}
-    return dataclasses.replace(parent, **nothing, **_following(parent, after), **refused)
 
 
 def _following(parent: PlanRow, after: AfterOptions, length: str = "") -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lst.errors import ConfigError, did_you_mean
 
 TASKS = {
     "finetune": {"asr": "speech, then its transcript", "tts": "a transcript, then its speech"},
-    "eval": {"swuggy_sblimp": "sWUGGY and sBLIMP"},
+    "eval": {"choices": "item sets", "asr": "word errors", "tts": "generated speech"},
 }
 
 
@@ -17,12 +18,21 @@ class AfterOptions:
     """What follows every pretraining run of the study."""
 
     kind: str = ""  # finetune | eval; "" = nothing
-    task: str = ""  # asr | tts (finetune), swuggy_sblimp (eval)
+    task: str = ""  # asr | tts (finetune), choices | asr | tts (eval)
     steps: tuple[int, ...] = ()  # finetune: optimiser steps, a row each
     batch_sequences: int = 0  # finetune: sequences of a batch
     lr_scale: float = 0.1  # finetune: peak learning rate as a share of the pretraining's (assumed; the paper gives none)
     warmup_steps: int = 0  # finetune: linear warm-up, steps (assumed, as above)
     data: str = ""  # finetune: folder of a prepared data set with the study's vocabularies; "" = the study's own data
+    evaluate: bool = False  # finetune: a row of kind eval, of the same task, behind each fine-tuned run
+    items: tuple[str, ...] = ()  # eval, choices: folders of item sets (prepare-data eval=FILE), a row each
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)  # eval: of `python -m lst.evals TASK`
+    shards: int = 1  # eval: processes that share one evaluation, a row each
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are rows of kind eval."""
+        return self.kind == "eval" or self.evaluate
 
     def validate(self) -> None:
         """Raises ConfigError on a value that cannot be."""
@@ -38,7 +48,22 @@ class AfterOptions:
             raise ConfigError("after.kind=finetune needs after.steps, after.batch_sequences and after.lr_scale above 0.")
         if not 0 <= self.warmup_steps <= min(self.steps, default=0):
             raise ConfigError(f"after.warmup_steps={self.warmup_steps} must lie between 0 and the fewest of after.steps.")
-        if not tuned and (self.steps or self.batch_sequences or self.data):
+        if not tuned and (self.steps or self.batch_sequences or self.data or self.evaluate):
             raise ConfigError(
-                f"after.steps, after.batch_sequences and after.data have no meaning for after.kind='{self.kind}'; leave them out."
+                "after.steps, after.batch_sequences, after.data and after.evaluate have no meaning for "
+                f"after.kind='{self.kind}'; leave them out."
             )
+        self._validate_evaluation()
+
+    def _validate_evaluation(self) -> None:
+        if not self.evaluates and (self.items or self.options or self.shards != 1):
+            raise ConfigError(
+                "after.items, after.options and after.shards have no meaning without an evaluation; give after.kind=eval, or "
+                "after.evaluate=true behind a fine-tuning."
+            )
+        if self.items and self.task != "choices":
+            raise ConfigError(f"after.items has no meaning for after.task='{self.task}'; leave it out.")
+        if len(set(self.items)) < len(self.items):
+            raise ConfigError(f"after.items={list(self.items)} has an item set twice; give each once.")
+        if self.shards < 1:
+            raise ConfigError(f"after.shards={self.shards} must be 1 or more.")

@@ -13,7 +13,7 @@ Not here: how a length is solved (`sweeps.allocate`), files (`sweeps.folder`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ class PlannedRun:
 
     row: PlanRow
     config: RunConfig
+    evaluation: Mapping[str, Any] | None = None  # of a row of kind eval, whose weights are those of a run of `config`
 
 
 @dataclass(frozen=True, kw_only=True)

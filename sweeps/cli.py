@@ -365,7 +365,7 @@ def _require_known_keys(overrides: dict[str, str]) -> None:
             section = fields[part].default_factory
             is_section = isinstance(section, type) and dataclasses.is_dataclass(section)
             if not is_section:
-                if place + 1 < len(dotted.split(".")) and part not in ("arm_sizes", "profiles"):
+                if place + 1 < len(dotted.split(".")) and part not in ("arm_sizes", "profiles", "options"):
                     raise ConfigError(f"unknown key '{dotted}'; '{part}' has no fields of its own.")
                 break
 

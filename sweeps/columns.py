@@ -21,6 +21,7 @@ from lst.plain import changed, kept
 
 PLAN_TABLE = "plan.csv"
 FINETUNE = "finetune"  # a value of the column `kind`: a row that starts from its parent_run_id's weights
+EVAL = "eval"  # a value of the column `kind`: a row that evaluates the weights of its parent_run_id
 BRANCH = "branch"  # a value of the column `kind`: a row whose run is its parent_run_id's
 
 

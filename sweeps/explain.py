@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sweeps.columns import PlanRow
+from sweeps.columns import EVAL, PlanRow
 from sweeps.plan import Plan
 from sweeps.spend import Ladder, expected_optimum
 from sweeps.study import Length, Matching, StudyConfig
@@ -41,7 +41,8 @@ def explain_text(plan: Plan) -> str:
 def _because(plan: Plan, row: PlanRow) -> str:
     study = plan.study
     if row.kind != "pretrain":
-        return f"{row.kind} of run {row.parent_run_id}"
+        what = row.match_group.rpartition(f" {EVAL} ")[2] if row.kind == EVAL else ""
+        return f"{row.kind} {what} of run {row.parent_run_id}".replace("  ", " ")
     reasons = [_length_reason(study, row, plan.ladder), *_size_reason(study, row)]
     if row.arm == study.of_arm(row.arm).reference_arm:
         reasons.append("the reference of its group")

@@ -23,11 +23,12 @@ from lst.config import RunConfig
 from lst.errors import PlanError
 from lst.plain import kept, to_dict
 from lst.records import RUN_CONFIG, write_atomically
-from sweeps.columns import BRANCH, PLAN_TABLE, format_value, read_rows
+from sweeps.columns import BRANCH, EVAL, PLAN_TABLE, format_value, read_rows
 
 STUDY_FILE = "study.yaml"
 REFERENCES = "references.json"
 RUNS = "runs"
+EVALUATION = "eval.json"
 
 
 class Written(StrEnum):
@@ -41,6 +42,11 @@ class Written(StrEnum):
 def run_file(run_id: str) -> str:
     """Path of a run's configuration inside the study's folder."""
     return f"{RUNS}/{run_id}/{RUN_CONFIG}"
+
+
+def evaluation_file(run_id: str) -> str:
+    """Path of what a row of kind eval is to do, inside the study's folder."""
+    return f"{RUNS}/{run_id}/{EVALUATION}"
 
 
 def run_yaml(config: RunConfig) -> str:
@@ -126,11 +132,10 @@ def _write_new(out: Path, files: Mapping[str, bytes]) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        if any(name.startswith(f"{RUNS}/") for name in files):
-            (aside / RUNS).mkdir()
+        (aside / RUNS).mkdir()
         for name, data in files.items():
-            folder, _, own = name.rpartition("/")
-            if own == RUN_CONFIG:
+            folder = name.rpartition("/")[0]  # of a run, which has one file
+            if folder:
                 os.mkdir(f"{aside}/{folder}")  # noqa: PTH102  # without a Path for each
             _write_file(f"{aside}/{name}", data)
         aside.chmod(0o755)
@@ -175,7 +180,7 @@ def _require_growth(out: Path, files: Mapping[str, bytes], *, widen: bool) -> No
     if not (out / PLAN_TABLE).is_file() or not (out / STUDY_FILE).is_file():
         raise PlanError(f"out={out} holds other files and no plan of ours; choose another folder.")
     old = [row for row in read_rows(out) if row.admitted and row.kind != BRANCH]
-    lost = [row for row in old if run_file(row.run_id) not in files]
+    lost = [row for row in old if (evaluation_file if row.kind == EVAL else run_file)(row.run_id) not in files]
     if lost:
         first = lost[0]
         raise PlanError(

@@ -74,7 +74,8 @@ class Plan:
 
     study: StudyConfig
     rows: tuple[PlanRow, ...]
-    run_configs: Mapping[str, RunConfig]  # run_id -> configuration, admitted rows only
+    run_configs: Mapping[str, RunConfig]  # run_id -> configuration, admitted rows that train
+    evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # run_id -> eval.json, admitted rows of kind eval
     warnings: tuple[str, ...]
     levels: tuple[Level, ...]  # lengths with their sizes
     ladder: Ladder | None  # where a total has chosen them
@@ -103,12 +104,15 @@ class Plan:
     def files(self) -> dict[str, bytes]:
         """The plan's files by their path in the study's folder, references.json apart."""
         from sweeps.columns import PLAN_TABLE, rows_to_csv
-        from sweeps.folder import STUDY_FILE, run_file, run_yaml, to_yaml
+        from sweeps.evaluations import evaluation_text
+        from sweeps.folder import STUDY_FILE, evaluation_file, run_file, run_yaml, to_yaml
         from sweeps.study import study_to_dict
 
         files = {STUDY_FILE: to_yaml(study_to_dict(self.study)), PLAN_TABLE: rows_to_csv(self.rows)}
         for run_id, config in self.run_configs.items():
             files[run_file(run_id)] = run_yaml(config)
+        for run_id, content in self.evaluations.items():
+            files[evaluation_file(run_id)] = evaluation_text(content)
         return {name: text.encode() for name, text in files.items()}
 
     def write(self, out: Path | str, *, widen: bool = False) -> Written:
@@ -160,7 +164,7 @@ def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None
     """`plan` on data that is open already: several studies of one data set share what is measured."""
     from sweeps.after import after_runs
     from sweeps.build import build_runs
-    from sweeps.columns import BRANCH
+    from sweeps.columns import BRANCH, EVAL
     from sweeps.spending import choose_ladder, edge_warnings, ladder_levels, levels_of, require_within
 
     def runs_at(levels: Sequence[Level], progress: Progress | None = None) -> tuple[list[PlannedRun], list[str]]:
@@ -181,7 +185,8 @@ def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None
         rows=rows,
         levels=levels,
         ladder=ladder,
-        run_configs={run.row.run_id: run.config for run in runs if run.row.admitted and run.row.kind != BRANCH},
+        run_configs={run.row.run_id: run.config for run in runs if run.row.admitted and run.row.kind not in (BRANCH, EVAL)},
+        evaluations={run.row.run_id: run.evaluation for run in runs if run.row.admitted and run.evaluation is not None},
         warnings=(*warnings, *edge_warnings(study, measure, levels)),
         _measure=measure,
     )

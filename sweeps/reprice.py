@@ -15,8 +15,9 @@ from lst.config import RunConfig
 from lst.errors import PlanError
 from lst.plain import changed, field_types, from_dict, with_number
 from sweeps.canary import Canary
-from sweeps.columns import BRANCH, FINETUNE, PlanRow, Status
+from sweeps.columns import BRANCH, EVAL, FINETUNE, PlanRow, Status
 from sweeps.estimate import Price, price_run
+from sweeps.evaluations import priced
 from sweeps.folder import from_yaml, run_file
 from sweeps.plan import StoredPlan
 from sweeps.price import PriceConfig, Work
@@ -30,7 +31,9 @@ def reprice(stored: StoredPlan, price: PriceConfig, canary: Canary | None = None
     known: dict[tuple[Any, ...], tuple[RunConfig, Price]] = {}  # runs that differ in their seed alone cost the same
     rows = []
     for row in stored.rows:
-        if row.admitted and row.kind != BRANCH:
+        if row.admitted and row.kind == EVAL:
+            row = priced(row, price)
+        elif row.admitted and row.kind != BRANCH:
             config = load_run_config(stored, row.run_id)
             key = (row.arm, row.size, row.kind, row.steps, row.planned_spent_flops, row.planned_spent_steps, row.tokens)
             twin, estimate = known.get(key, (None, None))

@@ -12,7 +12,7 @@ from lst.assumptions import ASSUMPTIONS, Assumption
 from lst.config import ARM_PATCHING, Arm, Patching
 from lst.ladder import BaselineMatch, named_count
 from sweeps.accounting import accounting_text, speech_text
-from sweeps.columns import PlanRow
+from sweeps.columns import EVAL, PlanRow
 from sweeps.contradictions import contradictions
 from sweeps.plan import Plan
 from sweeps.recipe import recipe_text
@@ -87,14 +87,14 @@ def run_table(rows: Sequence[PlanRow]) -> str:
     seeds = len({row.seed for row in rows}) > 1
     lines = [
         [
-            scientific(row.flops_budget),
+            EVAL if row.kind == EVAL else scientific(row.flops_budget),
             row.size,
             row.arm,
             short(row.num_params),
             f"{row.steps:,}",
             short(row.batch_units),
             short(row.tokens),
-            scientific(row.planned_flops),
+            scientific(row.planned_flops or row.planned_spent_flops),
             f"{100 * row.gap:+.2f}",
             minutes(row.est_minutes),
             row.status,

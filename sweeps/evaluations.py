@@ -1,0 +1,202 @@
+"""Rows of kind `eval`: what `python -m lst.evals` will do with a run's weights, frozen in the row's eval.json.
+
+    {"run_id": ..., "evaluation": {what decides the result}, "run": the run that has the weights, "checkpoint": "final" or a
+    folder of its checkpoints/, "items": folder of the item set, "out": folder below the run's evals/, "shard": "1/1"}
+
+The row's id is the hash of `evaluation` (and of the shard, where there are several): the item set is in it by its items_id, not
+by its place. `submit-sweep` starts it once its parent is done (launch.evaluations). Not here: evaluating (`lst.evals`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lst
+from lst.errors import ConfigError, DataError
+from lst.memory import GIB
+from lst.plain import content_hash, from_dict
+from sweeps.columns import BRANCH, EVAL, PlanRow, Status
+from sweeps.price import PriceConfig, Speed, Work, rounded, run_minutes
+
+if TYPE_CHECKING:
+    from sweeps.build import PlannedRun
+    from sweeps.study import StudyConfig
+
+SET_BY_THE_PLAN = ("items", "out", "shard")  # options of lst.evals
+BYTES_A_TEXT_TOKEN = 4  # assumed, of the price alone
+SPEECH_TOKENS_A_WORD, TEXT_TOKENS_A_WORD = 10, 1.5  # the same: 0.4 seconds
+SMOKE = "hellaswag_spoken_smoke"  # the item set that ships (lst.evals.item_set)
+DTYPE = "float32"  # as lst.evals computes by default
+
+_OF_A_TRAINING = (
+    *("flops_budget", "planned_flops", "planned_spent_steps", "flops_per_step", "six_nd", "final_batch_sequences", "units"),
+    *("tokens", "text_tokens", "text_only_tokens", "interleaved_tokens", "speech_tokens", "tokens_per_param", "speech_epochs"),
+    *("corpus_passes", "lr", "warmup_steps", "micro_batch_tokens", "est_gib_gradients", "est_gib_optimiser", "est_gib_gathered"),
+    *("est_gib_activations", "est_gib_workspace", "est_gib_logits", "est_gib_runtime", "est_disk_gib", "est_kept_gib", "branch"),
+    *("planned_spent_flops", "est_minutes", "est_gpu_hours", "est_dollars", "est_peak_gib", "est_gib_weights", "gpus"),
+)
+"""Columns that are 0 for a row that trains on nothing, and is not priced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemSet:
+    """What the planner knows of an item set: its manifest, and how many tokens scoring it takes."""
+
+    folder: str
+    task: str
+    items_id: str
+    rows: int  # items
+    tokens: Mapping[str, float]  # that scoring reads in each direction
+
+    def scored(self, options: Mapping[str, Any]) -> float:
+        """Tokens under the options of the evaluation. Raises ConfigError on a direction that the items have not."""
+        wanted = [d for d in str(options.get("directions", "")).split(",") if d] or list(self.tokens)
+        for direction in wanted:
+            if direction not in self.tokens:
+                raise ConfigError(
+                    f"after.options.directions has '{direction}', item set '{self.folder}' has {', '.join(self.tokens)}."
+                )
+        share = min(int(options.get("limit", 0)) or self.rows, self.rows) / max(1, self.rows)
+        return share * sum(self.tokens[direction] for direction in wanted)
+
+
+def evaluation_rows(study: StudyConfig, parent: PlannedRun) -> Iterator[PlannedRun]:
+    """The evaluations of a parent: a row an item set and shard.
+
+    Raises ConfigError on options that cannot be, DataError on an item set that cannot be read.
+    """
+    after = study.after
+    require_options(after.task, after.options)
+    if after.task == "choices" and not after.items:
+        reason = "after.items is empty; give the folders of its item sets (prepare-data eval=FILE out=DIR makes one)"
+        run_id = content_hash({"parent": parent.row.run_id, "kind": EVAL, "task": after.task})
+        row = _row(parent, after.task, run_id=run_id, status=Status.REFUSED, reason=reason)
+        yield dataclasses.replace(parent, row=row)
+        return
+    sets: list[ItemSet | None] = [open_items(folder) for folder in after.items]
+    for items in sets or [None]:
+        for shard in range(1, after.shards + 1):
+            yield _planned(study, parent, items, f"{shard}/{after.shards}")
+
+
+def _planned(study: StudyConfig, parent: PlannedRun, items: ItemSet | None, shard: str) -> PlannedRun:
+    after, before = study.after, parent.row
+    decisive: dict[str, Any] = {"parent": before.run_id, "kind": EVAL, "task": after.task, "options": dict(after.options)}
+    decisive |= {"items_id": items.items_id} if items else {}
+    name, alone, of_branch = items.task if items else after.task, after.shards == 1, before.kind == BRANCH
+    content = {
+        "run_id": content_hash(decisive | ({} if alone else {"shard": shard})),
+        "evaluation": decisive,
+        "run": before.parent_run_id if of_branch else before.run_id,
+        "checkpoint": f"budget-{before.branch}" if of_branch else "final",
+        "items": items.folder if items else "",
+        "out": f"{name}-{content_hash(decisive)}",
+        "shard": shard,
+    }
+    tokens = items.scored(after.options) if items else _generated(parent, after.task, after.options)
+    flops = tokens / after.shards * before.planned_flops / before.tokens / 3  # a training token's, without the backward pass
+    what = name if alone else f"{name} {shard}"
+    row = _row(parent, what, run_id=str(content["run_id"]), status=Status.ADMITTED, reason="", planned_spent_flops=flops)
+    return dataclasses.replace(parent, row=priced(row, study.price), evaluation=content)
+
+
+def _row(parent: PlannedRun, what: str, **columns: Any) -> PlanRow:
+    before = parent.row
+    named = {"kind": EVAL, "parent_run_id": before.run_id, "match_group": f"{before.match_group} eval {what}"}
+    nothing = {name: type(getattr(before, name))() for name in _OF_A_TRAINING}
+    return dataclasses.replace(before, **nothing | named | columns)
+
+
+def priced(row: PlanRow, price: PriceConfig) -> PlanRow:
+    """An evaluation's row on one GPU, or on the CPU. Raises ConfigError where the device's speed is not known."""
+    gpus = 0 if price.gpu is None else 1
+    speed = Speed(flops_per_second=price.flops_per_second(gpus, DTYPE), step_seconds=0.0, startup_seconds=price.startup_seconds)
+    minutes = run_minutes(Work(flops=row.planned_spent_flops, steps=0), speed, batch_sequences=1, gpus=gpus)
+    weights = rounded(4 * row.num_params / GIB)
+    return dataclasses.replace(
+        row,
+        gpus=gpus,
+        est_minutes=minutes,
+        est_gpu_hours=rounded(minutes / 60 * gpus),
+        est_dollars=rounded(minutes / 60 * gpus * price.dollars),
+        est_peak_gib=weights,
+        est_gib_weights=weights,
+        placement_reason="an evaluation, on one GPU" if gpus else "",
+    )
+
+
+def evaluation_text(content: Mapping[str, Any]) -> str:
+    """The text of eval.json."""
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def require_options(task: str, options: Mapping[str, Any]) -> None:
+    """ConfigError where `python -m lst.evals TASK` would not take these options, or the plan sets them itself."""
+    from lst.evals.asr import AsrConfig
+    from lst.evals.choice_run import ChoiceRunConfig
+    from lst.evals.tts import TtsConfig
+
+    for key in SET_BY_THE_PLAN:
+        if key in options:
+            raise ConfigError(f"after.options.{key} is set by the plan (after.items, after.shards); leave it out.")
+    if task == "choices":
+        from_dict(ChoiceRunConfig, {"items": "", **options}, "after.options")
+    else:
+        from_dict(AsrConfig if task == "asr" else TtsConfig, dict(options), "after.options")
+
+
+@lru_cache(maxsize=64)
+def open_items(folder: str) -> ItemSet:
+    """What the item set in `folder` is (or SMOKE, which ships). Raises DataError where there is none, or a damaged one."""
+    import pyarrow.parquet as pq
+    from pyarrow.lib import ArrowException
+
+    from lst.data.shards import MANIFEST, MANIFEST_SUM, manifest_text
+
+    path = Path(lst.__file__).parent / "evals" / "embedded" if folder == SMOKE else Path(folder)
+    again = "make an item set with: prepare-data eval=FILE out=DIR"
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        if manifest.get(MANIFEST_SUM) is None or text != manifest_text(manifest):
+            raise ValueError("its checksum differs")
+        table = pq.read_table(path / "items.parquet", columns=["prompt", "texts", "speech"])
+        tokens = {direction: _scored_tokens(table, direction) for direction in manifest["directions"]}
+        name, items_id = re.sub(r"[^0-9A-Za-z_-]+", "-", str(manifest["task"])), str(manifest["items_id"])
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError, ArrowException) as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"after.items has '{folder}', which is no whole item set ({what}); {again}.") from error
+    place = folder if folder == SMOKE else str(path.resolve())
+    return ItemSet(folder=place, task=name, items_id=items_id, rows=len(table), tokens=tokens)
+
+
+def _scored_tokens(table: Any, direction: str) -> float:
+    """Tokens that scoring reads: each ending after its prompt, and each ending alone."""
+    given, asked = ({"S": "speech", "T": "texts"}[direction[place]] for place in (0, -1))
+    total = 0.0
+    for prompt, before, after in zip(*(table.column(name).to_pylist() for name in ("prompt", given, asked)), strict=True):
+        lengths = [_tokens(part) for part in after[prompt:]]
+        total += 2 * sum(lengths) + (len(lengths) * _tokens(before[0]) if prompt else 0.0)
+    return total
+
+
+def _tokens(part: Any) -> float:
+    return len(part.encode()) / BYTES_A_TEXT_TOKEN if isinstance(part, str) else float(len(part))
+
+
+def _generated(parent: PlannedRun, task: str, options: Mapping[str, Any]) -> float:
+    """Tokens of a recognition's or a synthesis' utterances, as the options (or the defaults) have them."""
+    from lst.evals.asr import AsrConfig
+    from lst.evals.tts import TtsConfig
+
+    kind: type[AsrConfig | TtsConfig] = AsrConfig if task == "asr" else TtsConfig
+    config = from_dict(kind, dict(options))
+    words = config.words or parent.config.data.pair_words
+    return config.utterances * words * (SPEECH_TOKENS_A_WORD + TEXT_TOKENS_A_WORD)

@@ -1,0 +1,163 @@
+"""Rows of kind eval: whose weights, which items and options, what they cost, what is frozen, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lst
+from lst.errors import ConfigError, DataError, PlanError
+from lst.flops import forward_flops
+from sweeps.evaluations import SMOKE, open_items
+from sweeps.plan import Plan, plan, read_plan
+from sweeps.reprice import reprice
+
+SET = Path(lst.__file__).parent / "evals" / "embedded"
+STUDY: dict[str, Any] = {
+    "name": "judged", "data": "paper", "sizes": ["420M"], "arms": ["baseline", "lst_static"], "units": [5e10], "matching": "unit",
+    "seq_len_units": 4096, "recipe": {"name": "paper"}, "price": {"device": "h100", "gpus": 8},
+}  # fmt: skip
+CHOICES = {"kind": "eval", "task": "choices", "items": [SMOKE]}
+
+
+def judged(after: dict[str, Any], **changes: Any) -> Plan:
+    return plan(STUDY | {"after": after} | changes)
+
+
+def evaluations(found: Plan) -> list[Any]:
+    return [row for row in found.rows if row.kind == "eval"]
+
+
+def test_a_row_an_item_set_and_shard_follows_each_run() -> None:
+    found = judged(CHOICES | {"shards": 2})
+    parents = [row for row in found.rows if row.kind == "pretrain"]
+    rows = evaluations(found)
+    assert [row.parent_run_id for row in rows] == [p.run_id for p in parents for _ in range(2)]
+    assert [row.arm for row in rows] == ["baseline"] * 2 + ["lst_static"] * 2
+    assert len({row.run_id for row in rows}) == 4
+    contents = [found.evaluations[row.run_id] for row in rows]
+    assert [content["shard"] for content in contents] == ["1/2", "2/2"] * 2
+    assert len({content["out"] for content in contents}) == 2  # the shards of one evaluation share its folder
+    assert {row.run_id for row in rows}.isdisjoint(found.run_configs)
+
+
+def test_an_evaluation_trains_nothing_and_spends_a_forward_pass_over_what_is_scored() -> None:
+    """By hand: of four endings, each after the prompt and each alone; bytes of text stand for a quarter of a token."""
+    found = judged(CHOICES | {"options": {"directions": "S->S", "limit": 50}})
+    row, parent = evaluations(found)[0], found.rows[0]
+    import pyarrow.parquet as pq
+
+    items = pq.read_table(SET / "items.parquet").to_pylist()
+    tokens = sum(4 * len(prompt) + 2 * sum(map(len, endings)) for prompt, *endings in (item["speech"] for item in items))
+    assert open_items(SMOKE).tokens["S->S"] == tokens
+    a_token = parent.planned_flops / parent.tokens / 3
+    assert row.planned_spent_flops == pytest.approx(tokens * 50 / 200 * a_token)
+    assert (row.planned_flops, row.tokens, row.planned_spent_steps, row.flops_budget) == (0.0, 0.0, 0, 0.0)
+    assert (row.gpus, row.est_gpu_hours) == (1, pytest.approx(row.est_minutes / 60, rel=1e-3))
+    assert found.totals.planned_flops == pytest.approx(sum(r.planned_spent_flops for r in found.rows))
+    config = found.run_configs[parent.run_id]
+    assert a_token == pytest.approx(forward_flops(config.model, found._measure.mean(config)).total / 4096, rel=0.01)  # type: ignore[attr-defined]
+
+
+def test_ids_follow_items_and_options_and_not_places(tmp_path: Path) -> None:
+    copied = shutil.copytree(SET, tmp_path / "copied")
+    first = [row.run_id for row in evaluations(judged(CHOICES))]
+    assert [row.run_id for row in evaluations(judged(CHOICES | {"items": [str(copied)]}))] == first
+    others = [
+        CHOICES | {"options": {"score": "loglik_sum"}},
+        CHOICES | {"options": {"limit": 5}},
+        {"kind": "eval", "task": "asr"},
+    ]
+    for other in others:
+        assert not set(first) & {row.run_id for row in evaluations(judged(other))}
+
+
+def test_a_fine_tuned_run_is_evaluated_on_its_task() -> None:
+    after = {"kind": "finetune", "task": "asr", "steps": [300], "batch_sequences": 4, "evaluate": True, "options": {"beams": 4}}
+    found = judged(after)
+    kinds = [row.kind for row in found.rows]
+    assert kinds == ["pretrain", "pretrain"] + ["finetune", "eval"] * 2
+    for row in evaluations(found):
+        tuned = next(r for r in found.rows if r.run_id == row.parent_run_id)
+        assert tuned.kind == "finetune"
+        assert found.evaluations[row.run_id]["run"] == tuned.run_id
+        assert found.evaluations[row.run_id]["evaluation"]["options"] == {"beams": 4}
+
+
+def test_a_branch_is_evaluated_in_the_folder_of_its_trunk() -> None:
+    shared = {"units": [1e11, 5e10], "recipe": {"name": "paper", "schedule": "wsd", "share_trunk": True}, "arms": ["baseline"]}
+    found = judged(CHOICES, **shared)
+    rows = {row.run_id: row for row in found.rows}
+    of_branch, of_trunk = (found.evaluations[row.run_id] for row in evaluations(found))
+    branch = rows[of_branch["evaluation"]["parent"]]
+    assert branch.kind == "branch"
+    assert (of_branch["run"], of_branch["checkpoint"]) == (branch.parent_run_id, f"budget-{branch.branch}")
+    assert (of_trunk["run"], of_trunk["checkpoint"]) == (branch.parent_run_id, "final")
+
+
+def test_what_is_to_be_done_is_frozen_and_planning_again_changes_no_byte(tmp_path: Path) -> None:
+    found = judged(CHOICES)
+    assert found.write(tmp_path / "study") == "new"
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "study").rglob("*")) if path.is_file()}
+    for row in evaluations(found):
+        assert json.loads((tmp_path / "study" / "runs" / row.run_id / "eval.json").read_text()) == found.evaluations[row.run_id]
+    assert judged(CHOICES).write(tmp_path / "study") == "unchanged"
+    assert {path: path.read_bytes() for path in before} == before
+    assert judged(CHOICES | {"items": [SMOKE], "shards": 1}, seeds=[0, 1]).write(tmp_path / "study", widen=True) == "widened"
+    with pytest.raises(PlanError, match="holds another plan: 4 of its 8 runs are not in this one"):
+        judged({}, seeds=[0, 1]).write(tmp_path / "study", widen=True)
+
+
+def test_evaluations_are_priced_again_at_another_price(tmp_path: Path) -> None:
+    found = judged(CHOICES)
+    found.write(tmp_path / "study")
+    stored = read_plan(tmp_path / "study")
+    assert reprice(stored, stored.study.price) == stored.rows
+    dear = reprice(stored, dataclasses.replace(stored.study.price, dollars_per_gpu_hour=2.0))
+    for row in dear:
+        assert row.est_dollars == pytest.approx(2 * row.est_gpu_hours, rel=1e-2)
+        assert row.est_dollars > 0
+
+
+def test_choices_without_items_stay_in_the_plan_refused() -> None:
+    found = plan("lst_table12")
+    rows = evaluations(found)
+    assert {(row.status, row.reason.partition(";")[0]) for row in rows} == {("refused", "after.items is empty")}
+    assert len(rows) == 2
+    assert found.evaluations == {}
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        ({"kind": "eval", "task": "choicse"}, "after.task='choicse' is unknown .*did you mean 'choices'"),
+        (CHOICES | {"options": {"scroe": "x"}}, "unknown key 'after.options.scroe'; did you mean 'score'"),
+        (CHOICES | {"options": {"limit": "many"}}, "after.options.limit='many' must be of type int"),
+        (CHOICES | {"options": {"out": "x"}}, "after.options.out is set by the plan"),
+        (CHOICES | {"options": {"directions": "S->S,S->X"}}, "after.options.directions has 'S->X', item set .* has S->S"),
+        (CHOICES | {"items": [SMOKE, SMOKE]}, "has an item set twice"),
+        (CHOICES | {"shards": 0}, "after.shards=0 must be 1 or more"),
+        (CHOICES | {"steps": [3]}, "have no meaning for after.kind='eval'"),
+        ({"kind": "eval", "task": "asr", "items": [SMOKE]}, "after.items has no meaning for after.task='asr'"),
+        ({"items": [SMOKE]}, "have no meaning without an evaluation"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(after: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        judged(after)
+
+
+@pytest.mark.parametrize("damage", ["missing", "manifest", "table"])
+def test_a_damaged_item_set_is_refused(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "set"
+    if damage != "missing":
+        shutil.copytree(SET, folder)
+        file = folder / ("manifest.json" if damage == "manifest" else "items.parquet")
+        file.write_bytes(file.read_bytes().replace(b"2", b"3") if damage == "manifest" else b"PAR1")
+    with pytest.raises(DataError, match="which is no whole item set"):
+        judged(CHOICES | {"items": [str(folder)]})
