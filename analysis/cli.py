@@ -5,6 +5,7 @@
     fit-scaling fit --table FILE.csv --json       # any table with columns num_params, tokens, loss
     fit-scaling power DIR multiplier=1.1          # power.json: what the plan would tell, against its cost
     fit-scaling sync DIR                          # DIR/mlflow.db
+    fit-scaling import SOURCE out=DIR loss=COLUMN # a study from a CSV table, a W&B export or an MLflow store
 
 Options are key=value (docs/fitting.md): n, d, baseline, loss, delta, curvature, method, resamples, level, seed; power has
 law, multiplier, seed_noise, evaluation_noise, simulations, extra_seeds beside them.
@@ -28,14 +29,14 @@ if TYPE_CHECKING:
     from analysis.study import FitOptions
 
 Options = TypeVar("Options", "FitOptions", "PowerOptions")
-VERBS = ("collect", "fit", "power", "sync")
+VERBS = ("collect", "fit", "power", "sync", "import")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script; returns the exit status."""
     options = _parse(list(sys.argv[1:] if argv is None else argv))
     try:
-        code = {"collect": _collect, "fit": _fit, "power": _power, "sync": _sync}[options.verb](options)
+        code = {"collect": _collect, "fit": _fit, "power": _power, "sync": _sync, "import": _import}[options.verb](options)
         sys.stdout.flush()
         return code
     except LstError as error:
@@ -68,6 +69,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     sync = verbs.add_parser(
         "sync", help="bring DIR/mlflow.db up to date", description="Write DIR/mlflow.db from the runs' records."
+    )
+    bring = verbs.add_parser(
+        "import",
+        help="a study from a CSV table, a W&B export or an MLflow store",
+        description="Write the tables of docs/columns.md to DIR. What the map may name: docs/importing.md.",
+    )
+    bring.add_argument("source", type=Path, metavar="SOURCE", help="FILE.csv, an MLflow database (FILE.db) or a folder mlruns")
+    bring.add_argument(
+        "words", nargs="+", metavar="out=DIR key=COLUMN", help="the new folder, and where our columns stand in the source"
     )
     for verb in (collect, sync):
         verb.add_argument("dir", type=Path, metavar="DIR", help="folder of the planned study")
@@ -323,6 +333,27 @@ def _sync(options: argparse.Namespace) -> int:
         done = sync(options.dir, progress=told)
     counts = f"{done.runs:,} runs ({done.created:,} new, {done.updated:,} updated), {done.metrics:,} metric values added"
     print(f"{options.dir / STORE}: {counts}")
+    return 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from analysis.importing import import_runs
+
+    words = dict(word.partition("=")[::2] for word in options.words if word.partition("=")[2])
+    if len(words) != len(options.words):
+        raise FitError(
+            f"{' '.join(options.words)} is not all key=value with every key once; write out=DIR loss=COLUMN and so on."
+        )
+    if "out" not in words:
+        raise FitError("no out=DIR was given; name the new folder.")
+    out, experiment = Path(words.pop("out")), words.pop("experiment", "")
+    done = import_runs(options.source, out, words, experiment=experiment)
+    for note in done.notes:
+        print(f"fit-scaling: {note}", file=sys.stderr)
+    left_out = done.runs["excluded"].fillna("").ne("")
+    print(f"{len(done.runs):,} runs, {int((~left_out).sum()):,} enter fits. Next: fit-scaling fit {out}")
+    for reason, count in done.runs.loc[left_out, "excluded"].value_counts().items():
+        print(f"  left out, {count} x {reason}")
     return 0
 
 

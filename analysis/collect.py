@@ -10,9 +10,7 @@ Fits nothing and judges nothing but what `analysis.exclude` says.
 from __future__ import annotations
 
 import collections
-import contextlib
 import csv
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,21 +18,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from analysis import exclude
 from analysis.run_files import RunFiles
 from analysis.step_records import SPENT, good_steps, is_whole
+from analysis.table_files import ParquetRows, only_one, replacing, table_of
 from lst import records
 from lst.errors import FitError
 
 PLAN, RUNS, RESULTS, ATTEMPTS = "plan.csv", "runs.csv", "results.csv", "attempts.csv"
 CURVES, ITEMS = "curves.parquet", "items.parquet"
 LEDGER = Path("launch") / "ledger.jsonl"
-LOCK = "collect.lock"
+LOCK, IMPORT_CARD = "collect.lock", "import.json"
 
 RESULT_COLUMNS = [
     "run_id",
@@ -97,8 +94,6 @@ ITEM_SCHEMA = pa.schema(
     + [("correct", pa.bool_()), ("scores", pa.list_(pa.float64())), ("score", pa.string()), ("conditional", pa.bool_())]
     + [("evaluation", pa.string()), ("items_id", pa.string())]
 )
-ROW_GROUP = 2**17
-"""Rows of a Parquet row group, about: what is kept in memory of a growing table."""
 AHEAD = 8
 """Runs a thread that may be read before their turn to be written."""
 Progress = Callable[[int, int], None]
@@ -170,8 +165,8 @@ def collect_into(folder: Path, *, progress: Progress | None = None) -> tuple[pd.
         only_one(folder / LOCK, f"another collection of '{folder}' is running; wait until it has ended."),
         replacing(folder, RESULTS, RUNS, ATTEMPTS, CURVES, ITEMS) as aside,
         aside[RESULTS].open("w", encoding="utf-8", newline="") as text,
-        _ParquetRows(aside[CURVES], CURVE_SCHEMA) as curves,
-        _ParquetRows(aside[ITEMS], ITEM_SCHEMA) as items,
+        ParquetRows(aside[CURVES], CURVE_SCHEMA) as curves,
+        ParquetRows(aside[ITEMS], ITEM_SCHEMA) as items,
     ):
         results = csv.writer(text, lineterminator="\n")
         results.writerow(RESULT_COLUMNS)
@@ -188,17 +183,10 @@ def collect_into(folder: Path, *, progress: Progress | None = None) -> tuple[pd.
 
 def read_runs(folder: Path, plan: list[dict[str, Any]], attempts: list[dict[str, Any]]) -> Iterator[RunTables]:
     """Each run's rows in the plan's order, read by as many threads as there are processors, a few runs ahead."""
-    planned: dict[str, set[int]] = {}  # run_id -> its branches that are rows of their own
-    of_run: dict[str, list[dict[str, Any]]] = {}
-    for row in plan:
-        if (steps := branch_of(row)) is not None:
-            planned.setdefault(row["parent_run_id"], set()).add(steps)
-    for attempt in attempts:
-        of_run.setdefault(str(attempt["run_id"]), []).append(attempt)
+    planned, of_run = planned_branches(plan), by_run(attempts)
 
     def read(row: dict[str, Any]) -> RunTables:
-        files = run_files(folder, row).without(planned.get(row["run_id"], set()))
-        return run_tables(row, files, of_run.get(row["run_id"], []))
+        return run_tables(row, run_files(folder, row, planned), of_run.get(row["run_id"], []))
 
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting: collections.deque[Future[RunTables]] = collections.deque()
@@ -214,11 +202,28 @@ def read_runs(folder: Path, plan: list[dict[str, Any]], attempts: list[dict[str,
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def run_files(folder: Path, plan: dict[str, Any]) -> RunFiles:
-    """What the study's folder holds of a row of the plan."""
+def planned_branches(plan: list[dict[str, Any]]) -> dict[str, set[int]]:
+    """run_id -> its branches that are rows of their own."""
+    found: dict[str, set[int]] = {}
+    for row in plan:
+        if (steps := branch_of(row)) is not None:
+            found.setdefault(row["parent_run_id"], set()).add(steps)
+    return found
+
+
+def by_run(attempts: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """run_id -> its attempts, in order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for attempt in attempts:
+        found.setdefault(str(attempt["run_id"]), []).append(attempt)
+    return found
+
+
+def run_files(folder: Path, plan: dict[str, Any], planned: dict[str, set[int]]) -> RunFiles:
+    """What the study's folder holds of a row of the plan; `planned` are `planned_branches`."""
     branch = branch_of(plan)
     if branch is None:
-        return RunFiles.read(folder / "runs" / plan["run_id"])
+        return RunFiles.read(folder / "runs" / plan["run_id"]).without(planned.get(plan["run_id"], set()))
     return RunFiles.read_branch(folder / "runs" / plan["parent_run_id"], branch)
 
 
@@ -228,20 +233,20 @@ def run_tables(plan: dict[str, Any], files: RunFiles, attempts: list[dict[str, A
     good = good_steps(files.steps)
     curve = {"run_id": pa.array([plan["run_id"]] * len(good), pa.string())} | {n: good[n] for n in CURVE_COLUMNS}
     items = [{**row, **names, "item": str(row["item"]), "correct": bool(row["correct"])} for row in files.items]
-    run = run_row(plan, files, good["loss"].to_numpy(), attempts)
+    run = run_row(plan, files, attempts)
     return RunTables(
         run=run,
         results=[[{**row, **names}.get(name) for name in RESULT_COLUMNS] for row in files.evaluations],
         curves=pa.table(curve, schema=CURVE_SCHEMA),
-        items=pa.table([pa.array([row.get(f.name) for row in items], f.type) for f in ITEM_SCHEMA], schema=ITEM_SCHEMA),
+        items=table_of(items, ITEM_SCHEMA),
         same=exclude.fingerprint(run, files.evaluations),
         notes=files.notes,
     )
 
 
-def run_row(plan: dict[str, Any], files: RunFiles, losses: np.ndarray, attempts: list[dict[str, Any]]) -> dict[str, Any]:
-    """One row of runs.csv: planned beside spent, the state and the exclusion. `losses` are those of the steps not skipped."""
-    last = files.last
+def run_row(plan: dict[str, Any], files: RunFiles, attempts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of runs.csv: planned beside spent, the state and the exclusion."""
+    last, losses = files.last, good_steps(files.steps)["loss"].to_numpy()
     step = last["step"]
     state = exclude.run_state(plan, len(files.steps), files.exit, files.failure)
     reason = exclude.state_reason(state, plan, step, files.exit, files.failure) or exclude.other_kind(plan)
@@ -288,63 +293,9 @@ def attempt_rows(folder: Path, run_ids: set[str]) -> list[dict[str, Any]]:
     return [found[key] for key in sorted(found)]
 
 
-@contextlib.contextmanager
-def only_one(path: Path, sentence: str) -> Iterator[None]:
-    """Hold the lock `path`. Raises FitError with `sentence` while another process holds it; a process that dies lets it go."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FitError(sentence) from error
-        yield
-
-
-@contextlib.contextmanager
-def replacing(folder: Path, *names: str) -> Iterator[dict[str, Path]]:
-    """Where to write the files `names` of `folder`: flushed to disk and renamed when the block ends well, else removed."""
-    aside = {name: folder / f".{name}.new" for name in names}
-    try:
-        yield aside
-        for path in aside.values():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        for name, path in aside.items():
-            path.replace(folder / name)
-    finally:
-        for path in aside.values():
-            path.unlink(missing_ok=True)
-
-
-class _ParquetRows:
-    """A Parquet file that grows by row groups of about ROW_GROUP rows."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        named = [f.name for f in schema if f.type == pa.string()]
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=named)
-        self._waiting: list[pa.Table] = []
-        self._rows = 0
-
-    def add(self, table: pa.Table) -> None:
-        self._waiting.append(table)
-        self._rows += len(table)
-        if self._rows >= ROW_GROUP:
-            self._write()
-
-    def _write(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=self._rows)
-        self._waiting, self._rows = [], 0
-
-    def __enter__(self) -> _ParquetRows:
-        return self
-
-    def __exit__(self, failed: object, *_: object) -> None:
-        if failed is None:
-            self._write()
-        self._writer.close()
-
-
 def _read_study(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    if (folder / IMPORT_CARD).is_file():
+        raise FitError(f"'{folder}' was imported, so there are no runs to collect; import its source again, or fit it as it is.")
     plan = read_plan(folder)
     return plan, attempt_rows(folder, {row["run_id"] for row in plan})
 

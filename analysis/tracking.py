@@ -22,23 +22,23 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from analysis.collect import attempt_rows, branch_of, only_one, read_plan, run_files
-from analysis.exclude import DONE, FAILED, run_state
+from analysis.collect import attempt_rows, branch_of, by_run, planned_branches, read_plan, run_files, run_row
+from analysis.exclude import DONE, FAILED
+from analysis.mlflow_store import ABOUT, OF_OURS, metric_prefix
 from analysis.run_files import RunFiles, train_records
+from analysis.table_files import only_one
 from lst import records
 from lst.errors import FitError
 
 STORE, ARTIFACTS, LOCK = "mlflow.db", "mlflow-artifacts", "mlflow.lock"
 RESULTS_OF_STUDY = ("fits.json", "results.csv", "runs.csv", "report")
 RUN_ID, SYNCED, STEP, EVALUATED = "lst.run_id", "lst.synced", "lst.step", "lst.evaluated"
-ABOUT = "lst.about."
-"""Tags of this beginning say what the metrics of that name are: task, direction, evaluation, score, .. as JSON."""
 SPENT = ("train_flops", "units", "text_tokens", "speech_tokens")
 BATCH = 1000  # MLflow's largest number of metrics in one call
 PARAM_BATCH = 100
 NO_TIME = 1  # millisecond: MLflow takes 0 for now
 RESULTS = "results"  # the run_id of the MLflow run that has the study's artifacts
-LONGEST_TASK = 100
+LONGEST_TASK, LONGEST_FACT = 100, 500
 CONSTANT = ("task", "direction", "branch", "evaluation", "items_id", "score", "patching", "conditional")
 NAMES = {"step", "time", "batch_hash", "branch"}
 Progress = Callable[[int, int], None]
@@ -83,15 +83,13 @@ def sync(folder: Path, *, progress: Progress | None = None) -> Synced:
 def _sync(folder: Path, plan: list[dict[str, Any]], progress: Progress | None) -> Synced:
     client, experiment = _open(folder, str(plan[0].get("study") or folder.name) if plan else folder.name)
     known = _known_runs(client, experiment)
-    attempts: dict[str, dict[str, Any]] = {}  # run_id -> its last
-    for attempt in attempt_rows(folder, {row["run_id"] for row in plan}):
-        attempts[str(attempt["run_id"])] = attempt
+    planned, attempts = planned_branches(plan), by_run(attempt_rows(folder, {row["run_id"] for row in plan}))
     created = updated = metrics = 0
     for done, row in enumerate(plan):
-        files = run_files(folder, row)
+        files = run_files(folder, row, planned)
         if len(files.steps) or files.evaluations or files.exit or files.failure:
-            status = mlflow_status(run_state(row, len(files.steps), files.exit, files.failure), attempts.get(row["run_id"], {}))
-            new, changed, count = _Run(client, experiment, known, folder, row, files).sync(status)
+            shown = _Run(client, experiment, known, folder, row, files, attempts.get(row["run_id"], []))
+            new, changed, count = shown.sync()
             created, updated, metrics = created + new, updated + changed, metrics + count
         if progress is not None:
             progress(done + 1, len(plan))
@@ -137,12 +135,15 @@ class _Run:
     folder: Path
     plan: dict[str, Any]
     files: RunFiles
+    attempts: list[dict[str, Any]]
 
-    def sync(self, status: str) -> tuple[int, int, int]:
+    def sync(self) -> tuple[int, int, int]:
         """Write what is new; returns (created, updated, metric values)."""
         files, run_id = self.files, self.plan["run_id"]
+        facts = {k: v[:LONGEST_FACT] if isinstance(v, str) else v for k, v in run_row(self.plan, files, self.attempts).items()}
+        status = mlflow_status(facts["state"], self.attempts[-1] if self.attempts else {})
         evaluations = [row.get("evaluation") for row in files.evaluations]
-        digest = _digest([status, files.exit, files.failure, len(files.steps), files.last["step"], evaluations])
+        digest = _digest([status, facts, files.exit, files.failure, len(files.steps), evaluations])
         new = run_id not in self.known
         if not new and self.known[run_id].data.tags.get(SYNCED) == digest:
             return 0, 0, 0
@@ -162,8 +163,8 @@ class _Run:
             self.client.set_terminated(key, status=status, end_time=_moment(train, -1))
         else:
             self.client.update_run(key, status=status)
-        state = run_state(self.plan, len(files.steps), files.exit, files.failure)
-        marks = {"lst.state": state, STEP: str(files.last["step"]), EVALUATED: str(count), SYNCED: digest}
+        marks = {OF_OURS: json.dumps(facts), "lst.state": facts["state"], STEP: str(files.last["step"])}
+        marks |= {EVALUATED: str(count), SYNCED: digest}
         self._log(key, tags=[*about.items(), *marks.items()])  # last, and SYNCED at the end of it
         return int(new), int(not new), len(values) + len(shown)
 
@@ -216,7 +217,7 @@ def train_values(train: list[dict[str, Any]], *, after: int) -> list[Any]:
         Metric(f"train/{name}", float(value), _moment([record], 0), int(record["step"]))
         for record in train
         if record["step"] > after
-        for name, value in sorted(record.items())
+        for name, value in sorted((record | ({"skipped": 1} if "skipped" in record else {})).items())
         if name not in NAMES and _is_number(value)
     ]
 
@@ -239,9 +240,8 @@ def evaluation_values(
     others = [row for row in rows if row.get("evaluation") is not None and ABOUT + metric_name(row) not in tags]
     for row in own[int(tags.get(EVALUATED, 0)) :] + others:
         name, step = metric_name(row), int(row["step"])
-        before = name[: len(name) - len(_task_name(row))]
         numbers = {f"{name}/{row['metric']}": row["value"], f"{name}/{row['metric']}.n_items": row.get("n_items")}
-        numbers |= {f"{before}evaluated/{spent}": row.get(spent) for spent in SPENT}
+        numbers |= {f"{metric_prefix(row)}evaluated/{spent}": row.get(spent) for spent in SPENT}
         for key, value in numbers.items():
             if _is_number(value):
                 values[key, step] = Metric(key, float(value), moments.get(step, step), step)
@@ -252,9 +252,7 @@ def evaluation_values(
 
 def metric_name(row: dict[str, Any]) -> str:
     """The beginning of the names of an evaluation's metrics."""
-    branch = "" if row.get("branch") is None else f"branch-{row['branch']}/"
-    evaluation = "" if row.get("evaluation") is None else f"evals/{row['evaluation']}/"
-    return branch + evaluation + _task_name(row)
+    return metric_prefix(row) + _task_name(row)
 
 
 def _task_name(row: dict[str, Any]) -> str:

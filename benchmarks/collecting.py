@@ -126,7 +126,7 @@ def parts(folder: Path) -> dict[str, float]:
     for path, row in zip(files, plan, strict=True):  # in turn
         found["plain"] += timed(lambda path=path: plain(path))
         found["steps"] += timed(lambda path=path: read_steps(path))
-        found["runs"] += timed(lambda row=row: run_tables(row, run_files(folder, row), []))
+        found["runs"] += timed(lambda row=row: run_tables(row, run_files(folder, row, {}), []))
     return found
 
 

@@ -1,0 +1,86 @@
+"""How tables go to disk: by one process at a time, all of them together, large ones by row groups."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lst.errors import FitError
+
+ROW_GROUP = 2**17
+"""Rows of a Parquet row group, about: what is kept in memory of a growing table."""
+
+
+@contextlib.contextmanager
+def only_one(path: Path, sentence: str) -> Iterator[None]:
+    """Hold the lock `path`. Raises FitError with `sentence` while another process holds it; a process that dies lets it go."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FitError(sentence) from error
+        yield
+
+
+@contextlib.contextmanager
+def replacing(folder: Path, *names: str) -> Iterator[dict[str, Path]]:
+    """Where to write the files `names` of `folder`: flushed to disk and renamed when the block ends well, else removed."""
+    aside = {name: folder / f".{name}.new" for name in names}
+    try:
+        yield aside
+        for path in aside.values():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        for name, path in aside.items():
+            path.replace(folder / name)
+    finally:
+        for path in aside.values():
+            path.unlink(missing_ok=True)
+
+
+def table_of(rows: Iterable[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Rows as an Arrow table; what a row lacks is null."""
+    kept = list(rows)
+    return pa.table([pa.array([row.get(f.name) for row in kept], f.type) for f in schema], schema=schema)
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """A table that is all there, as `collect_into` writes one that grows."""
+    with ParquetRows(path, table.schema) as file:
+        file.add(table)
+
+
+class ParquetRows:
+    """A Parquet file that grows by row groups of about ROW_GROUP rows."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        named = [f.name for f in schema if f.type == pa.string()]
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=named)
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+
+    def add(self, table: pa.Table) -> None:
+        self._waiting.append(table)
+        self._rows += len(table)
+        if self._rows >= ROW_GROUP:
+            self._write()
+
+    def _write(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=self._rows)
+        self._waiting, self._rows = [], 0
+
+    def __enter__(self) -> ParquetRows:
+        return self
+
+    def __exit__(self, failed: object, *_: object) -> None:
+        if failed is None:
+            self._write()
+        self._writer.close()
