@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.diagnose import DELTA, HUBER, chosen_delta
+from analysis.diagnose import DELTA, HUBER, LOSS_SQUARES, chosen_delta
 from analysis.fit import fit_loss_surface
 from analysis.laws import Floats
 from analysis.optimum import solve
@@ -98,7 +98,8 @@ def influence(
     require_points(points, 6, "L(N, D) without a run")
     require_spread(points)
     frame = Frame.of(points)
-    problem = Problem(frame.x, frame.y, np.ones((len(points), 3)), (CONSTANT, IN_N, IN_D), chosen_delta(objective, delta))
+    members, logs = np.ones((len(points), 3)), objective != LOSS_SQUARES
+    problem = Problem(frame.x, frame.y, members, (CONSTANT, IN_N, IN_D), chosen_delta(objective, delta), logs=logs)
     best = solve(problem, frame.log_loss)
     weight = 1 - np.eye(len(points))
     ends = refit(problem, best.theta, np.repeat(frame.log_loss[None], len(points), axis=0), weight)

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.descent import minimise
 from analysis.diagnose import check_options
 from analysis.isoflop import AUTO, Regression
 from analysis.laws import Floats
 from analysis.projection import projected_starts
 from analysis.results import Interval, MultiplierCurve, percentile_interval
-from analysis.solver import CONSTANT, IN_N, Problem, minimise
+from analysis.solver import CONSTANT, IN_N, Problem
 from analysis.table import Points, arm_rows, read_points
 from lst.errors import FitError, did_you_mean
 

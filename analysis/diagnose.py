@@ -14,7 +14,7 @@ from analysis.table import Frame
 from analysis.uncertainty import Draws, small_design_warning
 from lst.errors import FitError, did_you_mean
 
-HUBER, SQUARES, ABSOLUTE = "huber", "squares", "absolute"
+HUBER, SQUARES, ABSOLUTE, LOSS_SQUARES = "huber", "squares", "absolute", "loss_squares"
 DELTA = 1e-3
 ABSOLUTE_DELTA = 1e-7
 """Least absolute deviation is Huber's loss over a delta so small that it moves no digit that is printed."""
@@ -24,18 +24,23 @@ FINE_DELTA = 0.2
 """Huber's delta below this share of the residuals' spread is told: the fit is then nearly one of least absolute deviation."""
 
 
-def chosen_delta(objective: str, delta: float) -> float:
-    """Huber's threshold for an objective's name: inf is least squares. Raises FitError."""
-    if objective not in (HUBER, SQUARES, ABSOLUTE):
-        raise FitError(f"loss='{objective}' is no objective; {did_you_mean(objective, (HUBER, SQUARES, ABSOLUTE))}")
+def chosen_delta(objective: str, delta: float, *, logs: bool = False) -> float:
+    """Huber's threshold for an objective's name: inf is least squares. Raises FitError; with `logs` also on what is not of
+    ln loss."""
+    known = {HUBER: delta, SQUARES: np.inf, ABSOLUTE: ABSOLUTE_DELTA, LOSS_SQUARES: np.inf}
+    if objective not in known:
+        raise FitError(f"loss='{objective}' is no objective; {did_you_mean(objective, known)}")
     if not (np.isfinite(delta) and delta > 0):
         raise FitError(f"delta={delta} must be positive and finite; 1e-3 is the literature's, on log residuals.")
-    return {HUBER: delta, SQUARES: np.inf, ABSOLUTE: ABSOLUTE_DELTA}[objective]
+    if logs and objective == LOSS_SQUARES:
+        raise FitError(f"loss={LOSS_SQUARES} is not for this fit; choose {HUBER}, {SQUARES} or {ABSOLUTE}.")
+    return known[objective]
 
 
-def unit_of(objective: str) -> float:
-    """What the solver's objective is divided by to be the one named: sum |r| is Huber's over its delta."""
-    return ABSOLUTE_DELTA if objective == ABSOLUTE else 1.0
+def unit_of(objective: str, loss_mean: float) -> float:
+    """What the solver's objective is divided by to be the one named: sum |r| is Huber's over its delta, and squares of the loss
+    are in units of its geometric mean, exp(`loss_mean`)."""
+    return {ABSOLUTE: ABSOLUTE_DELTA, LOSS_SQUARES: float(np.exp(-2 * loss_mean))}.get(objective, 1.0)
 
 
 def check_options(resamples: int, level: float) -> None:
@@ -53,7 +58,7 @@ def basis(
         "n": n,
         "loss": objective,
         "delta": delta if objective == HUBER else None,
-        "objective": value / unit_of(objective),
+        "objective": value,
         "residual_spread": spread,
         "level": level,
         "interval_method": draws.method,

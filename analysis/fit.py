@@ -16,6 +16,7 @@ import pandas as pd
 from analysis.diagnose import (
     DELTA,
     HUBER,
+    LOSS_SQUARES,
     at_end,
     basis,
     bound_warnings,
@@ -51,7 +52,8 @@ def fit_loss_surface(
 ) -> SurfaceFit:
     """Fit L(N, D) = E + A / N^alpha + B / D^beta to a table's columns `params`, `tokens`, `loss` (nats per token).
 
-    `objective` is "huber" (on log residuals, with `delta`), "squares" or "absolute" (of log residuals). Intervals come from
+    `objective` is "huber" (on log residuals, with `delta`), "squares" or "absolute" (of log residuals), or "loss_squares" (of the
+    loss itself). Intervals come from
     `resamples` bootstrap refits at `level`, drawn from `rng` (default: a generator with seed 0). Raises FitError where the table
     cannot support the law: see docs/fitting.md.
     """
@@ -62,15 +64,17 @@ def fit_loss_surface(
     require_points(points, 5, "L(N, D)")
     require_spread(points)
     frame = Frame.of(points)
-    problem = Problem(frame.x, frame.y, np.ones((len(points), 3)), (CONSTANT, IN_N, IN_D), delta)
+    unit, logs = unit_of(objective, frame.loss_mean), objective != LOSS_SQUARES
+    problem = Problem(frame.x, frame.y, np.ones((len(points), 3)), (CONSTANT, IN_N, IN_D), delta, logs=logs)
     best = solve(problem, frame.log_loss)
+    value = best.objective / unit
     rng = np.random.default_rng(0) if rng is None else rng
     draws = bootstrap(problem, best.theta, frame.log_loss, points.budget, resamples=resamples, level=level, rng=rng)
     samples = frame.surface(draws.theta)
     law = LossSurface(*frame.surface(best.theta[None])[0].tolist())
     spread = robust_spread(np.log(points.loss) - np.log(law.predict(points.num_params, points.tokens)))
-    told = basis(len(points), 5, objective, delta, best.objective, spread, level, draws, resamples)
-    on_bound, runner_ups = bounds_met(law), runners(best, frame, unit_of(objective))
+    told = basis(len(points), 5, objective, delta, value, spread, level, draws, resamples)
+    on_bound, runner_ups = bounds_met(law), runners(best, frame, unit)
     told["warnings"] = (*bound_warnings(on_bound), *runner_up_warnings(runner_ups, told["objective"]), *told["warnings"])
     ranges = {"num_params": points.num_params, "tokens": points.tokens, "flops": 6 * points.num_params * points.tokens}
     return SurfaceFit(
@@ -106,15 +110,17 @@ def fit_power_law(
         raise FitError(f"{flops} takes fewer than {parameters} distinct values; L(C) needs that many budgets.")
     frame = Frame.of(points)
     kinds = (CONSTANT, IN_N) if asymptote else (IN_N,)
-    problem = Problem(frame.x, frame.y, np.ones((len(points), len(kinds))), kinds, delta)
+    members = np.ones((len(points), len(kinds)))
+    problem = Problem(frame.x, frame.y, members, kinds, delta, logs=objective != LOSS_SQUARES)
     best = solve(problem, frame.log_loss)
+    value = best.objective / unit_of(objective, frame.loss_mean)
     rng = np.random.default_rng(0) if rng is None else rng
     strata = np.zeros(len(points), dtype=int)
     draws = bootstrap(problem, best.theta, frame.log_loss, strata, resamples=resamples, level=level, rng=rng)
     law = PowerLaw(*_curve(best.theta[None], frame, asymptote)[0].tolist())
     samples = _curve(draws.theta, frame, asymptote)
     spread = robust_spread(np.log(points.loss) - np.log(law.predict(points.num_params)))
-    told = basis(len(points), parameters, objective, delta, best.objective, spread, level, draws, resamples)
+    told = basis(len(points), parameters, objective, delta, value, spread, level, draws, resamples)
     held = {"asymptote": asymptote and law.asymptote == 0, "exponent": at_end(-law.exponent)}
     told["warnings"] = (*bound_warnings(tuple(name for name, on in held.items() if on)), *told["warnings"])
     names = law.names() if asymptote else law.names()[:2]

@@ -1,27 +1,35 @@
 """The global optimum of one robust fit: starts, solver, faces and checks. Knows no tables, units or intervals.
 
-Starts come from variable projection over (alpha, beta). The best one goes through `scipy.optimize.least_squares` with the Huber
-loss and the analytic Jacobian, all of them through the Newton method of `analysis.solver`; the faces (a column at 0: E = 0,
-A = 0, B = 0) are tried from starts of their own, and columns that end at 0 are checked by their Karush-Kuhn-Tucker condition
-over all exponents, and let in again where it fails.
+Starts come from variable projection over (alpha, beta), those of the faces (a column at 0: E = 0, A = 0, B = 0) included. All go
+through the Newton method of `analysis.descent`; columns that end at 0 are checked by their Karush-Kuhn-Tucker condition over all
+exponents, and let in again where it fails; `scipy.optimize.least_squares` with the Huber loss and the analytic Jacobian goes on
+from the best end, and what it finds lower still is polished and taken.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize
 
+from analysis.descent import minimise
 from analysis.laws import Floats, floats
-from analysis.projection import exponent_grid, projected_starts
-from analysis.solver import CONSTANT, IN_D, IN_N, Problem, Solutions, derivatives, minimise, model, objective
+from analysis.projection import exponent_grid, projected_starts, starts_and_faces
+from analysis.solver import CONSTANT, IN_D, IN_N, Problem, Solutions, model, objective, residuals, shapes, system
 
-NEAR = 1e-5
-"""Relative change at which scipy's solver hands over: the Newton method that follows converges faster near the end."""
-STARTS, FACE_POINTS = 4, 10
-"""Local minima of the projection that become starts, and the points of a face's grid, a side."""
+NEAR = 1e-8
+"""Relative change at which scipy's solver stands still."""
+STARTS = 4
+"""Local minima of the projection that become starts."""
+ALIKE = 3e-3
+"""Starts that come so near to a minimum, in every parameter, end there."""
+RACE, RIVAL = 12, 1.5
+"""Steps after which only the starts within this factor of the best objective go on."""
+TINY = 1e-4
+"""Huber's delta below which it is met in stages: nothing but a few points would have a bend."""
+LOWER = 1e-9
+"""Relative change of the objective that counts as a lower minimum."""
 
 
 @dataclass(frozen=True)
@@ -36,45 +44,53 @@ class Optimum:
 def solve(problem: Problem, log_loss: Floats, *, others: bool = True) -> Optimum:
     """The global optimum of one fit as far as the starts can tell; see the module's docstring.
 
-    Without `others` only the best projected start is followed (and what the KKT check lets in): quicker, and no runner-ups.
+    Without `others` only the best projected start is followed (and what the checks let in): quicker, and no runner-ups.
     """
-    one = (log_loss[None], np.ones((1, len(log_loss))))
-    starts = [projected_starts(problem, *one, keep=STARTS if others else 1, fill=False)[0]]
-    first = least_squares(problem, starts[0][0], log_loss)[None]
     if others:
-        for j in range(len(problem.kinds)):
-            if len(problem.kinds) > 1:  # the face c_j = 0, from its own projection
-                members = problem.members.copy()
-                members[:, j] = 0
-                face = dataclasses.replace(problem, members=members)
-                starts.append(projected_starts(face, *one, keep=1, points=FACE_POINTS)[0])
-        ends = _minimise_one(problem, np.concatenate([first, *starts]), log_loss)
+        starts, faces = starts_and_faces(problem, log_loss, keep=STARTS)
     else:
-        ends = minimise(problem, first, *one, coarse=0)
+        starts = projected_starts(problem, log_loss[None], np.ones((1, len(log_loss))), keep=1)[0]
+        faces = np.empty((0, problem.size))
+    ends = _minimise_one(problem, np.concatenate([starts, faces]), log_loss, faces=len(faces))
     for _ in range(2 * len(problem.kinds)):
-        order = np.argsort(ends.objective)
-        released = kkt_release(problem, ends.theta[order[0]], log_loss)
+        released = kkt_release(problem, ends.theta[ends.objective.argmin()], log_loss)
         if released is None:
             break
         ends = Solutions.join([ends, _minimise_one(problem, released, log_loss)])
-    order = np.argsort(ends.objective)
+    ends = _second_opinion(problem, ends, log_loss)
+    order = np.argsort(ends.objective, kind="stable")
     return Optimum(ends.theta[order[0]], float(ends.objective[order[0]]), ends.take(order[1:]))
 
 
-def _minimise_one(problem: Problem, starts: Floats, log_loss: Floats) -> Solutions:
-    """Minima of one fit from several starts; those that the coarse stages bring together go on as one."""
-    losses, weight = np.repeat(log_loss[None], len(starts), axis=0), np.ones((len(starts), len(log_loss)))
-    if np.isfinite(problem.delta):
-        starts = minimise(problem, starts, losses, weight, fine=False).theta
-    _, distinct = np.unique(np.round(starts, 3), axis=0, return_index=True)
-    return minimise(problem, starts[distinct], losses[distinct], weight[distinct], coarse=0)
+def _minimise_one(problem: Problem, starts: Floats, log_loss: Floats, *, faces: int = 0) -> Solutions:
+    """Minima of one fit from several starts, each once; the last `faces` starts stay on the face that they are on."""
+    losses, kept = np.broadcast_to(log_loss, (len(starts), len(log_loss))), np.zeros(starts.shape, dtype=bool)
+    kept[len(starts) - faces :, : len(problem.kinds)] = starts[len(starts) - faces :, : len(problem.kinds)] == 0
+    deltas = problem.stages if problem.delta < TINY else [problem.delta]
+    ends = minimise(problem, starts, losses, np.ones_like(losses), kept=kept, alike=ALIKE, deltas=deltas, most=RACE)
+    rivals = np.flatnonzero(~ends.converged & (ends.objective <= RIVAL * ends.objective.min()))
+    if len(rivals):
+        more = losses[: len(rivals)], np.ones((len(rivals), len(log_loss)))
+        last = minimise(problem, ends.theta[rivals], *more, kept=kept[rivals], deltas=deltas[-1:])
+        ends.theta[rivals], ends.objective[rivals], ends.converged[rivals] = last.theta, last.objective, last.converged
+    return ends.take(np.flatnonzero(np.isfinite(ends.objective)))
+
+
+def _second_opinion(problem: Problem, ends: Solutions, log_loss: Floats) -> Solutions:
+    """`ends`, and what scipy's solver finds from the best of them if it is lower."""
+    best = int(ends.objective.argmin())
+    found = least_squares(problem, ends.theta[best], log_loss)
+    if not value_at(problem, found, log_loss) < ends.objective[best] * (1 - LOWER):
+        return ends
+    return Solutions.join([ends, _minimise_one(problem, found[None], log_loss)])
 
 
 def least_squares(problem: Problem, start: Floats, log_loss: Floats) -> Floats:
     """scipy's trust-region solver with the Huber loss from `start` (p,); exponents that no column has stay as they are."""
-    used = np.setdiff1d(np.arange(problem.size), problem.unused())
-    low, high = (bound[used] for bound in problem.bounds())
+    used = np.setdiff1d(np.arange(problem.size), problem.unused)
+    low, high = (bound[used] for bound in problem.bounds)
     unit = problem.delta if np.isfinite(problem.delta) else 1.0  # residuals in units of delta: scipy's own threshold is then 1
+    target = problem.target(log_loss)
 
     def whole(values: Floats) -> Floats:
         theta = start.copy()
@@ -83,24 +99,21 @@ def least_squares(problem: Problem, start: Floats, log_loss: Floats) -> Floats:
         return theta[None]
 
     def residual(values: Floats) -> Floats:
-        result: Floats = (log_loss - np.log(model(problem, whole(values))[0][0])) / unit
+        result: Floats = residuals(problem, model(problem, whole(values))[0], target)[0] / unit
         return result
 
     def jacobian(values: Floats) -> Floats:
         value, slope = model(problem, whole(values))
-        if problem.tied:
-            slope[:, :, -2] += slope[:, :, -1]
-        result: Floats = -(slope[0] / value[0][:, None])[:, used] / unit
+        result: Floats = -(slope[0] / (value[0][:, None] if problem.logs else 1.0))[:, used] / unit
         return result
 
-    inside = np.clip(start[used], low + 1e-9, np.minimum(high, 1e9) - 1e-9)
     end = optimize.least_squares(
         residual,
-        inside,
+        np.clip(start[used], low, high),
         jacobian,
         bounds=(low, high),
+        method="dogbox",
         loss="huber" if np.isfinite(problem.delta) else "linear",
-        x_scale="jac",
         xtol=NEAR,
         ftol=NEAR,
         gtol=1e-12,
@@ -116,8 +129,11 @@ def kkt_release(problem: Problem, theta: Floats, log_loss: Floats) -> Floats | N
     A column at 0 has a slope -sum psi phi / Lhat in its coefficient; it must be >= 0 for every exponent it could take.
     """
     count = len(problem.kinds)
+    if (theta[:count] > 0).all():
+        return None
     value, _ = model(problem, theta[None])
-    psi = np.clip(log_loss - np.log(value[0]), -problem.delta, problem.delta) / value[0]
+    residual = residuals(problem, value, problem.target(log_loss))[0]
+    psi = np.clip(residual, -problem.delta, problem.delta) / (value[0] if problem.logs else 1.0)
     starts = []
     for j in np.flatnonzero(theta[:count] <= 0):
         kind = problem.kinds[j]
@@ -150,8 +166,12 @@ def value_at(problem: Problem, theta: Floats, log_loss: Floats) -> float:
 
 def projected_gradient(problem: Problem, theta: Floats, log_loss: Floats) -> Floats:
     """The gradient (p,) at `theta` in units of the residuals' own scale, 0 where a bound holds it: 0 at an optimum."""
-    gradient, _, scale = derivatives(problem, theta[None], log_loss[None], np.ones((1, len(log_loss))), problem.delta)
-    low, high = problem.bounds()
+    columns, value = shapes(problem, theta[None])
+    residual = residuals(problem, value, problem.target(log_loss))
+    weight, none = np.ones_like(residual), np.zeros(1)
+    gradient, bend = system(problem, theta[None], columns, value, residual, weight, problem.delta, none, exact=False)
+    low, high = problem.bounds
     held = ((theta <= low) & (gradient[0] > 0)) | ((theta >= high) & (gradient[0] < 0))
-    result: Floats = np.where(held, 0.0, gradient[0]) / np.sqrt(scale[0])
+    scale = np.maximum(np.diagonal(bend[0]), 1e-300)
+    result: Floats = np.where(held, 0.0, gradient[0]) / np.sqrt(scale)
     return result

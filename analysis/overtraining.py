@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from analysis.diagnose import DELTA, HUBER, basis, check_options, chosen_delta, extent, robust_spread
+from analysis.diagnose import DELTA, HUBER, LOSS_SQUARES, basis, check_options, chosen_delta, extent, robust_spread, unit_of
 from analysis.fit import fit_loss_surface
 from analysis.form_results import FormFit
 from analysis.forms import OvertrainingLaw, RepetitionLaw
@@ -65,14 +65,15 @@ def fit_overtraining(
     log_loss = np.log(points.loss)
     means = float(x.mean()), float(y.mean()), float(log_loss.mean())
     frame = Frame(x - means[0], y - means[1], log_loss - means[2], *means)
-    problem = Problem(frame.x, frame.y, np.ones((len(points), 3)), (CONSTANT, IN_N, IN_D), delta, tied=True)
+    problem = Problem(frame.x, frame.y, np.ones((len(points), 3)), (CONSTANT, IN_N, IN_D), delta, True, objective != LOSS_SQUARES)
     best = solve(problem, frame.log_loss)
+    value = best.objective / unit_of(objective, frame.loss_mean)
     rng = np.random.default_rng(0) if rng is None else rng
     draws = bootstrap(problem, best.theta, frame.log_loss, points.budget, resamples=resamples, level=level, rng=rng)
     law = OvertrainingLaw(*_overtraining(frame, best.theta[None])[0].tolist())
     samples = _overtraining(frame, draws.theta)
     spread = robust_spread(log_loss - np.log(law.predict(points.flops, ratio)))
-    told = basis(len(points), 4, objective, delta, best.objective, spread, level, draws, resamples)
+    told = basis(len(points), 4, objective, delta, value, spread, level, draws, resamples)
     faces = [name for name in ("E", "a", "b") if getattr(law, name) == 0]
     told["warnings"] = (*[f"{name} ended on its bound (= 0): the data do not determine it" for name in faces], *told["warnings"])
     return FormFit(
@@ -114,7 +115,7 @@ def fit_repetition(
     The intervals are of the decays alone: they take the surface as known. Raises FitError where no run repeats its data, or the
     surface cannot be fitted.
     """
-    delta = chosen_delta(objective, delta)
+    delta = chosen_delta(objective, delta, logs=True)
     check_options(resamples, level)
     require_one_kind(table)
     points = read_points(table, params=params, tokens=tokens, loss=loss)
@@ -133,7 +134,8 @@ def fit_repetition(
     samples = np.concatenate([np.repeat(surface.values()[None], len(drawn), axis=0), np.exp(drawn)], axis=1)
     residual = np.log(points.loss) - np.log(law.predict(points.num_params, points.tokens, seen))
     draws = Draws(drawn, PAIRS if len(drawn) else "none", resamples, resamples - len(drawn))
-    told = basis(len(points), 7, objective, delta, value, robust_spread(residual), level, draws, resamples)
+    value, spread = value / unit_of(objective, 0.0), robust_spread(residual)
+    told = basis(len(points), 7, objective, delta, value, spread, level, draws, resamples)
     told["warnings"] = (
         *[f"{name} ended on its bound ({DECAYS[0]:g} to {DECAYS[1]:g}): the data do not determine it" for name in ended],
         "the surface of unrepeated data is held: the decays' intervals do not have its uncertainty",

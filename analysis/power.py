@@ -127,7 +127,7 @@ def simulated(design: Design, assumed: Assumed, options: PowerOptions) -> dict[s
     refused = cannot_fit(cells, assumed)
     if refused:
         return entry | {"refused": refused, "failed": 0}
-    problem, theta, log_loss = assumed.problem(cells, chosen_delta(options.loss, options.delta))
+    problem, theta, log_loss = assumed.problem(cells, chosen_delta(options.loss, options.delta, logs=True))
     losses = log_loss + options.noise * noise_of(cells, options.simulations, options.seed)
     ends = refit(problem, theta, losses, np.ones_like(losses))
     estimates = quantities(problem, ends.theta[ends.converged], cells, list(assumed.multipliers))

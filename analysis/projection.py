@@ -1,19 +1,24 @@
 """Starts by variable projection (Golub and Pereyra 1973): given the exponents, the coefficients are a linear problem.
 
 For each (alpha, beta) of a grid the coefficients c >= 0 minimise sum_i w_i ((L_i - Lhat_i) / L_i)^2, which is the sum of squared
-log residuals to first order; the local minima over the grid are starts of `analysis.solver`. All resamples and all cells
-at once: the sums over points are one matrix product. numpy only.
+log residuals to first order (without `logs`: of L_i - Lhat_i, exactly); the local minima over the grid are starts of
+`analysis.descent`. All resamples and all cells at once: sums over points are matrix products. numpy only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from analysis.descent import chunk_rows
 from analysis.laws import Floats, floats
-from analysis.solver import CONSTANT, IN_D, IN_N, Problem, chunk_rows
+from analysis.solver import CONSTANT, IN_D, IN_N, Problem
 
 EXPONENTS = (0.03, 2.5)
 """Ends of the grid, denser where laws have them."""
+SPREAD = 500
+"""Points times starts all over the grid: few points are cheap, and have more minima."""
 
 
 def exponent_axis(points: int) -> Floats:
@@ -32,45 +37,97 @@ def exponent_grid(problem: Problem, points: int) -> Floats:
 def projected_starts(
     problem: Problem, log_loss: Floats, weight: Floats, *, keep: int, points: int = 20, fill: bool = True
 ) -> Floats:
-    """(R, keep, p) starts, best first: local minima of the projected sum of squares on the grid.
+    """(R, keep, p) starts, best first: local minima of the projected sum of squares on the grid; log_loss and weight are (R, n).
 
     Where there are fewer than `keep` the lowest other cells stand in; without `fill` (one fit only) they are left out.
     """
-    axis = exponent_axis(points)
-    shape = tuple(points if kind in problem.kinds else 1 for kind in (IN_N, IN_D))
-    shape = (points, 1) if problem.tied else shape
-    columns = _columns(problem, axis)
-    count = len(problem.kinds)
-    products = {(j, k): columns[j] * columns[k] for j in range(count) for k in range(j, count)}
-    table = np.concatenate([a.reshape(len(problem.x), -1) for a in (*products.values(), *columns)], axis=1)
-    sizes = [a.shape[1:] for a in (*products.values(), *columns)]
-    ends = np.cumsum([a * b for a, b in sizes])
+    sums = _Sums(problem, points)
     starts = []
     step = chunk_rows(len(problem.x))
     for first in range(0, len(log_loss), step):
-        loss = np.exp(log_loss[first : first + step])
-        scaled = weight[first : first + step] / loss**2
-        half = ends[len(products) - 1]
-        sums = np.concatenate([scaled @ table[:, :half], (scaled * loss) @ table[:, half:]], axis=1)
-        parts = [s.reshape(len(loss), *size) for s, size in zip(np.split(sums, ends[:-1], axis=1), sizes, strict=True)]
-        gram = dict(zip(products, parts[: len(products)], strict=True))
-        coefficient, squares = non_negative(gram, parts[len(products) :], (len(loss), *shape))
-        chosen = _local_minima(squares, keep, fill)
-        rows = np.arange(len(loss))[:, None]
-        flat = np.stack([np.broadcast_to(c, squares.shape).reshape(len(loss), -1)[rows, chosen] for c in coefficient], axis=-1)
-        starts.append(np.concatenate([flat, exponent_grid(problem, points)[chosen]], axis=-1))
+        rows = slice(first, first + step)
+        gram, moment = sums.of(log_loss[rows], weight[rows])
+        starts.append(sums.starts(gram, moment, range(len(problem.kinds)), keep, fill=fill))
     return np.concatenate(starts)
 
 
-def _columns(problem: Problem, axis: Floats) -> list[Floats]:
-    """Each column on the grid: (n, a, 1) for those in N, (n, 1, b) for those in D (on the first axis where tied), (n, 1, 1)."""
-    in_n, in_d = (np.exp(-np.outer(log, axis)) for log in (problem.x, problem.y))
-    shapes = {
-        CONSTANT: np.ones((len(problem.x), 1, 1)),
-        IN_N: in_n[:, :, None],
-        IN_D: in_d[:, :, None] if problem.tied else in_d[:, None, :],
-    }
-    return [shapes[kind] * problem.members[:, j, None, None] for j, kind in enumerate(problem.kinds)]
+def starts_and_faces(problem: Problem, log_loss: Floats, *, keep: int, points: int = 20) -> tuple[Floats, Floats]:
+    """Starts of one fit (n,): `keep` local minima and cells all over the grid, more where points are few and minima many; and the
+    best point of each face c_j = 0, (J, p), none where there is one column."""
+    sums = _Sums(problem, points)
+    gram, moment = sums.of(log_loss[None], np.ones((1, len(log_loss))))
+    every = range(len(problem.kinds))
+    lattice = sums.lattice(int(np.clip(np.sqrt(SPREAD / len(log_loss)), 1, 6)))
+    starts = sums.starts(gram, moment, every, keep, fill=False, beside=lattice)[0]
+    faces = [sums.starts(gram, moment, [k for k in every if k != j], 1, fill=False)[0, 0] for j in every if len(every) > 1]
+    return starts, floats(faces).reshape(-1, problem.size)
+
+
+class _Sums:
+    """The sums over points that the projection needs, on the grid of one problem."""
+
+    def __init__(self, problem: Problem, points: int) -> None:
+        self.problem = problem
+        self.grid = exponent_grid(problem, points)
+        shape = tuple(points if kind in problem.kinds else 1 for kind in (IN_N, IN_D))
+        self.shape = (points, 1) if problem.tied else shape
+        axis = exponent_axis(points)
+        logs = {CONSTANT: np.zeros_like(problem.x), IN_N: problem.x, IN_D: problem.y}
+        self.axes = [{CONSTANT: None, IN_N: 0, IN_D: 0 if problem.tied else 1}[kind] for kind in problem.kinds]
+        # each column (n, exponents) along its own axis of the grid; one value for the constants
+        self.columns = [
+            np.exp(-np.outer(logs[kind], axis if along is not None else [0.0])) * problem.members[:, j, None]
+            for j, (kind, along) in enumerate(zip(problem.kinds, self.axes, strict=True))
+        ]
+
+    def of(self, log_loss: Floats, weight: Floats) -> tuple[dict[tuple[int, int], Floats], list[Floats]]:
+        """Gram matrix and moments (R, a, b) of weighted squares: of L - Lhat over L, or of L - Lhat itself without `logs`."""
+        loss = np.exp(log_loss)
+        scaled = weight / loss**2 if self.problem.logs else weight
+        count = len(self.columns)
+        gram = {(j, k): self._product(j, k, scaled) for j in range(count) for k in range(j, count)}
+        return gram, [self._along(self.axes[j], (scaled * loss) @ self.columns[j]) for j in range(count)]
+
+    def _product(self, j: int, k: int, scaled: Floats) -> Floats:
+        one, other, axes = self.columns[j], self.columns[k], {self.axes[j], self.axes[k]}
+        if axes == {0, 1}:  # kinds are in order: j is along the first axis
+            crossed: Floats = (scaled[:, None, :] * one.T) @ other
+            return crossed
+        return self._along(1 if 1 in axes else 0 if 0 in axes else None, scaled @ (one * other))
+
+    @staticmethod
+    def _along(axis: int | None, sums: Floats) -> Floats:
+        return sums[:, None, :] if axis == 1 else sums[:, :, None]
+
+    def lattice(self, side: int) -> np.ndarray:
+        """Flat indices of cells in the middle of `side` equal parts of each axis."""
+        places = [np.unique((np.arange(side) + 0.5) * size // side).astype(int) for size in self.shape]
+        result: np.ndarray = np.ravel_multi_index(np.meshgrid(*places, indexing="ij"), self.shape).ravel()
+        return result
+
+    def starts(
+        self,
+        gram: dict[tuple[int, int], Floats],
+        moment: list[Floats],
+        columns: Sequence[int],
+        keep: int,
+        *,
+        fill: bool,
+        beside: np.ndarray | None = None,
+    ) -> Floats:
+        """(R, keep + beside, p) the best cells and those `beside`, with only `columns` in the model."""
+        place = {j: i for i, j in enumerate(columns)}
+        own = {(place[j], place[k]): g for (j, k), g in gram.items() if j in place and k in place}
+        rows = len(moment[0])
+        coefficient, squares = non_negative(own, [moment[j] for j in columns], (rows, *self.shape))
+        chosen = _local_minima(squares, keep, fill)
+        if beside is not None:
+            chosen = np.concatenate([chosen, np.broadcast_to(beside, (rows, len(beside)))], axis=1)
+        found = np.zeros((*chosen.shape, self.problem.size))
+        found[:, :, len(self.problem.kinds) :] = self.grid[chosen]
+        for j, values in zip(columns, coefficient, strict=True):
+            found[:, :, j] = np.take_along_axis(values.reshape(rows, -1), chosen, axis=1)
+        return found
 
 
 def non_negative(

@@ -18,7 +18,7 @@ from lst.errors import FitError
 
 Interval = tuple[float, float]
 HOW = {"huber": "Huber on log loss", "squares": "least squares", "absolute": "least absolute deviation of log loss"}
-HOW["binomial"] = "binomial likelihood"
+HOW |= {"loss_squares": "least squares of the loss itself", "binomial": "binomial likelihood"}
 
 
 def percentile_interval(samples: Floats, level: float) -> Interval:
@@ -48,7 +48,7 @@ class Basis:
     """What every fit says of itself."""
 
     n: int  # points fitted
-    loss: str  # huber | squares | absolute, of residuals of log loss (isoFLOP: squares of the loss itself); binomial: accuracies
+    loss: str  # huber | squares | absolute, of residuals of log loss; loss_squares (isoFLOP: squares), of the loss; binomial
     delta: float | None  # Huber's threshold on log residuals; else None
     objective: float  # the value at the optimum, a sum over points
     residual_spread: float  # robust standard deviation of the residuals (1.4826 x median absolute)

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from analysis.diagnose import DELTA, HUBER, basis, check_options, chosen_delta, robust_spread
+from analysis.diagnose import DELTA, HUBER, LOSS_SQUARES, basis, check_options, chosen_delta, robust_spread, unit_of
 from analysis.laws import Floats, LossSurface, floats
 from analysis.optimum import solve
 from analysis.results import Interval, SharedFit, percentile_interval
@@ -54,14 +54,15 @@ def fit_shared_exponents(
     points, arms = _points(table, baseline, factors, {"params": params, "tokens": tokens, "loss": loss})
     frame = Frame.of(points)
     member = floats([(table["arm"] == name).to_numpy(dtype=float) for name in (baseline, *arms)]).T
-    problem = shared_problem(frame, member, factors, delta)
+    problem = shared_problem(frame, member, factors, delta, logs=objective != LOSS_SQUARES)
     best = solve(problem, frame.log_loss)
+    value = best.objective / unit_of(objective, frame.loss_mean)
     rng = np.random.default_rng(0) if rng is None else rng
     strata = points.budget * member.shape[1] + member.argmax(1)
     draws = bootstrap(problem, best.theta, frame.log_loss, strata, resamples=resamples, level=level, rng=rng)
     point, samples = _efficiencies(problem, best.theta[None], arms), _efficiencies(problem, draws.theta, arms)
     spread = robust_spread(frame.log_loss - np.log(model(problem, best.theta[None])[0][0]))
-    told = basis(len(points), problem.free_parameters, objective, delta, best.objective, spread, level, draws, resamples)
+    told = basis(len(points), problem.free_parameters, objective, delta, value, spread, level, draws, resamples)
     degenerate = [arm for arm in arms if not all(np.isfinite(v[0]) for v in point[arm].values())]
     told["warnings"] = (
         *[f"arm '{arm}': a term of the law ended at 0, so its efficiency has no finite value" for arm in degenerate],
@@ -108,12 +109,12 @@ def _require_two_ways(points: Points, rows: np.ndarray, arm: str) -> None:
         )
 
 
-def shared_problem(frame: Frame, member: Floats, factors: str, delta: float) -> Problem:
+def shared_problem(frame: Frame, member: Floats, factors: str, delta: float, *, logs: bool = True) -> Problem:
     """Columns: the constant, N (one for all arms, or one each), and D for each arm; the baseline's first."""
     n_columns = np.ones((len(member), 1)) if factors == COMPUTE else member
     members = np.concatenate([np.ones((len(member), 1)), n_columns, member], axis=1)
     kinds = (CONSTANT, *[IN_N] * n_columns.shape[1], *[IN_D] * member.shape[1])
-    return Problem(frame.x, frame.y, floats(members), kinds, delta)
+    return Problem(frame.x, frame.y, floats(members), kinds, delta, logs=logs)
 
 
 def _efficiencies(problem: Problem, theta: Floats, arms: list[str]) -> Factors:

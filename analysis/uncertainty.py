@@ -19,9 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from analysis.descent import minimise
 from analysis.laws import Floats
 from analysis.projection import projected_starts
-from analysis.solver import Problem, Solutions, minimise, model, objective
+from analysis.solver import Problem, Solutions, model
 
 RESIDUAL_BELOW = 12
 """Runs under which the design is kept and residuals are resampled."""
@@ -32,8 +33,12 @@ SMALL_DESIGN = 20
 PAIRS = "pairs bootstrap over runs, stratified by budget"
 RESIDUAL = "bootstrap of residuals with random signs, design kept"
 MAX_LEVERAGE = 0.95
-ROUGH_STEPS = 6
-"""Newton steps at a wider delta before a resample's starts compete: the losers' ends are never needed."""
+ROUGH_STEPS, ROUGH_TOLERANCE, ROUGH_WIDTH = 2, 0.01, 10
+"""Newton steps at a wider delta, so many times the problem's, that tell whether a resample's own start leads elsewhere."""
+SAME, FEW_SAME = 0.1, 0.02
+"""Exponents that differ by less lead to the same optimum; the second where points are few."""
+MANY, MOST_STARTS = 48, 4
+"""Points from which one start of a resample's own is enough: few points have more minima, and get up to so many starts."""
 REFIT_TOLERANCE = 1e-9
 """Relative change of the objective at which a resample's refit stops: far under the scatter of resamples."""
 
@@ -106,7 +111,7 @@ def bootstrap(
     if kept_design:
         value, slope = model(problem, best[None])
         fitted = np.log(value[0])
-        jacobian = np.delete(slope[0] / value[0][:, None], problem.unused(), axis=1)
+        jacobian = np.delete(slope[0] / value[0][:, None], problem.unused, axis=1)
         losses = fitted + residual_errors(log_loss - fitted, leverages(jacobian), problem.free_parameters, level, resamples, rng)
     else:
         weight = stratified_counts(strata, resamples, rng)
@@ -116,18 +121,36 @@ def bootstrap(
     return Draws(kept, RESIDUAL if kept_design else PAIRS, resamples, resamples - len(kept))
 
 
-def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats, *, projected: int = 1) -> Solutions:
-    """The optimum of each resample (R, n): starts compete after the coarse stages, the best one goes on to the end."""
-    starts = projected_starts(problem, log_loss, weight, keep=projected, points=8)
-    starts = np.concatenate([np.broadcast_to(near, (len(log_loss), 1, problem.size)), starts], axis=1)
-    count = starts.shape[1]
-    repeated = [np.repeat(values, count, axis=0) for values in (log_loss, weight)]
-    flat = starts.reshape(-1, problem.size)
-    if np.isfinite(problem.delta):
-        flat = minimise(problem, flat, repeated[0], repeated[1], skip=1, coarse=ROUGH_STEPS, fine=False).theta
-    value = objective(problem, flat, repeated[0], repeated[1], problem.delta).reshape(-1, count)
-    best = flat.reshape(starts.shape)[np.arange(len(starts)), value.argmin(1)]
-    return minimise(problem, best, log_loss, weight, tolerance=REFIT_TOLERANCE, coarse=0)
+def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats) -> Solutions:
+    """The optimum of each resample (R, n): from `near` (p,), the fit's own, and from the resample's own projection where a few
+    steps from there lead elsewhere. The lower one counts."""
+    resamples = len(log_loss)
+    if not resamples:
+        return Solutions(np.empty((0, problem.size)), np.empty(0), np.empty(0, dtype=bool))
+    ends = minimise(
+        problem, np.repeat(near[None], resamples, axis=0), log_loss, weight, tolerance=REFIT_TOLERANCE, deltas=[problem.delta]
+    )
+    of, starts = _elsewhere(problem, near, ends, log_loss, weight)
+    again = minimise(problem, starts, log_loss[of], weight[of], tolerance=REFIT_TOLERANCE)
+    for k in np.lexsort((-again.objective, again.converged)):  # the last one wins: converged, and lowest
+        row = of[k]
+        if again.objective[k] < ends.objective[row] or not ends.converged[row]:
+            for mine, theirs in ((ends.theta, again.theta), (ends.objective, again.objective), (ends.converged, again.converged)):
+                mine[row] = theirs[k]
+    return ends
+
+
+def _elsewhere(problem: Problem, near: Floats, ends: Solutions, log_loss: Floats, weight: Floats) -> tuple[np.ndarray, Floats]:
+    """Rows of resamples, and starts (S, p) for them that a few steps do not bring to `ends`; all that has not converged."""
+    few, rows = len(problem.x) < MANY, len(log_loss)
+    own = projected_starts(problem, log_loss, weight, keep=int(np.clip(MANY // len(problem.x), 1, MOST_STARTS)), points=8)
+    if few:
+        own = np.concatenate([own, np.broadcast_to(near, (rows, 1, problem.size))], axis=1)
+    of, own, wide = np.repeat(np.arange(rows), own.shape[1]), own.reshape(-1, problem.size), [ROUGH_WIDTH * problem.delta]
+    rough = minimise(problem, own, log_loss[of], weight[of], deltas=wide, most=ROUGH_STEPS, tolerance=ROUGH_TOLERANCE).theta
+    away = np.abs(rough - ends.theta[of])[:, -2:].max(1) > (FEW_SAME if few else SAME)
+    apart = away | ~ends.converged[of]
+    return of[apart], rough[apart]
 
 
 def small_design_warning(n: int, parameters: int) -> str | None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import optimize
 
 from analysis import LossSurface, SurfaceFit, fit_loss_surface, fit_power_law
+from analysis.descent import minimise
 from analysis.optimum import least_squares, projected_gradient, solve
 from analysis.projection import projected_starts
 from analysis.results import PowerLawFit
@@ -27,7 +29,7 @@ def problem_of(table: pd.DataFrame, delta: float = 1e-3) -> tuple[Problem, Frame
     return Problem(frame.x, frame.y, np.ones((len(table), 3)), (CONSTANT, IN_N, IN_D), delta), frame
 
 
-@pytest.mark.parametrize("loss", ["huber", "squares"])
+@pytest.mark.parametrize("loss", ["huber", "squares", "loss_squares"])
 @pytest.mark.parametrize("law", [TRUTH, LossSurface(E=0.4, A=5e3, B=40.0, alpha=0.5, beta=0.15)], ids=["usual", "skewed"])
 def test_noise_free_points_give_back_the_law(law: LossSurface, loss: str) -> None:
     fit = fit_loss_surface(isoflop_table(law=law), objective=loss, resamples=0)
@@ -51,7 +53,7 @@ def test_solver_gradient_and_hessian_equal_central_differences() -> None:
     problem, frame = problem_of(table, delta=0.015)
     theta = np.array([0.55, 0.2, 0.22, 0.4, 0.3])
     losses, weight = frame.log_loss[None], np.linspace(0.5, 2, 12)[None]
-    gradient, hessian, _ = derivatives(problem, theta[None], losses, weight, problem.delta)
+    gradient, hessian = derivatives(problem, theta[None], losses, weight, problem.delta)
     for k in range(5):
         move = np.zeros(5)
         move[k] = 1e-6
@@ -60,6 +62,36 @@ def test_solver_gradient_and_hessian_equal_central_differences() -> None:
         assert gradient[0, k] == pytest.approx((slope[0] - slope[1]) / 2e-6, rel=1e-5, abs=1e-9)
         bend = [derivatives(problem, e, losses, weight, problem.delta)[0][0] for e in ends]
         np.testing.assert_allclose(hessian[0, k], (bend[0] - bend[1]) / 2e-6, rtol=1e-4, atol=1e-7)
+
+
+def test_least_squares_of_the_loss_itself_is_what_scipy_finds() -> None:
+    table = isoflop_table(noise=0.02, sizes=8)
+    fit = fit_loss_surface(table, objective="loss_squares", resamples=0)
+    n, d, loss = (table[name].to_numpy() for name in ("num_params", "tokens", "loss"))
+
+    def residual(p: np.ndarray) -> np.ndarray:
+        return p[0] + p[1] * (n / 1e8) ** -p[3] + p[2] * (d / 1e10) ** -p[4] - loss
+
+    start = [fit.law.E, fit.law.A * 1e8**-fit.law.alpha, fit.law.B * 1e10**-fit.law.beta, fit.law.alpha, fit.law.beta]
+    end = optimize.least_squares(residual, start, xtol=1e-14, ftol=1e-14, gtol=1e-14)
+    assert fit.objective == pytest.approx(end.cost, rel=1e-9)
+    assert fit.objective == pytest.approx(((fit.law.predict(n, d) - loss) ** 2).sum() / 2, rel=1e-9)
+    assert "least squares of the loss itself" in repr(fit)
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-2, np.inf])
+def test_no_start_of_many_ends_below_the_optimum(delta: float) -> None:
+    """Few points, heavy tails, noise up to 10%: tables of several minima, each solved from 60 starts all over as well."""
+    rng = np.random.default_rng(3)
+    for points, noise in ((6, 0.02), (8, 0.1), (12, 0.005), (16, 0.1), (24, 0.02)):
+        n, d = np.exp(rng.uniform(np.log(1e7), np.log(1e10), points)), np.exp(rng.uniform(np.log(1e8), np.log(1e12), points))
+        loss = TRUTH.predict(n, d) * np.exp(noise * np.clip(rng.standard_t(2, points), -10, 10))
+        problem, frame = problem_of(pd.DataFrame({"num_params": n, "tokens": d, "loss": loss}), delta)
+        best = solve(problem, frame.log_loss).objective
+        starts = np.concatenate([rng.uniform(0, 1.2, (60, 3)), np.exp(rng.uniform(np.log(0.02), np.log(3), (60, 2)))], axis=1)
+        losses = np.broadcast_to(frame.log_loss, (60, points))
+        ends = minimise(problem, starts, losses, np.ones_like(losses))
+        assert best <= ends.objective.min() * (1 + 1e-6)
 
 
 def test_projected_start_of_noise_free_points_is_near_the_optimum() -> None:

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from analysis import fit_loss_surface
+from analysis.descent import minimise
 from analysis.isoflop import Regression
 from analysis.optimum import solve
 from analysis.projection import projected_starts
-from analysis.solver import CONSTANT, IN_D, IN_N, Problem, minimise
+from analysis.solver import CONSTANT, IN_D, IN_N, Problem
 from analysis.table import Frame, read_points
 from analysis.uncertainty import PAIRS, RESIDUAL, leverages, refit, residual_errors, stratified_counts
 from tests.analysis.tables import TRUTH, isoflop_table
