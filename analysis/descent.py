@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from analysis.laws import Floats
+from analysis.laws import Floats, floats
 from analysis.solver import IN_D, IN_N, Problem, Solutions, residuals, shapes, system, weighted
 
 CACHED = 2**15
@@ -233,7 +233,6 @@ def _solved(hessian: Floats, gradient: Floats, held: np.ndarray) -> Floats:
     size = np.abs(diagonal)
     diagonal += np.where(size > 0, 1e-13 * size, 1.0)
     try:
-        result: Floats = -np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
+        return floats(-np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0])
     except np.linalg.LinAlgError:  # an exactly singular one in the batch: the diagonal alone still descends
-        result = -gradient / np.where(size > 0, size, 1.0)
-    return result
+        return floats(-gradient / np.where(size > 0, size, 1.0))

@@ -44,7 +44,7 @@ class Optimum:
 def solve(problem: Problem, log_loss: Floats, *, others: bool = True) -> Optimum:
     """The global optimum of one fit as far as the starts can tell; see the module's docstring.
 
-    Without `others` only the best projected start is followed (and what the checks let in): quicker, and no runner-ups.
+    Without `others` only the best projected start is followed (and what the KKT check lets in): quicker, and no runner-ups.
     """
     if others:
         starts, faces = starts_and_faces(problem, log_loss, keep=STARTS)
@@ -57,7 +57,8 @@ def solve(problem: Problem, log_loss: Floats, *, others: bool = True) -> Optimum
         if released is None:
             break
         ends = Solutions.join([ends, _minimise_one(problem, released, log_loss)])
-    ends = _second_opinion(problem, ends, log_loss)
+    if others:
+        ends = _second_opinion(problem, ends, log_loss)
     order = np.argsort(ends.objective, kind="stable")
     return Optimum(ends.theta[order[0]], float(ends.objective[order[0]]), ends.take(order[1:]))
 
