@@ -3,6 +3,7 @@
     python -m lst.evals choices RUN_OR_CHECKPOINT items=DIR [score=loglik_per_token] [directions=S->S,T->T] [out=DIR]
     python -m lst.evals asr RUN_OR_CHECKPOINT [utterances=200] [beams=4] [test=DIR] [out=DIR]
     python -m lst.evals tts RUN_OR_CHECKPOINT [utterances=50] [recognisers=WHISPER] [test=DIR] [out=DIR]
+    python -m lst.evals representations RUN_OR_CHECKPOINT [phones=espeak] [out=DIR]
 
 Exit status: 0 done, 1 the work failed, 2 the input was wrong.
 """
@@ -21,12 +22,14 @@ from typing import Any
 from lst.errors import ConfigError, LstError
 from lst.evals.asr import AsrConfig, run_asr
 from lst.evals.choice_run import ChoiceRunConfig, run_choices
+from lst.evals.representations import RepresentationsConfig, run_representations
 from lst.evals.tts import TtsConfig, run_tts
 
 VERBS: dict[str, tuple[type, Callable[[Path, dict[str, Any]], str], str]] = {
     "choices": (ChoiceRunConfig, run_choices, "an item set: which ending is the most probable"),
     "asr": (AsrConfig, run_asr, "held-out speech to text: word errors, hallucinations"),
     "tts": (TtsConfig, run_tts, "held-out text to speech: units, sound, character errors"),
+    "representations": (RepresentationsConfig, run_representations, "what patches know of words and phones, with a picture"),
 }
 
 

@@ -69,10 +69,13 @@ def run_asr(source: Path, values: dict[str, Any]) -> str:
     config = from_dict(AsrConfig, values)
     config.validate()
     checkpoint, dataset, folder, words = open_evaluation("asr", source, asdict(config))
-    unit = checkpoint.config.patching.aligned_unit
     if folder.is_done:
         return f"{folder.out}: this evaluation is there already."
-    chosen = heldout_utterances(dataset, count=config.utterances, words=words, seed=config.seed, aligned_unit=unit)
+    options = checkpoint.config.patching
+    chosen = heldout_utterances(
+        dataset, count=config.utterances, words=words, seed=config.seed,
+        aligned_unit=options.aligned_unit, boundary_noise_ms=options.boundary_noise_ms,
+    )  # fmt: skip
     sizes, make = in_parts(chosen, PART, lambda part, _: transcribe(checkpoint, part, config))
     with folder.records(sizes, make) as records:
         if records is None:

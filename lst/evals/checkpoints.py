@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lst.config import RunConfig
+from lst.config import Patching, RunConfig
 from lst.data.shards import Dataset, open_dataset
 from lst.errors import ConfigError, DataError
 from lst.records import EXIT, RUN_CONFIG, read_json
@@ -87,6 +87,16 @@ def _spent(source: Path, folder: Path) -> dict[str, Any]:
             content |= content.get("counts") or {}
             return {name: content[name] for name in SPENT if content.get(name) is not None}
     return {}
+
+
+def own_patching(checkpoint: Checkpoint, asked: str) -> Patching:
+    """How speech is cut: as the arm is evaluated (`auto`), or as asked for. Raises ConfigError for an arm without patches."""
+    own = checkpoint.config.patching.evaluation_kind
+    if asked == "auto":
+        return own
+    if own is Patching.TOKEN:
+        raise ConfigError(f"patching={asked}: arm '{checkpoint.config.model.arm}' has no patches; leave patching out.")
+    return Patching(asked)
 
 
 def utterance_dataset(checkpoint: Checkpoint, test: str) -> Dataset:

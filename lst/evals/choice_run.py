@@ -65,7 +65,7 @@ def run_choices(source: Path, values: dict[str, Any]) -> str:
     """Evaluate; the text to print. Raises LstError, OSError on a full disk."""
     config = from_dict(ChoiceRunConfig, {"items": "", **values})
     options = config.validate()
-    from lst.evals.checkpoints import default_out, open_checkpoint
+    from lst.evals.checkpoints import default_out, open_checkpoint, own_patching
     from lst.evals.evaluation_folder import EvaluationFolder, evaluation_id
     from lst.evals.item_set import open_item_set
 
@@ -73,7 +73,7 @@ def run_choices(source: Path, values: dict[str, Any]) -> str:
     checkpoint = open_checkpoint(
         source, data=config.data, device=config.device, dtype=config.dtype, batch_tokens=config.batch_tokens
     )
-    kind, directions = _patching(config, checkpoint), _directions(config, items, checkpoint)
+    kind, directions = own_patching(checkpoint, config.patching), _directions(config, items, checkpoint)
     if any("S" in d for d in directions):
         items.require_tokens_of(checkpoint.dataset)
     count = min(config.limit or len(items), len(items))
@@ -122,19 +122,12 @@ def _scoring(
     return make
 
 
-def _patching(config: ChoiceRunConfig, checkpoint: Checkpoint) -> Patching:
-    own = checkpoint.config.patching.evaluation_kind
-    if config.patching == "auto":
-        return own
-    if own is Patching.TOKEN:
-        raise ConfigError(f"patching={config.patching}: arm '{checkpoint.config.model.arm}' has no patches; leave patching out.")
-    return Patching(config.patching)
-
-
 def _directions(config: ChoiceRunConfig, items: ItemSet, checkpoint: Checkpoint) -> list[str]:
     """Those asked for, or all that the items allow. Raises ConfigError where patches need word spans that the items have not."""
+    from lst.evals.checkpoints import own_patching
+
     asked = [d for d in config.directions.split(",") if d] or items.directions
-    kind = _patching(config, checkpoint)
+    kind = own_patching(checkpoint, config.patching)
     spoken = [d for d in asked if "S" in d]
     if kind is Patching.ALIGNED and spoken and not items.manifest["aligned"]:
         raise ConfigError(

@@ -102,7 +102,7 @@ class EvaluationFolder:
         write_atomically(self.work / ITEM_RECORDS, _lines(records))
         write_atomically(self.work / EVAL_RECORDS, _lines(metrics))
         write_json(self.work / CARD, dict(card) | {"evaluation_id": self.id, "decided_by": self.decisive})
-        shutil.rmtree(self.work / PARTS)
+        shutil.rmtree(self.work / PARTS, ignore_errors=True)
         for lock in self.work.glob("lock*"):
             lock.unlink()
         flush_to_disk(self.work)

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lst.data.boundary_noise import NoiseRange
 from lst.data.columns import draw_places
 from lst.data.interleave import Segment, SpokenDocument, SpokenDocuments, stretches
 from lst.data.shards import Dataset
@@ -32,27 +34,51 @@ class Utterance:
     speech: Segment
     pieces: tuple[int, ...]  # of its text, by the data set's tokenizer
     text: str
+    document: int  # number of the held-out document ..
+    first_frame: int  # .. and of its frame with which the utterance begins
+    words: tuple[str, ...]  # its words' text ..
+    word_spans: NDArray[np.int64]  # .. and first and last frame, from where it begins
 
     @property
     def seconds(self) -> float:
         return len(self.speech.tokens) / FRAMES_PER_SECOND
 
 
-def heldout_utterances(dataset: Dataset, *, count: int, words: int, seed: int, aligned_unit: str = "word") -> list[Utterance]:
-    """At most `count` utterances, drawn by `seed` from the documents with words, in their order. Raises DataError without any."""
-    spoken, found = SpokenDocuments(dataset, aligned_unit), []
+def heldout_utterances(
+    dataset: Dataset, *, count: int, words: int, seed: int, aligned_unit: str = "word", boundary_noise_ms: NoiseRange = (0, 0)
+) -> list[Utterance]:
+    """At most `count` utterances, drawn by `seed` from the documents with words, in their order. Raises DataError without any.
+
+    Speech carries the spans of its `aligned_unit`s (word or bpe), their boundaries moved by `boundary_noise_ms`.
+    """
     documents = dataset.documents("speech", "heldout")
-    every = range(documents.rows)
-    for number, place in zip(every, documents.documents(list(every)), strict=True):
-        document = SpokenDocument(place)
-        for first, last in stretches(document.words, words):
-            pieces = tuple(int(p) for p in document.text(first, last))
-            speech = Segment("speech", document.speech(first, last), spoken.spans(document, first, last))
-            found.append(Utterance(f"{number}/{first}", speech, pieces, dataset.tokenizer.decode(pieces)))
+    every, found = range(documents.rows), list[tuple[int, int, int]]()
+    for number, place in zip(every, documents.documents(every), strict=True):
+        found += [(number, first, last) for first, last in stretches(SpokenDocument(place).words, words)]
     if not found:
         raise DataError(f"data '{dataset.path}' has no held-out speech with words; prepare it with transcripts and alignments.")
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    return [found[i] for i in draw_places(generator, len(found), count)]
+    drawn = [found[i] for i in draw_places(np.random.Generator(np.random.Philox(key=seed)), len(found), count)]
+    spoken, utterances = SpokenDocuments(dataset, aligned_unit, boundary_noise_ms), []
+    for (number, first, last), place in zip(drawn, documents.documents([number for number, *_ in drawn]), strict=True):
+        utterances.append(_utterance(dataset, spoken, SpokenDocument(place), number, first, last))
+    return utterances
+
+
+def _utterance(
+    dataset: Dataset, spoken: SpokenDocuments, document: SpokenDocument, number: int, first: int, last: int
+) -> Utterance:
+    pieces = tuple(int(p) for p in document.text(first, last))
+    texts = ([int(p) for p in document.text(word, word + 1)] for word in range(first, last))
+    return Utterance(
+        id=f"{number}/{first}",
+        speech=Segment("speech", document.speech(first, last), spoken.spans(document, first, last)),
+        pieces=pieces,
+        text=dataset.tokenizer.decode(pieces),
+        document=number,
+        first_frame=document.begin(first),
+        words=tuple(dataset.tokenizer.decode(text) for text in texts),
+        word_spans=np.stack([document.starts[first:last], document.ends[first:last]], 1).astype(np.int64) - document.begin(first),
+    )
 
 
 def open_evaluation(task: str, source: Path, options: Mapping[str, Any]) -> tuple[Checkpoint, Dataset, EvaluationFolder, int]:
