@@ -27,7 +27,7 @@ WORKERS := $(shell test $(CORES) -gt 4 && echo 4 || echo $(CORES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env demo demo-small test soak lint format types mlflow lock clean choose-torch
+.PHONY: help env demo demo-small test soak lint format types mlflow harness lock clean choose-torch
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,10 @@ mlflow: $(STAMP)  ## DIR's curves in MLflow's pages on this machine (installs ML
 	@$(BIN)/python -c "import flask" 2>/dev/null || $(BIN)/python -m pip install --editable '.[ui]' --constraint constraints.txt
 	@$(BIN)/fit-scaling sync $(DIR)
 	@$(BIN)/mlflow ui --backend-store-uri "sqlite:///$(abspath $(DIR))/mlflow.db" --host 127.0.0.1 --port $(PORT)
+
+harness: $(STAMP)  ## install EleutherAI's lm-evaluation-harness, which checks scores from outside (docs/evaluation.md)
+	@$(BIN)/python -c "import importlib.util as u, sys; sys.exit(not u.find_spec('lm_eval'))" || \
+		$(BIN)/python -m pip install --quiet --editable '.[harness]' --constraint constraints.txt
 
 lock: $(STAMP)  ## write constraints.txt and requirements.lock anew from pyproject.toml
 	@$(BIN)/python tools/lock.py

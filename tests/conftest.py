@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, no display, no telemetry, and skips that may be forbidden.
+"""What all tests share: one thread a process, no display, no telemetry, no hub, and skips that may be forbidden.
 
 `LST_REQUIRE=browser,slurm` turns a skip of a test with one of these markers into a failure, and fails the session if no test
 of a marker passed: a check that silently stopped running is worse than a red one. `--update-golden` rewrites the files in
@@ -23,6 +23,7 @@ for name, value in {
     "MPLBACKEND": "Agg",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
+    "HF_HUB_OFFLINE": "1",
 }.items():
     os.environ.setdefault(name, value)
 

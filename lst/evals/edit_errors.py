@@ -4,7 +4,7 @@
     WER         (S + D + I) / reference words, summed over all utterances before it is divided; it may exceed 1
     CER         the same over characters, spaces included
 
-Equal to jiwer's WER and CER on the same normalised texts (tested where jiwer is installed). The normaliser is part of the number:
+Equal to jiwer's WER and CER on the same normalised texts (tested). The normaliser is part of the number:
 its name stands in every record.
 """
 

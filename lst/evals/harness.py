@@ -1,4 +1,4 @@
-"""An external check: EleutherAI's lm-evaluation-harness on our checkpoints and items (package lm-eval, T->T only).
+"""An external check: EleutherAI's lm-evaluation-harness on our checkpoints and items (extra `harness`, T->T only).
 
     from lst.evals.harness import harness_model, write_harness_task
     import lm_eval
@@ -31,7 +31,7 @@ def harness_model(
 ) -> Any:
     """A `lm_eval.api.model.LM` of the checkpoint `source`. Raises DataError where lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise DataError("the check by lm-evaluation-harness needs the package 'lm-eval'; run: pip install lm-eval")
+        raise DataError("the check by lm-evaluation-harness needs the package 'lm-eval'; run: pip install lst-scaling[harness]")
     from lm_eval.api.model import LM
 
     from lst.evals.checkpoints import open_checkpoint

@@ -1,6 +1,8 @@
-"""A speech recogniser from a local folder, by which generated speech is judged: transformers' Whisper (extra `hf`).
+"""A speech recogniser by which generated speech is judged.
 
-    hear = open_recogniser("models/whisper-small.en")      # config, weights as safetensors, tokenizer and feature extractor
+    hear = open_recogniser("models/whisper-small.en")      # transformers' Whisper: config, safetensors, tokenizer (extra `hf`)
+    hear = open_recogniser("models/faster-whisper-small")  # CTranslate2's: config.json, model.bin (pip install faster-whisper)
+    hear = open_recogniser("pocketsphinx")                 # a second opinion, no Whisper (pip install pocketsphinx)
     hear(audio)                                            # 16 kHz, -1..1 -> text
 
 Judging tokens that were made by a Whisper encoder with a Whisper is circular: name a second recogniser beside it.
@@ -18,16 +20,25 @@ from numpy.typing import NDArray
 
 from lst.errors import DataError
 
-LONGEST = 30.0  # seconds that Whisper hears at once
+LONGEST = 30.0  # seconds that transformers' Whisper hears at once
+Hear = Callable[[NDArray[np.float32]], str]
 
 
-def open_recogniser(folder: str) -> Callable[[NDArray[np.float32]], str]:
-    """Greedy transcripts. Raises DataError if transformers is missing or the folder holds no Whisper in safetensors."""
-    if importlib.util.find_spec("transformers") is None:
-        raise DataError("recogniser= needs the package 'transformers'; run: pip install lst-scaling[hf]")
-    path = Path(folder)
-    if not (path / "config.json").is_file() or not list(path.glob("*.safetensors")):
-        raise DataError(f"recogniser={folder} has no config.json and safetensors; give the local folder of a Whisper.")
+def open_recogniser(name: str) -> Hear:
+    """Greedy transcripts by `pocketsphinx`, or by the Whisper of a local folder. Raises DataError where there is none, or its
+    package is missing."""
+    if name == "pocketsphinx":
+        return _pocketsphinx()
+    path = Path(name)
+    if not (path / "config.json").is_file() or not [*path.glob("*.safetensors"), *path.glob("model.bin")]:
+        raise DataError(
+            f"recogniser={name} has no config.json with safetensors or model.bin; give a Whisper's local folder, or pocketsphinx."
+        )
+    return _ctranslate2(name) if (path / "model.bin").is_file() else _transformers(name)
+
+
+def _transformers(folder: str) -> Hear:
+    _require("transformers", f"recogniser={folder}", "lst-scaling[hf]")
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -51,3 +62,41 @@ def open_recogniser(folder: str) -> Callable[[NDArray[np.float32]], str]:
         return " ".join(filter(None, texts))
 
     return hear
+
+
+def _ctranslate2(folder: str) -> Hear:
+    _require("faster_whisper", f"recogniser={folder}", "faster-whisper")
+    from faster_whisper import WhisperModel
+
+    try:
+        model: Any = WhisperModel(folder, device="cpu", compute_type="float32", cpu_threads=1, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"recogniser={folder} cannot be opened ({str(error).splitlines()[0]}); give a Whisper's folder."
+        ) from error
+
+    def hear(audio: NDArray[np.float32]) -> str:
+        segments, _ = model.transcribe(audio, language="en", beam_size=1, temperature=0.0, without_timestamps=True)
+        return " ".join(segment.text.strip() for segment in segments)
+
+    return hear
+
+
+def _pocketsphinx() -> Hear:
+    _require("pocketsphinx", "recogniser=pocketsphinx", "pocketsphinx")
+    from pocketsphinx import Decoder
+
+    def hear(audio: NDArray[np.float32]) -> str:
+        decoder = Decoder(samprate=16_000, loglevel="FATAL")  # anew: it adapts to what it heard before
+        decoder.start_utt()
+        decoder.process_raw((np.clip(audio, -1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
+        decoder.end_utt()
+        found = decoder.hyp()
+        return str(found.hypstr) if found else ""
+
+    return hear
+
+
+def _require(module: str, what: str, package: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise DataError(f"{what} needs the package '{module.replace('_', '-')}'; run: pip install {package}")

@@ -44,7 +44,7 @@ class TtsConfig:
     static_fallback: bool = False  # an aligned arm generates under static patches, on which it was not trained
     vocoder: str = "embedded"  # or a unit vocoder's folder; none: no sound
     voice: str = ""  # of the vocoder
-    recognisers: str = ""  # folders of Whispers, divided by commas; none: no character errors
+    recognisers: str = ""  # folders of Whispers, pocketsphinx; divided by commas; none: no character errors
     normaliser: str = "plain-english-1"
     seed: int = 0
     shard: str = "1/1"  # i/N: this process makes every N-th part of the utterances; who finishes last joins them

@@ -1,4 +1,4 @@
-"""EleutherAI's lm-evaluation-harness decides as we do, item by item. Needs lm-eval, which is too heavy for the test extra."""
+"""EleutherAI's lm-evaluation-harness decides as we do, item by item. Needs the extra `harness` (make harness)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ from lst.records import read_jsonl
 from tests.evals.item_files import write_lines
 from tests.train.tiny_run import tiny_config
 
-needs_harness = pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None,
-    reason="needs lm-eval: pip install lm-eval (docs/evaluation.md says how it was run)",
-)
+INSTALLED = all(importlib.util.find_spec(name) for name in ("lm_eval", "accelerate", "peft"))
+REASON = "needs lm-evaluation-harness: make harness"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +73,8 @@ def require_equal(records: list[dict[str, Any]], samples: list[dict[str, Any]], 
     assert 0 < sum(r["correct"] for r in records) < 30
 
 
-@needs_harness
+@pytest.mark.harness
+@pytest.mark.skipif(not INSTALLED, reason=REASON)
 @pytest.mark.parametrize("arm", ["baseline", "lst_static", "bpe"])
 def test_the_harness_decides_as_we_do_on_any_arm(tiny_data: Path, items: Path, tmp_path: Path, arm: str) -> None:
     source = checkpoint(arm, tiny_data, tmp_path)
@@ -83,7 +82,8 @@ def test_the_harness_decides_as_we_do_on_any_arm(tiny_data: Path, items: Path, t
     require_equal(ours(source, items, tmp_path / "o"), theirs(harness_model(source), task), rel=1e-5)
 
 
-@needs_harness
+@pytest.mark.harness
+@pytest.mark.skipif(not INSTALLED, reason=REASON)
 def test_the_exported_llama_in_the_harness_decides_as_we_do(tiny_data: Path, items: Path, tmp_path: Path) -> None:
     """Export, transformers' Llama and tokenizer, the harness's own model: nothing of ours but the weights."""
     from lst.model.huggingface import to_llama
@@ -111,7 +111,7 @@ def test_items_without_prompts_are_no_task_of_the_harness(tmp_path: Path) -> Non
         write_harness_task(tmp_path / "set", tmp_path / "task")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed")
-def test_without_the_harness_its_package_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="pip install lm-eval"):
+def test_without_the_harness_its_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"pip install lst-scaling\[harness\]"):
         harness_model(tmp_path)
