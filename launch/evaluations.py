@@ -11,16 +11,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from launch.rows import RUN_ID, RUNS, Row
+from launch.rows import EVALUATION, KEPT, RUN_ID, RUNS, Row
 from lst.errors import LaunchError
 from lst.plain import content_hash
 from lst.records import CHECKPOINTS, read_json
 
-EVALUATION = "eval.json"
 MODULE = "lst.evals"
 TASKS = ("choices", "asr", "tts")
 NAME = re.compile(r"[0-9A-Za-z_-]{1,200}")
-FOLDER = re.compile(r"final|budget-[0-9]{1,12}")
+FOLDER = re.compile(rf"final|budget-[0-9]{{1,12}}|{KEPT.pattern}")
 SHARD = re.compile(r"[0-9]{1,6}/[0-9]{1,6}")
 
 

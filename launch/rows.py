@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lst.config import RunConfig
 from lst.errors import ConfigError, LaunchError
-from lst.records import EXIT, RUN_CONFIG, is_whole_text, read_json
+from lst.records import CHECKPOINTS, EXIT, RUN_CONFIG, is_whole_text, read_json
 
 PLAN = "plan.csv"
 RUNS = "runs"
@@ -22,6 +22,8 @@ ADMITTED = "admitted"
 STATED = "stated:"  # how the data_id of stated statistics begins (sweeps/stated_file.py)
 BRANCH, TASK, EVAL = "branch", "task", "eval"  # of the column kind
 RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
+EVALUATION = "eval.json"  # of an EVAL row (`launch.evaluations`)
+KEPT = re.compile(r"kept-[0-9]{1,12}")  # the folder of a run's weights after so many steps (execution.keep_steps)
 NEEDED = ("run_id", "arm", "size", "steps", "planned_flops", "gpus", "est_gpu_hours", "status", "reason")
 
 
@@ -82,7 +84,12 @@ def read_rows(study: Path) -> list[Row]:
 
 
 def waits_for(study: Path, row: Row) -> str:
-    """A run that must be done before `row` can start, from its weights or with its output; empty where there is none left."""
+    """A run that must be done before `row` can start, from its weights or with its output; empty where there is none left.
+
+    An evaluation of weights that the run keeps on its way needs these alone.
+    """
+    if row.kind == EVAL and _weights_are_kept(study, row):
+        return ""
     for run_id in (row.parent, *row.after):
         ended = read_json(study / RUNS / run_id / EXIT) if run_id else {"status": "done"}
         if ended is None or ended.get("status") != "done":
@@ -90,16 +97,19 @@ def waits_for(study: Path, row: Row) -> str:
     return ""
 
 
+def _weights_are_kept(study: Path, row: Row) -> bool:
+    """Whether the checkpoint that an evaluation is of is one of a run's kept steps, and there (folders appear whole)."""
+    content = read_json(row.folder(study) / EVALUATION) or {}
+    run, checkpoint = str(content.get("run")), str(content.get("checkpoint"))
+    kept = RUN_ID.fullmatch(run) and KEPT.fullmatch(checkpoint)
+    return bool(kept) and (study / RUNS / run / CHECKPOINTS / checkpoint).is_dir()
+
+
 def waiting_text(study: Path, rows: list[Row]) -> str:
     """What is told of rows that cannot start yet."""
     first = waits_for(study, rows[0])
-    why = (
-        "which comes before"
-        if rows[0].after
-        else "whose weights it evaluates"
-        if rows[0].kind == EVAL
-        else "from whose weights it starts"
-    )
+    why = "whose weights it evaluates" if rows[0].kind == EVAL else "from whose weights it starts"
+    why = "which comes before" if rows[0].after else why
     return f"not started yet: {len(rows)}, the first waits for run {first}, {why}; submit again later"
 
 

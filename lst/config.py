@@ -317,6 +317,7 @@ class ExecutionConfig:
     micro_batch_tokens: int = 16_384  # padded tokens of one forward pass; larger batches are accumulated
     threads: int = 1  # CPU threads of the process
     checkpoint_every_seconds: float = 60.0  # wall-clock seconds between checkpoints
+    keep_steps: tuple[int, ...] = ()  # steps whose weights stay, in checkpoints/kept-<step>, to be evaluated meanwhile or later
     checkpoint_async: bool = False  # write checkpoints while training goes on, from a copy in the CPU's memory
     activation_checkpointing: str = "none"  # none | layers: keep only a layer's input, and compute it again backwards
     compile: bool = False  # torch.compile for the transformer layers: needs a C++ compiler, and minutes to start
@@ -330,6 +331,8 @@ class ExecutionConfig:
             require_positive(f"execution.{key}", getattr(self, key))
         require_choice("execution.activation_checkpointing", self.activation_checkpointing, ("none", "layers"))
         require_choice("execution.device", self.device, ("auto", "cpu", "cuda"))
+        if list(self.keep_steps) != sorted({step for step in self.keep_steps if step > 0}):
+            raise ConfigError(f"execution.keep_steps={list(self.keep_steps)} must be positive and rise.")
         if self.peak_flops < 0:
             raise ConfigError(f"execution.peak_flops={self.peak_flops} is negative; give 0 for the table's.")
         require_choice("execution.attention", self.attention, ATTENTION_BACKENDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -27,6 +28,8 @@ class AfterOptions:
     evaluate: bool = False  # finetune: a row of kind eval, of the same task, behind each fine-tuned run
     items: tuple[str, ...] = ()  # eval, choices: folders of item sets (prepare-data eval=FILE), a row each
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)  # eval: of `python -m lst.evals TASK`
+    every_steps: int = 0  # kind eval: also the weights after every so many steps, kept on the way; 0 = those of the end alone
+    every_flops: float = 0.0  # kind eval: the same, after every so many training FLOPs
     shards: int = 1  # eval: processes that share one evaluation, a row each
 
     @property
@@ -65,5 +68,13 @@ class AfterOptions:
             raise ConfigError(f"after.items has no meaning for after.task='{self.task}'; leave it out.")
         if len(set(self.items)) < len(self.items):
             raise ConfigError(f"after.items={list(self.items)} has an item set twice; give each once.")
+        if not (self.every_steps >= 0 and math.isfinite(self.every_flops) and self.every_flops >= 0):
+            raise ConfigError("after.every_steps and after.every_flops must be finite numbers, 0 or more.")
+        if self.kind != "eval" and (self.every_steps or self.every_flops):
+            raise ConfigError(
+                f"after.every_steps and after.every_flops have no meaning for after.kind='{self.kind}'; leave them out."
+            )
+        if self.every_steps and self.every_flops:
+            raise ConfigError("after.every_steps and after.every_flops are given both; give one of them.")
         if self.shards < 1:
             raise ConfigError(f"after.shards={self.shards} must be 1 or more.")

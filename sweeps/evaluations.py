@@ -1,7 +1,8 @@
 """Rows of kind `eval`: what `python -m lst.evals` will do with a run's weights, frozen in the row's eval.json.
 
-    {"run_id": ..., "evaluation": {what decides the result}, "run": the run that has the weights, "checkpoint": "final" or a
-    folder of its checkpoints/, "items": folder of the item set, "out": folder below the run's evals/, "shard": "1/1"}
+    {"run_id": ..., "evaluation": {what decides the result}, "run": the run that has the weights, "checkpoint": their folder in
+    its checkpoints/ (final, budget-<S>, kept-<step>), "items": folder of the item set, "out": folder below the run's evals/,
+    "shard": "1/1"}
 
 The row's id is the hash of `evaluation` (and of the shard, where there are several): the item set is in it by its items_id, not
 by its place. `submit-sweep` starts it once its parent is done (launch.evaluations). Not here: evaluating (`lst.evals`).
@@ -23,13 +24,14 @@ from lst.errors import ConfigError, DataError
 from lst.memory import GIB
 from lst.plain import content_hash, from_dict
 from sweeps.columns import BRANCH, EVAL, PlanRow, Status
-from sweeps.price import PriceConfig, Speed, Work, rounded, run_minutes
+from sweeps.price import PriceConfig, Speed, Work, disk_gib, rounded, run_minutes
 
 if TYPE_CHECKING:
     from sweeps.build import PlannedRun
     from sweeps.study import StudyConfig
 
 SET_BY_THE_PLAN = ("items", "out", "shard")  # options of lst.evals
+MOST_KEPT = 100  # kept steps of a run
 BYTES_A_TEXT_TOKEN = 4  # assumed, of the price alone
 SPEECH_TOKENS_A_WORD, TEXT_TOKENS_A_WORD = 10, 1.5  # the same: 0.4 seconds
 SMOKE = "hellaswag_spoken_smoke"  # the item set that ships (lst.evals.item_set)
@@ -67,6 +69,27 @@ class ItemSet:
         return share * sum(self.tokens[direction] for direction in wanted)
 
 
+def keep_steps(study: StudyConfig, run: PlannedRun) -> PlannedRun:
+    """A run that keeps its weights at every so many steps or FLOPs before its end, if the study evaluates them.
+
+    Execution alone changes, and so no id. Raises ConfigError on more than MOST_KEPT.
+    """
+    after, row = study.after, run.row
+    if not (after.every_steps or after.every_flops) or row.kind != "pretrain" or not row.admitted:
+        return run
+    between = after.every_steps or after.every_flops / row.flops_per_step  # steps
+    if row.steps > between * (MOST_KEPT + 1):
+        key, value = ("every_steps", after.every_steps) if after.every_steps else ("every_flops", after.every_flops)
+        raise ConfigError(
+            f"after.{key}={value:g} keeps the weights of about {row.steps / between:,.0f} steps of run {row.run_id}, more than "
+            f"{MOST_KEPT}; give a larger one."
+        )
+    steps = sorted({round(place * between) for place in range(1, MOST_KEPT + 1)} & set(range(1, row.steps)))
+    config = dataclasses.replace(run.config, execution=dataclasses.replace(run.config.execution, keep_steps=tuple(steps)))
+    kept, most = map(rounded, disk_gib(config))
+    return dataclasses.replace(run, config=config, row=dataclasses.replace(row, est_kept_gib=kept, est_disk_gib=most))
+
+
 def evaluation_rows(study: StudyConfig, parent: PlannedRun) -> Iterator[PlannedRun]:
     """The evaluations of a parent: a row an item set and shard.
 
@@ -81,29 +104,33 @@ def evaluation_rows(study: StudyConfig, parent: PlannedRun) -> Iterator[PlannedR
         yield dataclasses.replace(parent, row=row)
         return
     sets: list[ItemSet | None] = [open_items(folder) for folder in after.items]
-    for items in sets or [None]:
-        for shard in range(1, after.shards + 1):
-            yield _planned(study, parent, items, f"{shard}/{after.shards}")
+    kept = parent.config.execution.keep_steps if parent.row.kind == "pretrain" else ()
+    for step in (*kept, 0):
+        for items in sets or [None]:
+            for shard in range(1, after.shards + 1):
+                yield _planned(study, parent, items, f"{shard}/{after.shards}", step)
 
 
-def _planned(study: StudyConfig, parent: PlannedRun, items: ItemSet | None, shard: str) -> PlannedRun:
+def _planned(study: StudyConfig, parent: PlannedRun, items: ItemSet | None, shard: str, step: int) -> PlannedRun:
+    """`step` is one of the kept ones, or 0: the run's end."""
     after, before = study.after, parent.row
     decisive: dict[str, Any] = {"parent": before.run_id, "kind": EVAL, "task": after.task, "options": dict(after.options)}
-    decisive |= {"items_id": items.items_id} if items else {}
+    decisive |= ({"items_id": items.items_id} if items else {}) | ({"step": step} if step else {})
     name, alone, of_branch = items.task if items else after.task, after.shards == 1, before.kind == BRANCH
     content = {
         "run_id": content_hash(decisive | ({} if alone else {"shard": shard})),
         "evaluation": decisive,
         "run": before.parent_run_id if of_branch else before.run_id,
-        "checkpoint": f"budget-{before.branch}" if of_branch else "final",
+        "checkpoint": f"kept-{step}" if step else f"budget-{before.branch}" if of_branch else "final",
         "items": items.folder if items else "",
         "out": f"{name}-{content_hash(decisive)}",
         "shard": shard,
     }
     tokens = items.scored(after.options) if items else _generated(parent, after.task, after.options)
     flops = tokens / after.shards * before.planned_flops / before.tokens / 3  # a training token's, without the backward pass
-    what = name if alone else f"{name} {shard}"
-    row = _row(parent, what, run_id=str(content["run_id"]), status=Status.ADMITTED, reason="", planned_spent_flops=flops)
+    what = name + (f" step={step}" if step else "") + ("" if alone else f" {shard}")
+    columns = {"run_id": content["run_id"], "status": Status.ADMITTED, "reason": "", "steps": step or before.steps}
+    row = _row(parent, what, **columns, planned_spent_flops=flops)
     return dataclasses.replace(parent, row=priced(row, study.price), evaluation=content)
 
 

@@ -165,10 +165,12 @@ def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None
     from sweeps.after import after_runs
     from sweeps.build import build_runs
     from sweeps.columns import BRANCH, EVAL
+    from sweeps.evaluations import keep_steps
     from sweeps.spending import choose_ladder, edge_warnings, ladder_levels, levels_of, require_within
 
     def runs_at(levels: Sequence[Level], progress: Progress | None = None) -> tuple[list[PlannedRun], list[str]]:
         runs, warnings = build_runs(study, measure, levels, progress)
+        runs = [keep_steps(study, run) for run in runs] if study.after.evaluates else runs
         return [*runs, *after_runs(study, measure, runs)], warnings
 
     def rows_at(levels: Sequence[Level]) -> tuple[PlanRow, ...]:

@@ -130,13 +130,13 @@ def evaluation_flops(config: RunConfig, training_flops_per_token: float) -> floa
 def disk_gib(config: RunConfig) -> tuple[float, float]:
     """GiB of a run's checkpoints: what stays when it is done, and the most while it trains.
 
-    Weights stay, of the run's end and of each branch's. A run in training keeps KEPT_CHECKPOINTS with weights and moments and
-    writes the next one beside them; while it is on a branch, the trunk's stay there too.
+    Weights stay, of the run's end, of each branch's and of each kept step. A run in training keeps KEPT_CHECKPOINTS with weights
+    and moments and writes the next one beside them; while it is on a branch, the trunk's stay there too.
     """
     weights = 4.0 * num_params(config.model) / GIB
-    branches = len(config.train.branch_steps)
+    branches, kept = len(config.train.branch_steps), len(config.execution.keep_steps)
     saved = KEPT_CHECKPOINTS * (2 if branches else 1) + 1
-    return weights * (1 + branches), weights * (branches + CHECKPOINT_NUMBERS * saved)
+    return weights * (1 + branches + kept), weights * (branches + kept + CHECKPOINT_NUMBERS * saved)
 
 
 def wall_minutes(minutes: Iterable[float], cores: int) -> float:

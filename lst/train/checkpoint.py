@@ -8,6 +8,7 @@
     checkpoints/branch-00000080/ the same two kinds, of a branch in progress (lst.train.branches)
     checkpoints/final/           the finished run's weights, without the optimiser's
     checkpoints/budget-80/       the same of a finished branch, with tag.json
+    checkpoints/kept-40/         the same of the weights after a step of execution.keep_steps
 
 A kill at any moment leaves either the old newest checkpoint or the new one. Nothing here is executable (no pickle). Not
 here: when to save (lst.train.trainer).
@@ -46,6 +47,7 @@ from lst.train.layout import (
     aside,
     budget_folder,
     checkpoint_root,
+    kept_folder,
     newest_first,
     remove_folder,
     remove_leftovers,
@@ -138,6 +140,12 @@ def save_final(run_dir: Path, *, model: nn.Module, config: RunConfig, ranks: Ran
     """Write the finished run's weights to checkpoints/final/, whole or not at all. Called by all ranks."""
     require_lease(run_dir)
     return _save_weights(run_dir / CHECKPOINTS / FINAL, model, config, ranks or Ranks())
+
+
+def save_kept(run_dir: Path, *, model: nn.Module, config: RunConfig, tag: dict[str, Any], ranks: Ranks | None = None) -> Path:
+    """Write the weights as they are on the way, and their `tag`, to checkpoints/kept-<step>/, whole or not at all."""
+    require_lease(run_dir)
+    return _save_weights(kept_folder(run_dir, tag["step"]), model, config, ranks or Ranks(), {TAG: tag})
 
 
 def save_budget(run_dir: Path, *, model: nn.Module, config: RunConfig, tag: dict[str, Any], ranks: Ranks | None = None) -> Path:

@@ -31,6 +31,11 @@ def budget_folder(run_dir: Path, steps: int) -> Path:
     return run_dir / CHECKPOINTS / f"budget-{steps}"
 
 
+def kept_folder(run_dir: Path, step: int) -> Path:
+    """Where a run leaves its weights after `step` steps (execution.keep_steps)."""
+    return run_dir / CHECKPOINTS / f"kept-{step}"
+
+
 def remove_branches(run_dir: Path, *, but: int | None = None) -> None:
     """Remove the step checkpoints of branches, except those of branch `but`."""
     for folder in (run_dir / CHECKPOINTS).glob("branch-*"):

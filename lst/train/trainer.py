@@ -35,14 +35,24 @@ from lst.schedule import learning_rate
 from lst.train.bad_steps import judge_step
 from lst.train.batches import Prefetch, StepBatch, equally_many
 from lst.train.branches import branch_tag, due_branch, fork_off, rejoin
-from lst.train.checkpoint import Snapshot, TrainState, resume, save_budget, save_final
+from lst.train.checkpoint import Snapshot, TrainState, resume, save_budget, save_final, save_kept
 from lst.train.distributed import Ranks
 from lst.train.failures import Diverged
 from lst.train.fence import require_lease
 from lst.train.folder import versions
 from lst.train.layout import clean_up, remove_branches, step_folder
 from lst.train.losses import LossSums, accumulate_gradients
-from lst.train.metrics import ProgressLog, branch_field, eval_record, exit_record, peak_flops, train_record, wall_clock
+from lst.train.metrics import (
+    COUNTS,
+    ProgressLog,
+    branch_field,
+    eval_record,
+    exit_record,
+    peak_flops,
+    spent,
+    train_record,
+    wall_clock,
+)  # fmt: skip
 from lst.train.micro_batches import MicroBatches, event, explained_out_of_memory
 from lst.train.optim import AdamW
 from lst.train.run_records import RunRecords
@@ -219,6 +229,7 @@ class Trainer:
     def _evaluate_and_branch(self) -> None:
         """What is due after the current step."""
         self._evaluate_if_due()
+        self._keep_if_due()
         while (branch := due_branch(self.config, self.state)) is not None:
             self.save()  # the trunk as it stands: what the run comes back to
             self.state = fork_off(self.state, branch)
@@ -256,6 +267,13 @@ class Trainer:
         for item in results.items:
             self.records.items.write({"step": state.step} | branch_field(state) | item)
         state.evaluated_step = state.step
+
+    def _keep_if_due(self) -> None:
+        """Keep the weights of the current step if the run wants it: others evaluate them, beside the training."""
+        state = self.state
+        if state.branch is None and 0 < state.step < self.end and state.step in self.config.execution.keep_steps:
+            tag = {"run_id": state.run_id, "step": state.step, **spent(state, COUNTS)}
+            self.ranks.together(lambda: save_kept(self.run_dir, model=self.model, config=self.config, tag=tag, ranks=self.ranks))
 
     def _check_stop(self) -> None:
         """Raises Stopped if a rank was asked to stop. Called by all ranks."""

@@ -57,11 +57,25 @@ def test_it_waits_for_its_parent_and_is_no_canary(study: Path) -> None:
     assert canaries(study, evaluations, "code") == []
 
 
+def test_weights_kept_on_the_way_are_evaluated_while_the_run_goes_on(tmp_path: Path) -> None:
+    after = STUDY["after"] | {"every_steps": 30_000, "shards": 1}
+    plan(STUDY | {"after": after}).write(tmp_path / "study")
+    study = tmp_path / "study"
+    pretrained, *evaluations = read_rows(study)
+    assert evaluations[0].steps == 30_000
+    kept = study / "runs" / pretrained.run_id / "checkpoints" / "kept-30000"
+    assert {waits_for(study, row) for row in evaluations} == {pretrained.run_id}
+    kept.mkdir(parents=True)
+    assert [waits_for(study, row) for row in evaluations] == ["", *[pretrained.run_id] * (len(evaluations) - 1)]
+    assert task_of(study, evaluations[0])[2] == str(kept)
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"run": "../../elsewhere"},
         {"checkpoint": "../final"},
+        {"checkpoint": "kept-../4"},
         {"out": "a/../../b"},
         {"shard": "2/2"},
         {"items": 3},

@@ -100,6 +100,23 @@ def test_a_branch_is_evaluated_in_the_folder_of_its_trunk() -> None:
     assert (of_trunk["run"], of_trunk["checkpoint"]) == (branch.parent_run_id, "final")
 
 
+@pytest.mark.parametrize("every", [{"every_steps": 30_000}, {"every_flops": 5e19}])
+def test_weights_on_the_way_are_kept_and_evaluated(every: dict[str, Any]) -> None:
+    """And no id of a run changes by it: execution is no part of one."""
+    plain, found = judged(CHOICES), judged(CHOICES | every)
+    parent, *rows = [row for row in found.rows if row.arm == "baseline"]
+    kept = found.run_configs[parent.run_id].execution.keep_steps
+    between = every.get("every_steps") or every["every_flops"] / parent.flops_per_step
+    assert kept == tuple(round(place * between) for place in range(1, 100) if round(place * between) < parent.steps)
+    assert len(kept) > 1
+    assert [row.steps for row in rows] == [*kept, parent.steps]
+    assert [found.evaluations[row.run_id]["checkpoint"] for row in rows] == [*(f"kept-{step}" for step in kept), "final"]
+    before = {row.run_id: row for row in plain.rows}
+    assert {row.run_id for row in found.rows} >= set(before)
+    weights = 4 * parent.num_params / 2**30
+    assert parent.est_kept_gib - before[parent.run_id].est_kept_gib == pytest.approx(len(kept) * weights, rel=0.02)
+
+
 def test_what_is_to_be_done_is_frozen_and_planning_again_changes_no_byte(tmp_path: Path) -> None:
     found = judged(CHOICES)
     assert found.write(tmp_path / "study") == "new"
@@ -144,6 +161,10 @@ def test_choices_without_items_stay_in_the_plan_refused() -> None:
         (CHOICES | {"shards": 0}, "after.shards=0 must be 1 or more"),
         (CHOICES | {"steps": [3]}, "have no meaning for after.kind='eval'"),
         ({"kind": "eval", "task": "asr", "items": [SMOKE]}, "after.items has no meaning for after.task='asr'"),
+        (CHOICES | {"every_steps": 1}, "keeps the weights of about .* steps of run .*, more than 100"),
+        (CHOICES | {"every_steps": 10, "every_flops": 1e18}, "are given both; give one of them"),
+        (CHOICES | {"every_flops": -1.0}, "must be finite numbers, 0 or more"),
+        ({"every_steps": 10}, "have no meaning for after.kind=''"),
         ({"items": [SMOKE]}, "have no meaning without an evaluation"),
     ],
 )
