@@ -57,9 +57,10 @@ demo-small: $(STAMP)  ## the same loop at a reduced size, in studies/demo-small
 test: $(STAMP)  ## the test suite
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-soak: $(STAMP)  ## on a real SLURM of this machine (as root): the scenarios, then 60 runs under random faults for 10 minutes
+soak: export SLURM_LAB_ARRAY = 11
+soak: $(STAMP)  ## on a real SLURM of this machine (as root): the scenarios in full, then 60 runs under random faults for 10 minutes
 	@trap 'tests/slurm/slurm-cluster down' EXIT; tests/slurm/slurm-cluster up && eval "$$(tests/slurm/slurm-cluster env)" && \
-		LST_REQUIRE=slurm $(BIN)/python -m pytest tests/slurm $(PYTEST_ARGS) && \
+		LST_SOAK=1 LST_REQUIRE=slurm $(BIN)/python -m pytest tests/slurm $(PYTEST_ARGS) && \
 		$(BIN)/python -m tests.slurm.soak $(SOAK_ARGS)
 
 lint: $(STAMP)  ## ruff's rules and format

@@ -126,7 +126,7 @@ def _add_preparation(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from launch.cluster import LocalCluster, load_cluster
+    from launch.cluster import DebugCluster, LocalCluster, load_cluster
     from launch.display import Display, failures, summary
     from launch.limits import split_limits
     from launch.retries import study_stopped
@@ -135,9 +135,11 @@ def _submit(arguments: argparse.Namespace) -> int:
     given, overrides = split_limits(arguments.overrides)
     cluster = load_cluster(overrides)
     selection = _selection(arguments)
+    if arguments.detach and isinstance(cluster, DebugCluster):
+        raise ConfigError("cluster=debug runs in this process; leave --detach out.")
     if arguments.detach and isinstance(cluster, LocalCluster):
         return _detach(arguments)
-    wait = arguments.wait or (isinstance(cluster, LocalCluster) and not arguments.detach)
+    wait = arguments.wait or (isinstance(cluster, LocalCluster | DebugCluster) and not arguments.detach)
     display = Display(sys.stdout)
     report: Report = submit(
         arguments.dir,

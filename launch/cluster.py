@@ -1,6 +1,7 @@
 """Where runs are executed: frozen cluster configurations, read strictly from packaged or own YAML plus overrides.
 
-`cluster=local` and `cluster=slurm` name the packaged files in conf/cluster; `cluster=path/to/site.yaml` reads one's own.
+`cluster=local`, `cluster=slurm` and `cluster=debug` name the packaged files in conf/cluster; `cluster=path/to/site.yaml`
+reads one's own.
 Overrides are `key=value` or `cluster.key=value`. Not here: how jobs are started (`launch.executor`).
 
     load_cluster(["cluster=local", "parallel=2"])
@@ -83,8 +84,23 @@ class SlurmCluster:
                 raise ConfigError(f"cluster.{field.name}={value!r} holds a line break or control character; give one line.")
 
 
-Cluster = LocalCluster | SlurmCluster
-KINDS: dict[str, type[LocalCluster] | type[SlurmCluster]] = {"local": LocalCluster, "slurm": SlurmCluster}
+@dataclass(frozen=True, kw_only=True)
+class DebugCluster:
+    """This very process, for one run."""
+
+    executor: str = "debug"  # always 'debug'
+    threads: int = 1  # CPU threads (OMP, MKL and the like)
+
+    def validate(self) -> None:
+        _require_positive(self, "threads")
+
+
+Cluster = LocalCluster | SlurmCluster | DebugCluster
+KINDS: dict[str, type[LocalCluster] | type[SlurmCluster] | type[DebugCluster]] = {
+    "local": LocalCluster,
+    "slurm": SlurmCluster,
+    "debug": DebugCluster,
+}
 OWNED_OPTIONS = {
     "array": "max_array_size", "job-name": "job_name", "time": "timeout_min", "mem": "mem_gb", "signal": "signal_seconds",
     "output": None, "error": None, "open-mode": None, "comment": None, "wrap": None, "chdir": None, "ntasks-per-node": None,
@@ -157,7 +173,7 @@ def _read(name: str, pairs: list[str]) -> dict[str, Any]:
     path = Path(name) if name.endswith((".yaml", ".yml")) else CONF / f"{name}.yaml"
     if not path.is_file():
         if path.parent != CONF:
-            raise ConfigError(f"cluster={name} does not exist; give the path of a YAML file, or local or slurm.")
+            raise ConfigError(f"cluster={name} does not exist; give the path of a YAML file, or local, slurm or debug.")
         known = sorted(p.stem for p in CONF.glob("*.yaml"))
         raise ConfigError(f"cluster='{name}' is unknown; {did_you_mean(name, known)}")
     try:

@@ -39,6 +39,7 @@ class Attempt:
     cause: str = ""
     gpus: int = 0
     cluster: str = ""  # local or slurm
+    site: str = ""  # of SLURM: the cluster's own name
     token: str = ""  # names the submission, on SLURM: the jobs' comment, and the folder of their own logs
     host: str = ""  # where it ran
     failure: str = ""  # the class, if it did not end as done
@@ -97,7 +98,7 @@ def attempts_of(events: Iterable[dict[str, Any]]) -> dict[str, list[Attempt]]:
             continue
         attempts = runs.setdefault(run_id, {})
         changes: dict[str, Any] = {"job_id": str(event.get("job_id", ""))}
-        changes |= {key: str(event[key]) for key in ("cluster", "token") if event.get(key)}
+        changes |= {key: str(event[key]) for key in ("cluster", "site", "token") if event.get(key)}
         if kind == SUBMITTED:
             changes["submitted"] = at
         elif kind == STARTED:

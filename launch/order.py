@@ -19,16 +19,27 @@ from typing import Any
 
 from launch import canary
 from launch.cluster import SlurmCluster, cluster_from_dict, placement
-from launch.failures import one_line
+from launch.failures import FailureClass, one_line
 from launch.job import JOB_FILES, SPEC, WorkerJob, is_complete
 from launch.lease import Lease
-from launch.ledger import LAUNCH, STARTED, SUBMITTED, Attempt, append_event, ledger_path, next_attempt, read_attempts
+from launch.ledger import (
+    ENDED,
+    INTERRUPTED,
+    LAUNCH,
+    STARTED,
+    SUBMITTED,
+    Attempt,
+    append_event,
+    ledger_path,
+    next_attempt,
+    read_attempts,
+)
 from launch.limits import overspent, read_limits
 from launch.past import close_finished
 from launch.prepare import task_of
 from launch.retries import ORDER, stop_study, study_stopped
 from launch.rows import Row, read_rows, waits_for
-from launch.scheduler import Refused, find_by_token, slurm_queue
+from launch.scheduler import PENDING, Refused, cancel_jobs, find_by_token, slurm_queue, slurm_site
 from lst.errors import LaunchError
 from lst.plain import to_dict
 from lst.records import read_json, read_jsonl, write_json
@@ -134,12 +145,12 @@ def adopt(study: Path) -> None:
 
 def _record(study: Path, run_ids: Sequence[str], array: str, token: str) -> None:
     """The runs' `submitted` in the ledger, unless their jobs have told of themselves already."""
-    known = read_attempts(study)
+    known, site = read_attempts(study), slurm_site()
     for number, run_id in enumerate(run_ids):
         job_id, attempts = f"{array}_{number}", known.get(run_id, [])
         if not any(a.job_id == job_id for a in attempts):
             number_of = next_attempt(attempts, job_id)
-            append_event(study, SUBMITTED, run_id, attempt=number_of, job_id=job_id, cluster="slurm", token=token)
+            append_event(study, SUBMITTED, run_id, attempt=number_of, job_id=job_id, cluster="slurm", site=site, token=token)
 
 
 def _submit_chunk(
@@ -214,6 +225,35 @@ def _fitting(study: Path, able: Sequence[Row], rows: Mapping[str, Row]) -> list[
     return fitting
 
 
+def take_back(study: Path) -> list[str]:
+    """Where limit.gpus was lowered: cancel jobs beyond it that have not started; the run_ids, which wait again.
+
+    Raises LaunchError where SLURM does not answer.
+    """
+    most = read_limits(study).gpus
+    if not most:
+        return []
+    rows, queue = {row.run_id: row for row in read_rows(study)}, slurm_queue()
+    last = {run_id: tries[-1] for run_id, tries in read_attempts(study).items() if run_id in rows}
+    opened = [run_id for run_id in last if is_open(last[run_id], queue)]
+    surplus, beyond = [], sum(weight(rows[run_id]) for run_id in opened) - most
+    for run_id in reversed(opened):
+        if beyond > 0 and queue[last[run_id].job_id] == PENDING:
+            surplus.append(run_id)
+            beyond -= weight(rows[run_id])
+    if not surplus:
+        return []
+    cancel_jobs([last[run_id].job_id for run_id in surplus], only=PENDING)
+    queue = slurm_queue()
+    taken = [run_id for run_id in surplus if last[run_id].job_id not in queue]
+    for run_id in taken:
+        attempt = last[run_id]
+        if attempt.ended is None:
+            end = {"state": INTERRUPTED, "cause": f"taken back: limit.gpus={most}", "class": FailureClass.CANCELLED.value}
+            append_event(study, ENDED, run_id, attempt=attempt.attempt, job_id=attempt.job_id, **end)
+    return taken
+
+
 def weight(row: Row) -> int:
     """What a run counts under limit.gpus."""
     return max(1, row.gpus)
@@ -222,7 +262,7 @@ def weight(row: Row) -> int:
 def is_open(last: Attempt, queue: Mapping[str, str]) -> bool:
     """Whether the attempt's job holds or will hold its GPUs: a worker that has told its end is about to leave."""
     state = queue.get(last.job_id)
-    return state is not None and (last.ended is None or state == "PENDING")
+    return state is not None and (last.ended is None or state == PENDING)
 
 
 def slurm_job(study: Path, row: Row, cluster: SlurmCluster, root: Path, *, canary_steps: int = 0) -> WorkerJob:
@@ -244,7 +284,8 @@ def place_order(study: Path, cluster: SlurmCluster, rows: Sequence[Row], code: s
     if before.canaries:
         write_order(study, dataclasses.replace(before, waiting=ids + left, cluster=plain))
         return
-    chosen = canary.canaries(study, rows, code) if cluster.canary_steps else []
+    behind = [row for row in read_rows(study) if row.run_id in left]
+    chosen = canary.canaries(study, [*rows, *behind], code) if cluster.canary_steps else []
     order = Order(
         time=round(time.time(), 3),
         waiting=ids + left,

@@ -20,6 +20,7 @@ from launch.rows import RUNS
 from lst.records import LEASE, TRAIN_RECORDS, read_json
 
 GONE = "its job is gone and left neither exit.json nor failure.json"
+NEVER_BEGAN = "its job ended before the run had begun; submit again"
 
 
 def close_finished(study: Path) -> None:

@@ -16,13 +16,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from launch.cluster import LocalCluster, SlurmCluster
+from launch.cluster import Cluster, LocalCluster, SlurmCluster, placement
 from launch.environment import job_environment
 from launch.executor import probe_script, sbatch_environment
 from launch.failures import tail_of
 from launch.job import JOB_FILES, WorkerJob
 from launch.ledger import LAUNCH
-from launch.scheduler import node_types, sbatch, slurm_queue
+from launch.rows import PLAN, read_rows
+from launch.scheduler import cancel_jobs, node_types, sbatch, slurm_queue
 from launch.snapshot import make_private, take_snapshot
 from lst.errors import LaunchError
 
@@ -36,18 +37,22 @@ BF16_ERROR = 0.05
 BF16_SLOWER = 5.0
 
 
-def check_machines(study: Path, cluster: LocalCluster | SlurmCluster) -> list[dict[str, Any]]:
+def check_machines(study: Path, cluster: Cluster) -> list[dict[str, Any]]:
     """What each node type offers, with `wrong`: sentences, none if all is well. Raises LaunchError."""
     study = study.absolute()
     if not study.is_dir():
         raise LaunchError(f"'{study}' does not exist; plan the study first, or make the folder it is to lie in.")
     make_private(study / LAUNCH)
     root = take_snapshot(study / LAUNCH)
-    if isinstance(cluster, LocalCluster):
+    if not isinstance(cluster, SlurmCluster):
         environment = job_environment(os.environ, root=root, threads=cluster.threads)
         argv = [sys.executable, "-m", PROBE, str(study)]
         done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=LOCAL_SECONDS, check=False)
-        return [_judged("this machine", _parsed(done.stdout, done.stderr), gpus=cluster.gpus)]
+        return [
+            _judged(
+                "this machine", _parsed(done.stdout, done.stderr), gpus=cluster.gpus if isinstance(cluster, LocalCluster) else 0
+            )
+        ]
     return _on_slurm(study, cluster, root)
 
 
@@ -69,21 +74,44 @@ def _on_slurm(study: Path, cluster: SlurmCluster, root: Path) -> list[dict[str, 
     folder = study / LAUNCH / JOB_FILES / token
     folder.mkdir(parents=True)
     jobs: dict[str, tuple[str, Path, Path]] = {}
-    job = WorkerJob(study=str(study), run_id="preflight", root=str(root), cluster="slurm", gpus=cluster.gpus_per_node or 0)
-    for number, (kind, node) in enumerate(node_types(cluster.partition).items()):
-        out, err = folder / f"{number}.json", folder / f"{number}.err"
-        script = folder / f"{number}.sh"
-        words = [sys.executable, "-m", PROBE, str(study)]
-        script.write_text(probe_script(study, cluster, job, node=node, token=token, words=words, out=out, err=err))
-        jobs[kind] = (sbatch(script, token=f"{token}-{number}", environment=sbatch_environment(job, cluster)), out, err)
+    gpus = _gpus_of_a_node(study, cluster)
+    job = WorkerJob(study=str(study), run_id="preflight", root=str(root), cluster="slurm", gpus=gpus)
+    late: dict[str, str] = {}
+    try:
+        for number, (kind, node) in enumerate(node_types(cluster.partition).items()):
+            out, err = folder / f"{number}.json", folder / f"{number}.err"
+            script = folder / f"{number}.sh"
+            words = [sys.executable, "-m", PROBE, str(study)]
+            script.write_text(probe_script(study, cluster, job, node=node, token=token, words=words, out=out, err=err))
+            jobs[kind] = (sbatch(script, token=f"{token}-{number}", environment=sbatch_environment(job, cluster)), out, err)
+        late = _wait_for([identity for identity, _, _ in jobs.values()])
+    finally:
+        cancel_jobs([identity for identity, _, _ in jobs.values()])
+        (folder / "accepted").write_text("\n")
+    found = []
+    for kind, (identity, out, err) in jobs.items():
+        seen = _parsed(out.read_text() if out.exists() else "", tail_of(err))
+        if identity in late:
+            seen = {"error": f"job {identity} was still {late[identity]} after {WAIT_SECONDS} s, and is cancelled"}
+        found.append(_judged(kind, seen, gpus=gpus, needs_commands=True))
+    return found
+
+
+def _wait_for(jobs: list[str]) -> dict[str, str]:
+    """Until the jobs have left SLURM's list; those that have not, and their states, when the time is up."""
     deadline = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < deadline and set(slurm_queue()) & {f"{identity}" for identity, _, _ in jobs.values()}:
+    while left := {identity: state for identity, state in slurm_queue().items() if identity in jobs}:
+        if time.monotonic() >= deadline:
+            return left
         time.sleep(POLL_SECONDS)
-    (folder / "accepted").write_text("\n")
-    return [
-        _judged(kind, _parsed(out.read_text() if out.exists() else "", tail_of(err)), gpus=job.gpus, needs_commands=True)
-        for kind, (_, out, err) in jobs.items()
-    ]
+    return {}
+
+
+def _gpus_of_a_node(study: Path, cluster: SlurmCluster) -> int:
+    """GPUs that the study's runs use on one node."""
+    if cluster.gpus_per_node is not None or not (study / PLAN).is_file():
+        return cluster.gpus_per_node or 0
+    return max((placement(cluster, row.gpus)[2] for row in read_rows(study) if row.admitted), default=0)
 
 
 def _parsed(text: str, complaint: str) -> dict[str, Any]:

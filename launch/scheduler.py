@@ -17,12 +17,14 @@ from launch.failures import one_line
 from lst.errors import LaunchError
 
 RUNNING = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED"})
+PENDING = "PENDING"
 CALL_SECONDS = 60
 CANCEL_CHUNK = 500
 ACCEPTED = re.compile(r"Submitted batch job (\d+)")
 UNSURE = re.compile(r"timed out|contact|connect|communicat|zero bytes|did not answer", re.IGNORECASE)
 LOOKS = 3  # for jobs of a submission that failed: SLURM may be slow to list what it has accepted
 LOOK_SECONDS = 2.0
+SITE = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 PENDING_ARRAY = re.compile(r"(\d+)_\[([0-9,:-]+)(?:%\d+)?\]")
 
 
@@ -41,6 +43,16 @@ def slurm_queue() -> dict[str, str]:
     return states
 
 
+def slurm_site() -> str:
+    """The name of the cluster whose commands are on PATH; empty where it does not tell."""
+    try:
+        text = _call(["scontrol", "show", "config"])
+    except LaunchError:
+        return ""
+    found = SITE.search(text)
+    return found[1] if found else ""
+
+
 def expand_job_id(identity: str) -> list[str]:
     """The job ids that squeue abbreviates: `12_[0-2,5%4]` is 12_0, 12_1, 12_2 and 12_5."""
     match = PENDING_ARRAY.fullmatch(identity)
@@ -54,10 +66,11 @@ def expand_job_id(identity: str) -> list[str]:
     return ids
 
 
-def cancel_jobs(job_ids: Sequence[str]) -> None:
-    """Cancel jobs; those that have left already are no error. Raises LaunchError if scancel fails."""
+def cancel_jobs(job_ids: Sequence[str], *, only: str = "") -> None:
+    """Cancel jobs, `only` those in one state; those that have left already are no error. Raises LaunchError if scancel fails."""
+    state = [f"--state={only}"] if only else []
     for start in range(0, len(job_ids), CANCEL_CHUNK):
-        _call(["scancel", "--quiet", *job_ids[start : start + CANCEL_CHUNK]])
+        _call(["scancel", "--quiet", *state, *job_ids[start : start + CANCEL_CHUNK]])
 
 
 class Refused(LaunchError):

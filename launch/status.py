@@ -19,10 +19,11 @@ from launch.failures import failure_text, last_line, last_record, read_failure, 
 from launch.job import JOB_FILES, is_complete
 from launch.lease import holder
 from launch.ledger import DONE, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, read_attempts
+from launch.past import GONE, NEVER_BEGAN
 from launch.retries import ORDER
 from launch.rows import Row, cost_of, read_rows, waits_for
 from launch.scheduler import RUNNING as SLURM_RUNNING
-from launch.scheduler import slurm_queue
+from launch.scheduler import slurm_queue, slurm_site
 from lst.errors import LaunchError
 from lst.records import LEASE, TRAIN_RECORDS, read_json
 
@@ -118,21 +119,27 @@ def eta_seconds(rows: Sequence[Row], statuses: Sequence[RunStatus], parallel: in
     return max(sum(left) / max(1, parallel), max(left, default=0.0))
 
 
-def _queue(study: Path, rows: Sequence[Row], attempts: Mapping[str, list[Attempt]]) -> dict[str, str] | None:
-    """SLURM's list where any open attempt is SLURM's; {} where none is; None where SLURM does not answer."""
-    for row in rows:
-        last = _last(attempts.get(row.run_id, []))
-        if (
-            last is not None
-            and last.cluster == "slurm"
-            and last.state not in (DONE, FAILED)
-            and not is_complete(row.folder(study))
-        ):
-            try:
-                return slurm_queue()
-            except LaunchError:
-                return None
-    return {}
+def _queue(study: Path, rows: Sequence[Row], attempts: Mapping[str, list[Attempt]]) -> tuple[dict[str, str] | None, str]:
+    """SLURM's list where any open attempt is SLURM's; {} where none is; None where SLURM does not answer.
+
+    And, where jobs are missing in it, which cluster's list it is: another one does not know them.
+    """
+    last = [(row, _last(attempts.get(row.run_id, []))) for row in rows]
+    opened = [
+        attempt
+        for row, attempt in last
+        if attempt is not None
+        and attempt.cluster == "slurm"
+        and attempt.state not in (DONE, FAILED)
+        and not is_complete(row.folder(study))
+    ]
+    if not opened:
+        return {}, ""
+    try:
+        queue = slurm_queue()
+    except LaunchError:
+        return None, ""
+    return queue, slurm_site() if any(a.job_id not in queue for a in opened) else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +147,7 @@ class _Seen:
     """What was seen at one look, of all runs."""
 
     queue: dict[str, str] | None  # SLURM's list; None where it does not answer
+    site: str  # whose list; empty = not asked
     waiting: frozenset[str]  # runs that this machine's submitter will start
     ordered: Mapping[str, str]  # runs that wait to be submitted to SLURM -> for what
     planned_hours: Mapping[str, float]  # GPU-hours, priced anew from the canaries; empty = as the plan has them
@@ -150,8 +158,10 @@ def _look(study: Path, rows: Sequence[Row], attempts: Mapping[str, list[Attempt]
     submitter = holder(lock_path(study)) or {}
     order = read_json(study / LAUNCH / ORDER) or {}
     price = (read_json(study / LAUNCH / PRICE) or {}).get("gpu_hours")
+    queue, site = _queue(study, rows, attempts)
     return _Seen(
-        queue=_queue(study, rows, attempts),
+        queue=queue,
+        site=site,
         waiting=frozenset(submitter.get("waiting") or ()),
         ordered=dict.fromkeys(order.get("waiting") or (), str(order.get("note") or "its turn")),
         planned_hours=price if isinstance(price, dict) else {},
@@ -191,7 +201,9 @@ def _status(study: Path, row: Row, attempts: list[Attempt], seen: _Seen) -> RunS
 
 def _state(study: Path, row: Row, last: Attempt | None, seen: _Seen, step: int) -> tuple[str, str, str]:
     """State, cause and source of a run: its own record first, then its lease, its job, and the ledger."""
-    folder, queue = row.folder(study), seen.queue
+    folder = row.folder(study)
+    foreign = last is not None and bool(last.site and seen.site and last.site != seen.site)
+    queue = None if foreign else seen.queue
     if is_complete(folder):
         return DONE, "", "exit.json"
     held = holder(folder / LEASE)
@@ -219,10 +231,11 @@ def _state(study: Path, row: Row, last: Attempt | None, seen: _Seen, step: int) 
     if last.state in (DONE, LOST):
         return LOST, last.cause or "the ledger says it ended, yet it left no exit.json", "ledger"
     if last.cluster == "slurm" and queue is None:
-        return (RUNNING if last.started else QUEUED), "squeue does not answer", "ledger"
+        cause = f"its job is on cluster {last.site}, this is {seen.site}" if foreign else "squeue does not answer"
+        return (RUNNING if last.started else QUEUED), cause, "ledger"
     if last.started is None and last.cluster != "slurm" and time.time() - (last.submitted or 0.0) < START_SECONDS:
         return QUEUED, "", "ledger"
-    return LOST, _last_words(study, last) or "its job is gone and left neither exit.json nor failure.json", "ledger"
+    return LOST, _last_words(study, last) or (GONE if last.started else NEVER_BEGAN), "ledger"
 
 
 def _last_words(study: Path, attempt: Attempt) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.cluster import LocalCluster, SlurmCluster
+from launch.cluster import Cluster, DebugCluster, LocalCluster, SlurmCluster
 from launch.display import Display
 from launch.failures import FailureClass
 from launch.interrupt import Interrupts
@@ -24,12 +24,12 @@ from launch.job import cancel_path, raise_flag
 from launch.lease import Lease, holder, signal_holder
 from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, append_event, read_attempts
 from launch.limits import change_limits, overspent
-from launch.order import Order, adopt, forget, place_order, pump, read_order, top_up, write_order
-from launch.past import GONE, close, close_finished
+from launch.order import Order, adopt, forget, place_order, pump, read_order, take_back, top_up, write_order
+from launch.past import GONE, NEVER_BEGAN, close, close_finished
 from launch.prepare import task_of
 from launch.retries import STOPPED, study_stopped
 from launch.rows import EVAL, TASK, Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
-from launch.scheduler import cancel_jobs
+from launch.scheduler import cancel_jobs, slurm_site
 from launch.snapshot import make_private, take_snapshot
 from launch.status import OPEN_STATES, RUNNING, RunStatus, eta_seconds, gather, is_planned, lock_path
 from lst.errors import LaunchError, did_you_mean
@@ -74,7 +74,7 @@ class Report:
 
 def submit(
     study: Path,
-    cluster: LocalCluster | SlurmCluster,
+    cluster: Cluster,
     *,
     display: Display,
     wait: bool,
@@ -105,9 +105,10 @@ def submit(
             before = _begin_order(study, selection)
             if isinstance(cluster, SlurmCluster):
                 adopt(study)
+                before = _lower_limit(study, before, display) if limits else before
             todo, running = _choose(study, rows, selection, began)
             report.submitted = len(todo)
-            root = _prepare(study, todo) if todo else None
+            root = _prepare(study, todo) if todo and not isinstance(cluster, DebugCluster) else None
             if isinstance(cluster, LocalCluster):
                 from launch.feed import feed
 
@@ -115,13 +116,15 @@ def submit(
                     study, cluster, queue=todo, foreign=running, root=root, display=display, interrupts=interrupts,
                     announce=lambda waiting: lock.describe(waiting=waiting), trainer_argv=trainer_argv,
                 )  # fmt: skip
-            elif root is not None:
+            elif root is not None and isinstance(cluster, SlurmCluster):
                 place_order(study, cluster, todo, root.name, before=before)
                 report.submitted = top_up(study, root, holding=(lock.file,), trainer_argv=trainer_argv, test=True)
                 if report.submitted < len(todo):
                     display.note(_waiting_text(study, todo))
         finally:
             lock.release()
+        if isinstance(cluster, DebugCluster):
+            return _debug(study, cluster, todo, display)
         if isinstance(cluster, SlurmCluster) and wait:
             _follow(study, rows, display, interrupts, root, trainer_argv)
         report.interrupted = interrupts.exit_code if interrupts.count else 0
@@ -148,6 +151,9 @@ def cancel(study: Path, *, selection: Selection | None = None, now: bool = False
     slurm = [s for s in concerned if attempts.get(s.run_id) and attempts[s.run_id][-1].cluster == "slurm"]
     ended = [s for s in slurm if now or s.state != RUNNING]
     if ended:
+        elsewhere = {attempts[s.run_id][-1].site for s in ended} - {"", site := slurm_site()}
+        if site and elsewhere:
+            raise LaunchError(f"this is cluster {site}, and queued jobs are on {', '.join(elsewhere)}; cancel them from there.")
         cancel_jobs([s.job_id for s in ended])
     for status in ended:
         last = attempts[status.run_id][-1]
@@ -221,11 +227,24 @@ def _begin_order(study: Path, selection: Selection) -> Order:
         raise LaunchError(f"{spent}; raise it with limit.gpu_hours=N or limit.flops=N to go on.")
     if stopped:
         (study / LAUNCH / STOPPED).unlink()
-        before = Order()
+        attempts = read_attempts(study)  # what has not failed goes on waiting, behind new canaries
+        left = tuple(r for r in before.waiting if not (attempts.get(r) and attempts[r][-1].state in (FAILED, LOST)))
+        before = dataclasses.replace(before, canaries=(), waiting=left)
     if not before.canaries:
         before = dataclasses.replace(before, time=round(time.time(), 3))
     write_order(study, before)
     return before
+
+
+def _lower_limit(study: Path, before: Order, display: Display) -> Order:
+    """`before`, with what limit.gpus has no room for any more."""
+    taken = take_back(study)
+    if not taken:
+        return before
+    display.note(f"{len(taken):,} queued jobs beyond limit.gpus are taken back, and wait")
+    order = dataclasses.replace(before, waiting=before.waiting + tuple(taken))
+    write_order(study, order)
+    return order
 
 
 def _waiting_text(study: Path, todo: Sequence[Row]) -> str:
@@ -250,13 +269,35 @@ def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: float
         elif selection.wants(status) and (is_planned(status) or (status.state in (FAILED, LOST) and not tried)):
             todo.append(row)
             if status.state == LOST and last is not None and last.ended is None:
-                close(study, row.folder(study), last, FailureClass.LOST, GONE)
+                close(study, row.folder(study), last, FailureClass.LOST, GONE if last.started else NEVER_BEGAN)
     costs = cost_of(list(rows))
     return sorted(todo, key=lambda row: -costs[row.run_id]), [] if selection.failed_only else running
 
 
+def _debug(study: Path, cluster: DebugCluster, todo: Sequence[Row], display: Display) -> Report:
+    """Run the cheapest row of `todo` in this process."""
+    from launch.debug import run_here, traceback_of
+
+    able = [row for row in todo if not waits_for(study, row)]
+    if not able:
+        return Report(statuses=gather(study, todo))
+    row = able[-1]
+    _check(study, [row])
+    display.note(f"run {row.run_id} ({row.arm}, {row.size}) in this process; its output follows")
+    outcome = run_here(study, row, cluster)
+    display.note(traceback_of(study, row, outcome) or f"{outcome.state} {outcome.cause}".strip())
+    interrupted = 128 + signal.SIGINT if outcome.failure == FailureClass.CANCELLED else 0
+    return Report(submitted=1, interrupted=interrupted, statuses=gather(study, [row]))
+
+
 def _prepare(study: Path, todo: Sequence[Row]) -> Path:
     """Check that the rows can run, and freeze the code they run with: its root."""
+    _check(study, todo)
+    return take_snapshot(study / LAUNCH)
+
+
+def _check(study: Path, todo: Sequence[Row]) -> None:
+    """Raises LaunchError where rows cannot run."""
     free = shutil.disk_usage(study).free / 2**20
     if free < NEEDED_MIB:
         raise LaunchError(f"'{study}' has {free:.0f} MiB of free space, less than {NEEDED_MIB}; free some before submitting.")
@@ -265,7 +306,6 @@ def _prepare(study: Path, todo: Sequence[Row]) -> Path:
             task_of(study, row)
         else:
             check_run(study, row)
-    return take_snapshot(study / LAUNCH)
 
 
 def _follow(

@@ -64,8 +64,8 @@ class Outcome:
     again: bool = False  # whether the job is to be queued again
 
 
-def run_job(job: WorkerJob, trainer_argv: Sequence[str] | None = None) -> Outcome:
-    """Train one run to its end, or until something asks to stop. `trainer_argv` is for tests only.
+def run_job(job: WorkerJob, trainer_argv: Sequence[str] | None = None, *, runner: type[Runner] | None = None) -> Outcome:
+    """Train one run to its end, or until something asks to stop, by a `runner` an attempt. `trainer_argv` is for tests only.
 
     Leaves at once where another runner holds the run, the run is complete or the study is stopped. Raises OSError if the ledger
     cannot be written.
@@ -75,12 +75,12 @@ def run_job(job: WorkerJob, trainer_argv: Sequence[str] | None = None) -> Outcom
         if lease is None:
             return Outcome(state=ELSEWHERE, cause="another runner holds the run")
         try:
-            return _hold(job, lease, signals, trainer_argv)
+            return _hold(job, lease, signals, trainer_argv, runner or Runner)
         finally:
             lease.release()
 
 
-def _hold(job: WorkerJob, lease: Lease, signals: Signals, trainer_argv: Sequence[str] | None) -> Outcome:
+def _hold(job: WorkerJob, lease: Lease, signals: Signals, trainer_argv: Sequence[str] | None, runner: type[Runner]) -> Outcome:
     """One attempt after the other, as long as the policy of retries has it."""
     study = Path(job.study)
     attempts = read_attempts(study).get(job.run_id, [])
@@ -98,10 +98,9 @@ def _hold(job: WorkerJob, lease: Lease, signals: Signals, trainer_argv: Sequence
             end = {"state": INTERRUPTED, "cause": found}
             append_event(study, ENDED, job.run_id, attempt=next_attempt(attempts, job_id()), job_id=job_id(), **end)
             return Outcome(state=INTERRUPTED, cause=found)
-        runner = Runner(
-            job, attempt=next_attempt(attempts, job_id()), lease=lease, signals=signals, trainer_argv=trainer_argv, since=since
-        )
-        outcome, since = runner.attempt_once(), None
+        number = next_attempt(attempts, job_id())
+        attempt = runner(job, attempt=number, lease=lease, signals=signals, trainer_argv=trainer_argv, since=since)
+        outcome, since = attempt.attempt_once(), None
         attempts = read_attempts(study).get(job.run_id, [])
         if outcome.state == FAILED:
             stop_if_alike(study)

@@ -44,6 +44,12 @@ def main(name: str, arguments: list[str]) -> int:
             return 0
         queue = folder / "queue.txt"
         sys.stdout.write(queue.read_text() if queue.exists() and "--format=%e" not in arguments else "")
+    if name == "scontrol" and arguments == ["show", "config"] and (folder / "site").exists():
+        sys.stdout.write(f"ClusterName             = {(folder / 'site').read_text()}\n")
+    if name == "scancel" and "--state=PENDING" in arguments:
+        queue = folder / "queue.txt"
+        gone = {f"{job} PENDING" for job in arguments}
+        queue.write_text("".join(f"{line}\n" for line in queue.read_text().splitlines() if line not in gone))
     return 0
 
 

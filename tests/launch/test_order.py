@@ -71,6 +71,25 @@ def test_limit_gpus_caps_what_is_open_over_all_arrays_and_may_change_meanwhile(t
     assert read_order(study).waiting == ()
 
 
+def test_a_lowered_limit_takes_back_queued_jobs_beyond_it_and_leaves_running_ones(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    make_study(study, *[{"steps": n + 1} for n in range(5)], gpus=2)
+    call("submit", study, *NO_CANARY, "limit.gpus=8")
+    (slurm / "queue.txt").write_text("4711_0 RUNNING\n4711_1 RUNNING\n4711_2 PENDING\n4711_3 PENDING\n")
+    before = {run: a[-1].job_id for run, a in read_attempts(study).items()}
+    out = call("submit", study, *NO_CANARY, "limit.gpus=5")[1]
+    assert "2 queued jobs beyond limit.gpus are taken back" in out
+    assert sorted((slurm / "queue.txt").read_text().split()) == ["4711_0", "4711_1", "RUNNING", "RUNNING"]
+    taken = {run for run, job in before.items() if job in ("4711_2", "4711_3")}
+    waiting = read_order(study).waiting
+    assert len(waiting) == 3
+    assert taken < set(waiting)
+    assert {status(study)[run]["state"] for run in taken} == {"queued"}
+    assert {status(study)[run]["cause"] for run in taken} == {"waits for limit.gpus=5"}
+    call("submit", study, *NO_CANARY, "limit.gpus=6")
+    assert sizes(slurm) == [4, 1]
+
+
 def test_jobs_that_end_submit_what_waits(tmp_path: Path, slurm: Path) -> None:
     (slurm / "runs").touch()
     study = tmp_path / "study"

@@ -15,7 +15,7 @@ from lst.data.shards import open_dataset
 from lst.errors import ConfigError
 from lst.records import read_json
 from tests.launch.fake_slurm import install
-from tests.launch.study import call, status
+from tests.launch.study import call, make_study, status
 from tests.train.tiny_run import write_tiny_dataset
 
 
@@ -124,6 +124,21 @@ GOOD = {
 def test_preflight_says_what_is_wrong(change: dict[str, object], sentence: str) -> None:
     wrong = preflight._judged("type", GOOD | change, gpus=8, needs_commands=True)["wrong"]
     assert [sentence in found for found in wrong] == ([True] if sentence else [])
+
+
+def test_a_check_whose_job_never_starts_is_told_and_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in install(tmp_path / "slurm").items():
+        monkeypatch.setenv(name, value)
+    sinfo = tmp_path / "slurm/sinfo"
+    sinfo.write_text("#!/bin/sh\necho 'n1|h100|gpu:8|64'\n")
+    sinfo.chmod(0o755)
+    (tmp_path / "slurm/queue.txt").write_text("4711 PENDING\n")
+    make_study(tmp_path / "study", {"steps": 1}, {"steps": 2}, gpus=4)
+    monkeypatch.setattr(preflight, "WAIT_SECONDS", 0)
+    (machine,) = check_machines(tmp_path / "study", load_cluster(["cluster=slurm"]))
+    assert machine["wrong"] == ["the check itself did not run: job 4711 was still PENDING after 0 s, and is cancelled"]
+    assert "--gpus-per-node=4" in (tmp_path / "slurm/script-0.sh").read_text()  # as many as the plan's runs use
+    assert "scancel --quiet 4711" in (tmp_path / "slurm/calls.txt").read_text()
 
 
 def test_a_node_types_job_asks_for_a_node_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

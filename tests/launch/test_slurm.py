@@ -94,6 +94,24 @@ def test_a_silent_scheduler_submits_nothing_twice(tmp_path: Path, slurm: Path) -
     assert len(list(slurm.glob("script-*.sh"))) == 1
 
 
+def test_another_clusters_list_says_nothing_about_this_studys_jobs(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    make_study(study, {"steps": 2}, {"steps": 3})
+    (slurm / "site").write_text("north")
+    call("submit", study, "cluster=slurm", "canary_steps=0")
+    (slurm / "queue.txt").write_text("9999_0 RUNNING\n")
+    assert {s["state"] for s in status(study).values()} == {"lost"}
+    (slurm / "site").write_text("south")
+    (slurm / "queue.txt").write_text("4711_0 RUNNING\n")  # of the same number, and another study's
+    assert {(s["state"], s["cause"]) for s in status(study).values()} == {
+        ("queued", "its job is on cluster north, this is south")
+    }
+    assert call("submit", study, "cluster=slurm", "canary_steps=0")[1].startswith("nothing to submit")
+    code, _, err = call("cancel", study)
+    assert (code, "this is cluster south, and queued jobs are on north" in err) == (2, True)
+    assert "scancel" not in (slurm / "calls.txt").read_text()
+
+
 def test_groups_of_equal_resources_make_arrays_and_cancel_takes_them_back(tmp_path: Path, slurm: Path) -> None:
     study = tmp_path / "study"
     make_study(study, {"steps": 2}, {"steps": 3}, {"steps": 4}, gpus=4)

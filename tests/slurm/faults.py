@@ -7,27 +7,16 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.slurm.lab import LabStudy, slurm
+from tests.slurm.lab import LabStudy, processes, slurm
 
 CLUSTER = Path(__file__).with_name("slurm-cluster")
 
 
-def pids(pattern: str) -> list[int]:
-    """Processes whose command line matches."""
-    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=False).stdout
-    return [int(word) for word in found.split()]
-
-
 def kill(pattern: str) -> int:
     """SIGKILL processes by their command line; how many."""
-    found = pids(pattern)
+    found = processes(pattern)
     subprocess.run(["kill", "-KILL", *map(str, found)], check=False, stderr=subprocess.DEVNULL) if found else None
     return len(found)
-
-
-def trainers(study: LabStudy, run_id: str = "") -> str:
-    """The pattern of the trainers of a study, or of one run: srun's command line, which names them too, is left out."""
-    return f"^[^ ]*python[^ ]* -m lst.train {study.run_dir(run_id) if run_id else study.folder}"
 
 
 def workers(study: LabStudy) -> str:
@@ -38,7 +27,7 @@ def workers(study: LabStudy) -> str:
 def catches(job: str, name: str) -> bool:
     """Whether a job's batch shell is up and has its trap for a signal: before, a signal ends it as it does any process."""
     identity = slurm("squeue", "--noheader", f"--jobs={job}", "--states=R", "--format=%A").strip()
-    for pid in pids(f"bash .*/job0*{identity}/slurm_script") if identity else []:
+    for pid in processes(f"bash .*/job0*{identity}/slurm_script") if identity else []:
         try:
             caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())
         except FileNotFoundError:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from launch.ledger import read_attempts
+from launch.limits import spent
+from launch.progress import recorded_flops
 from launch.status import as_json, gather
 from lst.records import read_json, read_jsonl
 from tests.launch.study import plan_real_runs
@@ -19,7 +27,9 @@ from tests.train.tiny_run import records, tiny_config, train
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300.0  # how long a test waits for anything: SLURM looks at time limits on 30 s ticks
-SLOW_STEPS = 400  # long enough to be disturbed in the middle
+STEPS = 60  # long enough to be held in the middle (`held`)
+HELD_STEP = 3
+FULL = "LST_SOAK" in os.environ  # the scenarios in full, as `make soak` has them
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class LabStudy:
         return self.folder / "runs" / run_id
 
 
-def make_study(folder: Path, data: Path, *, rows: int = 2, steps: int = SLOW_STEPS, gpus: int = 0, **overrides: Any) -> LabStudy:
+def make_study(folder: Path, data: Path, *, rows: int = 2, steps: int = STEPS, gpus: int = 1, **overrides: Any) -> LabStudy:
     """Plan `rows` runs of `steps` steps each, baseline and lst_static in turn, each with a seed of its own."""
     arms = ("baseline", "lst_static")
     execution = {"checkpoint_every_seconds": 1.0}
@@ -80,9 +90,43 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
     return wait_in(condition, what, seconds=SECONDS, pause=0.2)
 
 
-def wait_for_step(study: LabStudy, run_id: str, step: int) -> None:
-    """Until the run has trained `step` steps."""
-    wait_for(lambda: status(study)[run_id]["step"] >= step, f"run {run_id} to reach step {step}")
+def processes(pattern: str) -> list[int]:
+    """Processes whose command line matches."""
+    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=False).stdout
+    return [int(word) for word in found.split()]
+
+
+def trainers(study: LabStudy, run_id: str = "") -> str:
+    """The pattern of the trainers of a study, or of one run: srun's command line, which names them too, is left out."""
+    return f"^[^ ]*python[^ ]* -m lst.train {study.run_dir(run_id) if run_id else study.folder}"
+
+
+@contextlib.contextmanager
+def held(study: LabStudy, run_id: str) -> Iterator[list[int]]:
+    """The run's trainers stand still in the middle of the run, however fast or busy the machine is; their process ids."""
+
+    def trains() -> bool:
+        return len(read_jsonl(study.run_dir(run_id) / "train.jsonl")) >= HELD_STEP and bool(processes(trainers(study, run_id)))
+
+    wait_in(trains, f"run {run_id} to train", seconds=SECONDS, pause=0.02)
+    found = processes(trainers(study, run_id))
+    _signal(found, signal.SIGSTOP)
+    assert len(read_jsonl(study.run_dir(run_id) / "train.jsonl")) < study.steps
+    try:
+        yield found
+    finally:
+        _signal(found, signal.SIGCONT)
+
+
+def _signal(found: Sequence[int], number: signal.Signals) -> None:
+    for process in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def wait_for_flag(study: LabStudy, job: str) -> None:
+    """Until the first life of a job was told to stop."""
+    wait_for(lambda: (study.folder / f"launch/stop/{job}.0").exists(), f"job {job} to be told to stop")
 
 
 def wait_until_done(study: LabStudy) -> None:
@@ -92,25 +136,55 @@ def wait_until_done(study: LabStudy) -> None:
     wait_for(lambda: not ids & set(slurm("squeue", "--noheader", "--array", "--format=%i").split()), "the study's jobs to leave")
 
 
+def most_at_once(study: LabStudy) -> int:
+    """The largest number of attempts that have run at one time so far."""
+    attempts = [a for tries in read_attempts(study.folder).values() for a in tries if a.started is not None]
+    changes = sorted([(a.started or 0.0, 1) for a in attempts] + [(a.ended, -1) for a in attempts if a.ended is not None])
+    return max(itertools.accumulate(change for _, change in changes))
+
+
 def job_ids(study: LabStudy) -> list[str]:
     """The ids of the last jobs of those runs that have had any, in the plan's order."""
     attempts = read_attempts(study.folder)
     return [attempts[run_id][-1].job_id for run_id in study.run_ids if run_id in attempts]
 
 
-def require_whole(study: LabStudy, alone: Path, run_ids: Sequence[str] | None = None) -> None:
-    """Every run is done, its records hold each step once, and weights and records are an undisturbed run's."""
-    for run_id in run_ids or study.run_ids:
+def require_whole(study: LabStudy, alone: Path, compared: Sequence[str] | None = None) -> None:
+    """Every run is done, its records hold each step once, its attempts add up; and weights and records are an undisturbed run's.
+
+    `compared` are the runs of which that last one is asked; default: all.
+    """
+    for run_id in study.run_ids:
         run_dir = study.run_dir(run_id)
         ended = read_json(run_dir / "exit.json")
         assert ended is not None, f"{run_id} left no exit.json: {status(study)[run_id]}"
         assert (ended["status"], ended["step"]) == ("done", study.steps)
         assert [r["step"] for r in read_jsonl(run_dir / "train.jsonl")] == list(range(1, study.steps + 1))
+    require_accounts(study)
+    for run_id in study.run_ids if compared is None else compared:
         undisturbed = _undisturbed(study, run_id, alone)
-        assert records(run_dir) == records(undisturbed)
-        assert _final_weights(run_dir) == _final_weights(undisturbed)
-    for attempts in read_attempts(study.folder).values():
-        assert all(a.ended is not None for a in attempts if a.started is not None)
+        assert records(study.run_dir(run_id)) == records(undisturbed)
+        assert _final_weights(study.run_dir(run_id)) == _final_weights(undisturbed)
+
+
+def require_accounts(study: LabStudy) -> None:
+    """Attempts follow each other; what they have spent is what status tells, and what the records cost beside what was lost."""
+    attempts, gpu_seconds, flops = read_attempts(study.folder), 0.0, 0.0
+    for run_id, tries in attempts.items():
+        assert [a.attempt for a in tries] == list(range(1, len(tries) + 1))
+        lives = [a for a in tries if a.started is not None]
+        assert all(a.ended is not None for a in lives), f"{run_id}: an attempt has no end"
+        for before, after in itertools.pairwise(lives):
+            assert (after.started or 0.0) >= (before.ended or 0.0) - 0.01, f"{run_id}: two attempts overlap"
+        lost = [b.flops_before + b.flops - a.flops_before for b, a in itertools.pairwise(lives)]  # after the last checkpoint
+        assert min(lost, default=0.0) >= 0.0
+        own = sum(a.flops for a in lives)
+        assert own == pytest.approx(recorded_flops(study.run_dir(run_id)) + sum(lost), rel=1e-9)
+        gpu_seconds += sum(a.gpus * ((a.ended or 0.0) - (a.since or a.started or 0.0)) for a in lives)
+        flops += own
+    found = spent(study.folder, attempts, time.time())
+    assert (found.gpu_hours, found.flops) == (pytest.approx(gpu_seconds / 3600, abs=1e-9), pytest.approx(flops))
+    assert sum(s["gpu_hours"] for s in status(study).values()) == pytest.approx(gpu_seconds / 3600, abs=1e-6 * len(attempts))
 
 
 def _undisturbed(study: LabStudy, run_id: str, alone: Path) -> Path:

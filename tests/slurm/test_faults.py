@@ -1,11 +1,9 @@
-"""More of what happens on a real SLURM: dead nodes and controllers, time limits, signals that come early, full disks, bugs."""
+"""More of what happens on a real SLURM: dead nodes and controllers, kills, time limits, early signals, full disks, bugs."""
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -13,12 +11,12 @@ import pytest
 from launch.ledger import read_attempts
 from launch.retries import study_stopped
 from launch.snapshot import PACKAGES
-from lst.records import read_json, read_jsonl
+from lst.records import read_json
 from tests.slurm import faults
 from tests.slurm.lab import (
     ROOT,
-    LabStudy,
     call,
+    held,
     job_ids,
     make_study,
     require_whole,
@@ -26,89 +24,115 @@ from tests.slurm.lab import (
     start,
     status,
     wait_for,
-    wait_for_step,
+    wait_for_flag,
     wait_until_done,
 )
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(600)]
 ON_SLURM = "cluster=slurm"
 
 
 def test_a_dead_node_costs_an_attempt_and_nothing_else(tmp_path: Path, data: Path, alone: Path) -> None:
     study = make_study(tmp_path / "study", data, rows=1)
     call("submit", study.folder, ON_SLURM)
-    wait_for_step(study, study.run_ids[0], 20)
-    node = slurm("squeue", "--noheader", f"--jobs={job_ids(study)[0]}", "--format=%N").strip().removeprefix("node")
-    faults.kill_node(int(node))
+    with held(study, study.run_ids[0]):
+        (job,) = job_ids(study)
+        node = slurm("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip()
+        faults.cluster("kill-node", node.removeprefix("node"))
+    wait_for(lambda: slurm("squeue", "--noheader", f"--jobs={job}", "--format=%N").strip() != node, "SLURM to notice")
+    faults.cluster("up")
     wait_until_done(study)
     require_whole(study, alone)
     first, second = read_attempts(study.folder)[study.run_ids[0]]
     assert (first.failure, second.state, first.job_id) == ("node_failure", "done", second.job_id)
 
 
-def test_the_controller_may_restart_in_the_middle(tmp_path: Path, data: Path, alone: Path) -> None:
+def test_the_controller_restarts_in_the_middle_and_a_plain_requeue_goes_on_from_the_checkpoint(
+    tmp_path: Path, data: Path, alone: Path
+) -> None:
     study = make_study(tmp_path / "study", data, rows=1)
     call("submit", study.folder, ON_SLURM)
-    wait_for_step(study, study.run_ids[0], 20)
-    faults.cluster("restart-ctld")
+    with held(study, study.run_ids[0]):
+        faults.cluster("restart-ctld")
+        assert len(read_attempts(study.folder)[study.run_ids[0]]) == 1
+        slurm("scontrol", "requeue", job_ids(study)[0])
     wait_until_done(study)
     require_whole(study, alone)
-    assert len(read_attempts(study.folder)[study.run_ids[0]]) == 1
+    assert {a.job_id for a in read_attempts(study.folder)[study.run_ids[0]]} == {job_ids(study)[0]}
 
 
-def test_a_killed_worker_is_queued_again_by_the_batch_script(tmp_path: Path, data: Path, alone: Path) -> None:
+def test_a_killed_rank_is_tried_again_at_once_and_a_killed_worker_by_the_batch_script(
+    tmp_path: Path, data: Path, alone: Path
+) -> None:
     study = make_study(tmp_path / "study", data, rows=1)
+    (run_id,) = study.run_ids
     call("submit", study.folder, ON_SLURM)
-    wait_for_step(study, study.run_ids[0], 20)
-    assert faults.kill(faults.workers(study)) == 1
+    with held(study, run_id) as (trainer,):
+        subprocess.run(["kill", "-KILL", str(trainer)], check=True)
+    wait_for(lambda: len(read_attempts(study.folder)[run_id]) == 2, "the second attempt")
+    with held(study, run_id) as (second,):
+        assert second != trainer
+        assert faults.kill(faults.workers(study)) == 1
     wait_until_done(study)
     require_whole(study, alone)
-    first, second = read_attempts(study.folder)[study.run_ids[0]]
-    assert (first.failure, second.state) == ("lost", "done")
+    attempts = read_attempts(study.folder)[run_id]
+    assert [(a.state, a.failure) for a in attempts] == [("failed", "killed"), ("lost", "lost"), ("done", "")]
+    assert len({a.job_id for a in attempts}) == 1
 
 
 def test_a_time_limit_saves_and_queues_again(tmp_path: Path, data: Path, alone: Path) -> None:
-    study = make_study(tmp_path / "study", data, rows=1, steps=1500)
-    call("submit", study.folder, ON_SLURM, "timeout_min=1", "signal_seconds=45")
-    wait_until_done(study)
-    require_whole(study, alone)
-    attempts = read_attempts(study.folder)[study.run_ids[0]]
-    assert {a.failure for a in attempts[:-1]} == {"timeout"}
-    assert all(a.seconds(0.0) < 60 for a in attempts)
-
-
-@pytest.mark.parametrize("name", ["USR1", "USR2"])
-def test_a_signal_before_python_is_up_is_not_lost(tmp_path: Path, data: Path, alone: Path, name: str) -> None:
-    study = make_study(tmp_path / "study", data, rows=1, steps=40)
-    call("submit", study.folder, ON_SLURM)
+    study = make_study(tmp_path / "study", data, rows=1)
+    call("submit", study.folder, ON_SLURM, "timeout_min=1", "signal_seconds=35")
     (job,) = job_ids(study)
-    wait_for(lambda: faults.catches(job, name), "the batch shell to catch the signal")
-    slurm("scancel", "--batch", f"--signal={name}", job)
+    with held(study, study.run_ids[0]):
+        wait_for_flag(study, job)
+    wait_for(lambda: read_attempts(study.folder)[study.run_ids[0]][0].ended, "the first attempt's end")
+    slurm("scontrol", "update", f"jobid={job}", "timelimit=30")  # the rest takes as long as the machine has it
     wait_until_done(study)
     require_whole(study, alone)
-    assert (study.folder / f"launch/stop/{job}.0").read_text().strip() in (name, "preempted")
-    assert read_attempts(study.folder)[study.run_ids[0]][-1].job_id == job
+    first, second = read_attempts(study.folder)[study.run_ids[0]]
+    assert (first.failure, first.job_id, second.state, second.job_id) == ("timeout", job, "done", job)
+    assert first.seconds(0.0) < 60
+    assert second.step_before == first.step > 0
 
 
-def test_a_killed_submitter_leaves_nothing_behind_that_is_submitted_twice(tmp_path: Path, data: Path, alone: Path) -> None:
-    study = make_study(tmp_path / "study", data, rows=2, steps=40)
-    for pause in (1.5, 2.0, 2.5, 3.0):
-        process = start("submit", study.folder, ON_SLURM)
-        time.sleep(pause)
-        process.kill()
-        process.communicate()
+def test_signals_before_python_is_up_are_not_lost(tmp_path: Path, data: Path, alone: Path) -> None:
+    study = make_study(tmp_path / "study", data, rows=2)
     call("submit", study.folder, ON_SLURM)
+    jobs = dict(zip(("USR1", "USR2"), job_ids(study), strict=True))
+    for name, job in jobs.items():
+        wait_for(lambda name=name, job=job: faults.catches(job, name), "the batch shell to catch the signal")
+        slurm("scancel", "--batch", f"--signal={name}", job)
     wait_until_done(study)
     require_whole(study, alone)
-    assert {len(attempts) for attempts in read_attempts(study.folder).values()} == {1}
+    for name, job in jobs.items():
+        assert (study.folder / f"launch/stop/{job}.0").read_text().strip() in (name, "preempted")
+    assert job_ids(study) == list(jobs.values())
+
+
+def test_a_signal_before_the_batch_scripts_first_line_loses_the_job_and_resubmit_mends_it(
+    tmp_path: Path, data: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = make_study(tmp_path / "study", data, rows=1)
+    before = tmp_path / "before.sh"  # bash reads it before the script
+    before.write_text("kill -USR2 $$\n")
+    with monkeypatch.context() as context:
+        context.setenv("BASH_ENV", str(before))
+        call("submit", study.folder, ON_SLURM, "environment=BASH_ENV")
+    wait_until_done(study)
+    found = status(study)[study.run_ids[0]]
+    assert (found["state"], found["attempts"]) == ("lost", 0)
+    assert found["cause"] == "its job ended before the run had begun; submit again"
+    assert "1 run submitted" in call("resubmit", study.folder, "--class", "lost", ON_SLURM)
+    wait_until_done(study)
+    require_whole(study, alone)
 
 
 def test_a_disk_full_in_a_save_is_told_and_resubmit_mends_it(tmp_path: Path, data: Path, alone: Path) -> None:
     study = make_study(tmp_path / "study", data, rows=1)
     call("submit", study.folder, ON_SLURM)
-    wait_for_step(study, study.run_ids[0], 20)
-    (trainer,) = faults.pids(faults.trainers(study))
-    subprocess.run(["prlimit", f"--pid={trainer}", "--fsize=100000:100000"], check=True)
+    with held(study, study.run_ids[0]) as (trainer,):
+        subprocess.run(["prlimit", f"--pid={trainer}", "--fsize=100000:100000"], check=True)
     wait_until_done(study)
     found = status(study)[study.run_ids[0]]
     assert (found["state"], found["cause"].partition(":")[0]) == ("failed", "disk_full")
@@ -120,71 +144,37 @@ def test_a_disk_full_in_a_save_is_told_and_resubmit_mends_it(tmp_path: Path, dat
     require_whole(study, alone)
 
 
-def test_a_bug_in_every_row_costs_the_canaries(tmp_path: Path, data: Path) -> None:
-    study = make_study(tmp_path / "study", data, rows=6, steps=40, data_path=str(tmp_path / "nowhere"))
+def test_a_bug_in_every_row_costs_the_canaries_and_once_mended_resubmit_runs_them_all(
+    tmp_path: Path, data: Path, alone: Path
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    study = make_study(tmp_path / "study", data, rows=3, data_path=str(nowhere))
     call("submit", study.folder, ON_SLURM)
     wait_for(lambda: study_stopped(study.folder), "the study to stop")
     wait_until_done(study)
     states = [s["state"] for s in status(study).values()]
-    assert (states.count("failed"), states.count("planned")) == (2, 4)  # one of each arm
+    assert (states.count("failed"), states.count("planned")) == (2, 1)  # one of each arm
     assert "canary" in start("submit", study.folder, ON_SLURM).communicate(timeout=120)[1]
+    nowhere.symlink_to(data)
+    call("resubmit", study.folder, "--failed", ON_SLURM)
+    wait_for(lambda: all(s["state"] == "done" for s in status(study).values()), "the canaries, and then the rest")
+    wait_until_done(study)
+    require_whole(study, alone)
 
 
 def test_what_is_queued_runs_the_code_and_configuration_of_its_submission(tmp_path: Path, data: Path, alone: Path) -> None:
     source = tmp_path / "source"
     for package in PACKAGES:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    study = make_study(tmp_path / "study", data, rows=1, steps=40)
-    call("submit", study.folder, ON_SLURM, "options.hold=true", root=source)
+    studies = [make_study(tmp_path / name, data, rows=1) for name in ("study", "edited")]
+    for study in studies:
+        call("submit", study.folder, ON_SLURM, "options.hold=true", root=source)
     (source / "lst/records.py").write_text("raise SystemExit('edited')\n")
-    slurm("scontrol", "release", job_ids(study)[0])
-    wait_until_done(study)
-    require_whole(study, alone)
-    edited = make_study(tmp_path / "edited", data, rows=1, steps=40)
-    call("submit", edited.folder, ON_SLURM, "options.hold=true")
-    run = edited.run_dir(edited.run_ids[0]) / "run.yaml"
-    run.write_text(run.read_text().replace('"steps": 40', '"steps": 41'))
-    slurm("scontrol", "release", job_ids(edited)[0])
-    wait_until_done(edited)
-    assert "it was edited" in status(edited)[edited.run_ids[0]]["cause"]
-
-
-def most_at_once(study: LabStudy) -> int:
-    """The largest number of attempts that ran at one time."""
-    attempts = [a for tries in read_attempts(study.folder).values() for a in tries]
-    changes = sorted([(a.started or 0.0, 1) for a in attempts] + [(a.ended or 0.0, -1) for a in attempts])
-    return max(itertools.accumulate(change for _, change in changes))
-
-
-def test_more_rows_than_an_array_may_have_all_run_under_one_cap(tmp_path: Path, data: Path, alone: Path) -> None:
-    study = make_study(tmp_path / "study", data, rows=14, steps=3)
-    call("submit", study.folder, ON_SLURM, "canary_steps=0", "limit.gpus=12")
-    wait_for(lambda: all(s["state"] == "done" for s in status(study).values()), "all rows")
-    wait_until_done(study)
-    assert most_at_once(study) <= 12
-    require_whole(study, alone)
-    arrays = {attempts[0].job_id.partition("_")[0] for attempts in read_attempts(study.folder).values()}
-    assert len(arrays) >= 2
-    assert {len(attempts) for attempts in read_attempts(study.folder).values()} == {1}
-
-
-def test_two_nodes_of_two_ranks_are_preempted_and_end_as_if_undisturbed(tmp_path: Path, data: Path) -> None:
-    options = (ON_SLURM, "partition=low", "gpus_per_node=2", "cpus_per_task=4", "canary_steps=0")
-    calm = make_study(tmp_path / "calm", data, rows=1, steps=120, gpus=4)
-    call("submit", calm.folder, *options)
-    wait_until_done(calm)
-    study = make_study(tmp_path / "study", data, rows=1, steps=120, gpus=4)
-    call("submit", study.folder, *options)
-    wait_for_step(study, study.run_ids[0], 10)
-    faults.take_node(2)
-    wait_until_done(study)
-    (run_id,) = study.run_ids
-    folders = calm.run_dir(run_id), study.run_dir(run_id)
-    weights = [(folder / "checkpoints/final/model.safetensors").read_bytes() for folder in folders]
-    assert weights[0] == weights[1]
-    records = read_jsonl(folders[1] / "train.jsonl")
-    assert [r["step"] for r in records] == list(range(1, 121))
-    assert {r["processes"] for r in records} == {4}
-    first, *_, last = read_attempts(study.folder)[run_id]
-    assert (first.failure, last.state) == ("preempted", "done")
-    assert "done" in {a.state for a in read_attempts(calm.folder)[run_id]}
+    run = studies[1].run_dir(studies[1].run_ids[0]) / "run.yaml"
+    run.write_text(run.read_text().replace(f'"steps": {studies[1].steps}', '"steps": 41'))
+    for study in studies:
+        slurm("scontrol", "release", job_ids(study)[0])
+    for study in studies:
+        wait_until_done(study)
+    require_whole(studies[0], alone)
+    assert "it was edited" in status(studies[1])[studies[1].run_ids[0]]["cause"]

@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from launch.ledger import read_attempts
+from lst.records import read_jsonl
+from tests.slurm import faults
 from tests.slurm.lab import (
+    FULL,
     call,
+    held,
     job_ids,
     make_study,
+    most_at_once,
+    require_accounts,
     require_whole,
     slurm,
     start,
     status,
     wait_for,
-    wait_for_step,
+    wait_for_flag,
     wait_until_done,
 )
 
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.timeout(1800 if FULL else 600)]
+ON_SLURM = "cluster=slurm"
 
 
 def test_an_array_with_a_cap_runs_each_row_once(tmp_path: Path, data: Path, alone: Path) -> None:
-    study = make_study(tmp_path / "study", data, rows=4, steps=40)
-    call("submit", study.folder, "cluster=slurm", "cluster.array_parallelism=1", "canary_steps=0")
+    study = make_study(tmp_path / "study", data, rows=2)
+    call("submit", study.folder, ON_SLURM, "cluster.array_parallelism=1", "canary_steps=0")
     ids = set(job_ids(study))
-    most = 0
-    while any(s["state"] in ("queued", "running") for s in status(study).values()):
+    with held(study, study.run_ids[0]):
         running = slurm("squeue", "--noheader", "--array", "--states=R", "--format=%i").split()
-        most = max(most, len(ids.intersection(running)))
-        time.sleep(0.3)
-    assert most == 1
+        assert len(ids.intersection(running)) == 1
     wait_until_done(study)
     require_whole(study, alone)
+    assert most_at_once(study) == 1
     assert {len(attempts) for attempts in read_attempts(study.folder).values()} == {1}
 
 
 def test_twenty_submitters_five_at_once_submit_each_row_once(tmp_path: Path, data: Path, alone: Path) -> None:
-    study = make_study(tmp_path / "study", data, rows=3, steps=40)
+    study = make_study(tmp_path / "study", data, rows=2)
     for _ in range(4):
-        processes = [start("submit", study.folder, "cluster=slurm", "canary_steps=0") for _ in range(5)]
+        processes = [start("submit", study.folder, ON_SLURM, "canary_steps=0") for _ in range(5)]
         for process in processes:
             _, err = process.communicate(timeout=120)
             assert process.returncode == 0, err
@@ -52,55 +56,81 @@ def test_twenty_submitters_five_at_once_submit_each_row_once(tmp_path: Path, dat
     assert {len(attempts) for attempts in read_attempts(study.folder).values()} == {1}
 
 
+def test_a_killed_submitter_leaves_nothing_behind_that_is_submitted_twice(tmp_path: Path, data: Path, alone: Path) -> None:
+    study = make_study(tmp_path / "study", data, rows=2)
+    for pause in (0.5, 1.0, 1.5, 2.0):
+        process = start("submit", study.folder, ON_SLURM)
+        time.sleep(pause)
+        process.kill()
+        process.communicate()
+    call("submit", study.folder, ON_SLURM)
+    wait_until_done(study)
+    require_whole(study, alone)
+    assert {len(attempts) for attempts in read_attempts(study.folder).values()} == {1}
+
+
 def test_a_preempted_run_saves_is_queued_again_and_ends_as_if_undisturbed(tmp_path: Path, data: Path, alone: Path) -> None:
     study = make_study(tmp_path / "study", data, rows=1)
-    call("submit", study.folder, "cluster=slurm", "cluster.partition=low", "cluster.nodelist=node1", "cluster.cpus_per_task=8")
-    wait_for_step(study, study.run_ids[0], 20)
-    other = slurm(
-        "sbatch",
-        "--parsable",
-        "--partition=high",
-        "--nodelist=node1",
-        "--cpus-per-task=8",
-        "--output=/dev/null",
-        "--wrap=sleep 2",
-    ).strip()
-    wait_for(lambda: other not in slurm("squeue", "--noheader", "--format=%i").split(), "the higher job to end")
+    call("submit", study.folder, ON_SLURM, "cluster.partition=low", "cluster.nodelist=node1", "cluster.cpus_per_task=8")
+    (job,) = job_ids(study)
+    with held(study, study.run_ids[0]):
+        faults.take_node(1)
+        wait_for_flag(study, job)
     wait_until_done(study)
     require_whole(study, alone)
     attempts = read_attempts(study.folder)[study.run_ids[0]]
-    assert [a.state for a in attempts] == ["interrupted", "done"]
-    assert attempts[0].job_id == attempts[1].job_id
-
-
-def test_a_plain_requeue_loses_at_most_what_came_after_the_last_checkpoint(tmp_path: Path, data: Path, alone: Path) -> None:
-    study = make_study(tmp_path / "study", data, rows=1)
-    call("submit", study.folder, "cluster=slurm")
-    wait_for_step(study, study.run_ids[0], 60)
-    slurm("scontrol", "requeue", job_ids(study)[0])
-    wait_until_done(study)
-    require_whole(study, alone)
-
-
-def test_a_killed_rank_is_a_failure_and_is_tried_once_more_by_itself(tmp_path: Path, data: Path, alone: Path) -> None:
-    study = make_study(tmp_path / "study", data, rows=1)
-    call("submit", study.folder, "cluster=slurm")
-    wait_for_step(study, study.run_ids[0], 20)
-    subprocess.run(["pkill", "-KILL", "-f", f"python[^ ]* -m lst.train {study.run_dir(study.run_ids[0])}"], check=True)
-    wait_until_done(study)
-    require_whole(study, alone)
-    first, second = read_attempts(study.folder)[study.run_ids[0]]
-    assert (first.state, first.failure, second.state) == ("failed", "killed", "done")
-    assert first.job_id == second.job_id
+    assert [(a.state, a.failure) for a in attempts] == [("interrupted", "preempted"), ("done", "")]
+    assert {a.job_id for a in attempts} == {job}
 
 
 def test_a_cancelled_study_goes_on_when_submitted_again(tmp_path: Path, data: Path, alone: Path) -> None:
     study = make_study(tmp_path / "study", data, rows=2)
-    call("submit", study.folder, "cluster=slurm", "cluster.array_parallelism=1")
-    wait_for_step(study, study.run_ids[0], 20)
-    call("cancel", study.folder)
+    call("submit", study.folder, ON_SLURM, "cluster.array_parallelism=1")
+    with held(study, study.run_ids[0]):
+        call("cancel", study.folder)
     wait_until_done(study)
     assert {s["state"] for s in status(study).values()} == {"planned"}
-    call("submit", study.folder, "cluster=slurm")
+    require_accounts(study)
+    call("submit", study.folder, ON_SLURM)
     wait_until_done(study)
     require_whole(study, alone)
+
+
+def test_more_rows_than_an_array_may_have_all_run_under_one_cap_that_changes(tmp_path: Path, data: Path, alone: Path) -> None:
+    most = int(slurm("scontrol", "show", "config").partition("MaxArraySize")[2].split()[1])
+    study = make_study(tmp_path / "study", data, rows=100 if FULL else most + 2, steps=3)
+    call("submit", study.folder, ON_SLURM, "canary_steps=0", "limit.gpus=2")
+    wait_for(lambda: any(s["state"] == "done" for s in status(study).values()), "a first row")
+    assert most_at_once(study) <= 2
+    call("submit", study.folder, "limit.gpus=12", ON_SLURM, "canary_steps=0")
+    wait_for(lambda: all(s["state"] == "done" for s in status(study).values()), "all rows")
+    wait_until_done(study)
+    assert most_at_once(study) <= 12
+    require_whole(study, alone, study.run_ids[:2])
+    arrays = {attempts[0].job_id.partition("_")[0] for attempts in read_attempts(study.folder).values()}
+    assert len(arrays) >= 2
+    assert {len(attempts) for attempts in read_attempts(study.folder).values()} == {1}
+
+
+def test_two_nodes_of_two_ranks_are_preempted_and_end_as_if_undisturbed(tmp_path: Path, data: Path) -> None:
+    options = (ON_SLURM, "partition=low", "gpus_per_node=2", "cpus_per_task=4", "canary_steps=0")
+    studies = [make_study(tmp_path / name, data, rows=1, steps=20, gpus=4) for name in ("calm", "disturbed")]
+    calm, study = studies
+    (run_id,) = study.run_ids
+    for one in studies:
+        call("submit", one.folder, *options)
+        if one is study:
+            with held(study, run_id) as ranks:
+                assert len(ranks) == 4
+                faults.take_node(2)
+                wait_for_flag(study, job_ids(study)[0])
+        wait_until_done(one)
+    folders = calm.run_dir(run_id), study.run_dir(run_id)
+    weights = [(folder / "checkpoints/final/model.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1]
+    records = read_jsonl(folders[1] / "train.jsonl")
+    assert [r["step"] for r in records] == list(range(1, study.steps + 1))
+    assert {r["processes"] for r in records} == {4}
+    require_accounts(study)
+    first, *_, last = read_attempts(study.folder)[run_id]
+    assert (first.failure, last.state, first.gpus) == ("preempted", "done", 4)
