@@ -79,6 +79,7 @@ mlflow: $(STAMP)  ## DIR's curves in MLflow's pages on this machine (installs ML
 
 harness: $(STAMP)  ## install EleutherAI's lm-evaluation-harness, which checks scores from outside (docs/evaluation.md)
 	@$(BIN)/python -c "import importlib.util as u, sys; sys.exit(not u.find_spec('lm_eval'))" || \
+		$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --editable '.[harness]' --constraint constraints.txt || \
 		$(BIN)/python -m pip install --quiet --editable '.[harness]' --constraint constraints.txt
 
 lock: $(STAMP)  ## write constraints.txt and requirements.lock anew from pyproject.toml

@@ -24,7 +24,7 @@ SPEECH_VOCAB = 501
 
 def never_ending(model: nn.Module, config: RunConfig) -> nn.Module:
     """The model, with logits of EOS and the markers so low that no generation ends."""
-    vocabulary = Vocabulary(text=config.model.text_vocab, speech=config.model.speech_vocab)
+    vocabulary = Vocabulary.of(config.model)
     ends = torch.tensor([EOS, vocabulary.text_marker, vocabulary.speech_marker])
     model.get_submodule("head").register_forward_hook(lambda _, __, logits: logits.index_fill(-1, ends, -1e4))
     return model

@@ -6,13 +6,15 @@ the table of docs/evaluation.md.
 Shapes have the proportions of the paper's Table 7, its widths divided by `scale`: a global transformer of 25 layers, twice as
 wide as one layer of patch encoder and nine of patch decoder. The baseline is that global transformer alone. One prompt of speech
 goes on as speech (S->S), greedily, with caches, on one thread, in CPU seconds of the process; weights are random.
-Mixed and curriculum arms generate as lst_static does; an aligned arm generates no speech; arm bpe is the baseline's network over
-ids of several speech tokens each: its figures are the baseline's a piece.
+Mixed and curriculum arms generate as lst_static does; an aligned arm generates no speech. Arm bpe is the baseline's network on
+1,000 SentencePiece pieces of the embedded corpus' speech: it takes as many speech tokens as the others, in pieces that hold so
+many of them as in the corpus' held-out documents (printed).
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 
 import numpy as np
@@ -23,6 +25,8 @@ from benchmarks.measure import machine
 from lst.config import RunConfig, arm_config
 from lst.data.interleave import Segment
 from lst.data.pack import LocalTokens, PackedRow, encode_document
+from lst.data.shards import open_dataset
+from lst.data.speech_bpe import SpeechBpe, dataset_pieces, remember
 from lst.data.vocab import FRAMES_PER_SECOND, Vocabulary
 from lst.flops import forward_flops
 from lst.ladder import SIZES
@@ -31,11 +35,13 @@ from lst.model.generate import generate
 from lst.model.kv_cache import KeyValues
 from lst.model.stepper import AllUnits, Stepper
 
+PIECES = 1000
 ARMS: tuple[tuple[str, dict[str, object]], ...] = (
     ("baseline", {}),
     ("lst_static", {}),
     ("lst_static", {"local_text": False}),
     ("lst_static", {"cross_attention": "preceding"}),
+    ("bpe", {}),
 )
 
 
@@ -47,10 +53,32 @@ def scaled(arm: str, options: dict[str, object], scale: int) -> RunConfig:
     shape["global_stack"] = {
         "layers": full.layers, "dim": full.dim // scale, "heads": heads, "ffn_dim": full.ffn_dim // scale,
     }  # fmt: skip
+    if arm == "bpe":
+        shape |= {"speech_vocab": corpus_pieces().speech_vocab, "speech_bpe_vocab": PIECES}
+        return arm_config(arm, size="table7_1b", model=shape, data={"speech_bpe_id": remember(corpus_pieces()).id})
     if arm != "baseline":
         local = {"dim": full.local_dim // scale, "heads": local_heads, "ffn_dim": full.local_ffn_dim // scale, "window": 512}
         shape["encoder"], shape["decoder"] = {**local, "layers": full.encoder_layers}, {**local, "layers": full.decoder_layers}
     return arm_config(arm, size="table7_1b", model=shape)
+
+
+@functools.cache
+def corpus_pieces() -> SpeechBpe:
+    """Of the embedded corpus' training speech."""
+    return dataset_pieces(open_dataset("embedded"), PIECES)
+
+
+@functools.cache
+def heldout_speech() -> list[np.ndarray]:
+    dataset = open_dataset("embedded")
+    return [np.array(r) for r in dataset.speech["speech_tokens"].take(dataset.rows("speech", "heldout")).to_pylist()]
+
+
+def tokens_of_an_id(arm: str) -> float:
+    """Speech tokens that an id of speech stands for, in the mean."""
+    if arm != "bpe":
+        return 1.0
+    return sum(map(len, heldout_speech())) / sum(map(len, corpus_pieces().encode(heldout_speech())))
 
 
 def cache_bytes(stepper: Stepper) -> float:
@@ -69,10 +97,11 @@ def cache_bytes(stepper: Stepper) -> float:
     return total
 
 
-def flops(config: RunConfig, tokens: int) -> float:
-    """Forward FLOPs (lst/flops.py) of a document of so many speech tokens."""
+def flops(config: RunConfig, ids: int) -> float:
+    """Forward FLOPs (lst/flops.py) of a document of so many ids of speech."""
     vocabulary = Vocabulary.of(config.model)
-    document = [Segment("speech", np.zeros(tokens, np.int64))]
+    frames = np.ones(ids, np.int64) if vocabulary.speech_pieces else None
+    document = [Segment("speech", np.zeros(ids, np.int64), frames=frames)]
     encoded = encode_document(document, vocabulary, config.patching.evaluation_kind, config.patching.patch_size, ends=False)
     row = PackedRow.pack([encoded], vocabulary, interleaved=True)
     return forward_flops(config.model, row.counts(LocalTokens.of(config.model))).total
@@ -81,26 +110,26 @@ def flops(config: RunConfig, tokens: int) -> float:
 def measure(arm: str, options: dict[str, object], arguments: argparse.Namespace) -> dict[str, float]:
     config = scaled(arm, options, arguments.scale)
     model = never_ending(build_model(config).eval(), config)
-    prompt = torch.randint(SPEECH_VOCAB, (arguments.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
-    document = [("speech", prompt)]
+    stream, share = np.concatenate(heldout_speech()).tolist(), tokens_of_an_id(arm)
+    document = [("speech", stream[: arguments.prompt])]
+    new = round(arguments.tokens / share)  # ids
     generate(model, config, [document], direction="S->S", max_tokens=2)  # warm
     first, whole = [], []
     for _ in range(arguments.repeats):
-        for tokens, seconds in ((1, first), (arguments.tokens + 1, whole)):
+        for ids, seconds in ((1, first), (new + 1, whole)):
             start = time.process_time()
-            generate(model, config, [document], direction="S->S", max_tokens=tokens)
+            generate(model, config, [document], direction="S->S", max_tokens=ids)
             seconds.append(time.process_time() - start)
-    speed = arguments.tokens / (min(whole) - min(first))
     memory = []
     for length in (arguments.prompt, 2 * arguments.prompt):
-        stepper, _ = Stepper.start(model, make_batch([[("speech", (prompt + prompt)[:length])]], config))  # type: ignore[arg-type]
+        stepper, _ = Stepper.start(model, make_batch([[("speech", stream[:length])]], config))  # type: ignore[arg-type]
         memory.append(cache_bytes(stepper))
-    end = arguments.prompt + arguments.tokens
+    before, after = (round(tokens / share) for tokens in (arguments.prompt, arguments.prompt + arguments.tokens))
     return {
         "params": sum(p.numel() for p in model.parameters()),
-        "speed": speed,
+        "speed": new * share / (min(whole) - min(first)),
         "first": min(first),
-        "flops": (flops(config, end) - flops(config, arguments.prompt)) / arguments.tokens * FRAMES_PER_SECOND,
+        "flops": (flops(config, after) - flops(config, before)) / arguments.tokens * FRAMES_PER_SECOND,
         "cache": (memory[1] - memory[0]) / arguments.prompt * FRAMES_PER_SECOND,
     }
 
@@ -114,6 +143,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{machine()}; prompt of {arguments.prompt} speech tokens, {arguments.tokens} generated, fp32, one thread\n")
+    print(f"a piece of arm bpe is {tokens_of_an_id('bpe'):.2f} speech tokens\n")
     columns = ("arm", "parameters, M", "tokens/CPU s", "against the baseline", "first token, CPU s", "GFLOPs", "cache, KiB")
     print(f"| {' | '.join(columns)} |")  # the last two a second of audio
     print("|---|---|---|---|---|---|---|")

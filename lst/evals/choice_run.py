@@ -10,7 +10,9 @@ number of processes that share them (shard=i/N) changes a bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +22,7 @@ from lst.errors import ConfigError
 from lst.plain import from_dict
 
 if TYPE_CHECKING:
+    from lst.data.boundary_noise import NoiseRange
     from lst.evals.checkpoints import Checkpoint
     from lst.evals.choices import ChoiceOptions
     from lst.evals.heldout import Metric
@@ -40,6 +43,7 @@ class ChoiceRunConfig:
     join: str = "straddle"  # straddle | closed: may a patch reach over the join of prompt and ending
     context_tokens: int = 0  # ids of the longest sequence; 0 = no limit
     patching: str = "auto"  # of speech: auto (as the arm is evaluated), static or aligned
+    boundary_noise_ms: str = "auto"  # LEAST,MOST: aligned borders of words are moved by so much (A.11); auto: as in the run
     limit: int = 0  # only the first so many items; 0 = all
     data: str = ""  # folder of the checkpoint's data set, if it was moved
     device: str = "auto"  # auto | cpu | cuda
@@ -66,8 +70,10 @@ def run_choices(source: Path, values: dict[str, Any]) -> str:
     config = from_dict(ChoiceRunConfig, {"items": "", **values})
     options = config.validate()
     from lst.evals.checkpoints import default_out, open_checkpoint, own_patching
+    from lst.evals.choices import score_choices
     from lst.evals.evaluation_folder import EvaluationFolder, evaluation_id
     from lst.evals.item_set import open_item_set
+    from lst.evals.scoring import Scorer
 
     items = open_item_set(config.items)
     checkpoint = open_checkpoint(
@@ -76,21 +82,30 @@ def run_choices(source: Path, values: dict[str, Any]) -> str:
     kind, directions = own_patching(checkpoint, config.patching), _directions(config, items, checkpoint)
     if any("S" in d for d in directions):
         items.require_tokens_of(checkpoint.dataset)
+    noise = _noise(config, checkpoint, kind)
     count = min(config.limit or len(items), len(items))
     decisive = checkpoint.decisive | {
         "items_id": items.items_id, "task": items.task, "items": count, "directions": directions, "score": options.score,
         "join": options.join, "context_tokens": options.context_tokens, "patching": str(kind), "dtype": config.dtype,
+        **({"boundary_noise_ms": list(noise)} if noise[1] else {}),
     }  # fmt: skip
     out = Path(config.out) if config.out else default_out(source, f"{items.task}-{evaluation_id(decisive)}")
     folder = EvaluationFolder(out, decisive, shard=config.shard)
     if folder.is_done:
         return f"{out}: this evaluation is there already."
     parts = [_Part(d, first, min(PART, count - first)) for d in directions for first in range(0, count, PART)]
-    make = _scoring(checkpoint, items, options, kind, config.dtype, parts)
+    scorer = Scorer(checkpoint.model, checkpoint.config, device=checkpoint.device, kind=kind, dtype=config.dtype)  # type: ignore[arg-type]
+
+    def make(number: int) -> list[dict[str, Any]]:
+        direction, first, size = parts[number]
+        chosen = items.choices(direction, checkpoint.dataset.tokenizer, first=first, count=size, noise=noise)
+        return score_choices(scorer, chosen, options)
+
     with folder.records([part.size for part in parts], make) as records:
         if records is None:
             return folder.left
-        metrics = _metrics(records, checkpoint, {"evaluation_id": folder.id, "items_id": items.items_id})
+        about: dict[str, Any] = {"evaluation_id": folder.id, "items_id": items.items_id}
+        metrics = _metrics(records, checkpoint, about | ({"boundary_noise_ms": list(noise)} if noise[1] else {}))
         folder.finish(_card(checkpoint, items, folder.id), records, metrics)
     return _table(out, items, metrics)
 
@@ -101,25 +116,20 @@ class _Part(NamedTuple):
     size: int
 
 
-def _scoring(
-    checkpoint: Checkpoint, items: ItemSet, options: ChoiceOptions, kind: Patching, dtype: str, parts: Sequence[_Part]
-) -> Callable[[int], list[dict[str, Any]]]:
-    """What scores a part, given its number."""
-    from tqdm import tqdm
-
-    from lst.evals.choices import score_choices
-    from lst.evals.scoring import Scorer
-
-    scorer = Scorer(checkpoint.model, checkpoint.config, device=checkpoint.device, kind=kind, dtype=dtype)  # type: ignore[arg-type]
-    bar = tqdm(total=sum(part.size for part in parts), desc=items.task, unit=" items", leave=False, disable=None)
-
-    def make(number: int) -> list[dict[str, Any]]:
-        part = parts[number]
-        chosen = items.choices(part.direction, checkpoint.dataset.tokenizer, first=part.first, count=part.size)
-        bar.update(part.size)
-        return score_choices(scorer, chosen, options)
-
-    return make
+def _noise(config: ChoiceRunConfig, checkpoint: Checkpoint, kind: Patching) -> NoiseRange:
+    """By how much aligned borders are moved. Raises ConfigError where that is no range, or there are none."""
+    own = checkpoint.config.patching
+    if config.boundary_noise_ms == "auto":
+        return own.boundary_noise_ms if kind is Patching.ALIGNED else (0, 0)
+    found = re.fullmatch(r"([0-9]{1,4}),([0-9]{1,4})", config.boundary_noise_ms)
+    if kind is not Patching.ALIGNED or not found:
+        why = "is no LEAST,MOST of milliseconds" if not found else f"moves the borders of aligned patches, and these are {kind}"
+        raise ConfigError(
+            f"boundary_noise_ms={config.boundary_noise_ms} {why}; give patching=aligned and e.g. 20,40, or leave it out."
+        )
+    noise = (int(found[1]), int(found[2]))
+    dataclasses.replace(own, boundary_noise_ms=noise).validate()
+    return noise
 
 
 def _directions(config: ChoiceRunConfig, items: ItemSet, checkpoint: Checkpoint) -> list[str]:

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lst.data.boundary_noise import NoiseRange, frame_moves, move_boundaries
 from lst.data.interleave import Segment
 from lst.data.preparing.shard_writer import file_sha256, table_hash, write_manifest
 from lst.data.shards import MANIFEST, MANIFEST_SUM, Dataset, manifest_text
@@ -169,31 +170,45 @@ class ItemSet:
                 "prepare the items with the data's quantizer."
             )
 
-    def choices(self, direction: str, tokenizer: TextTokenizer, *, first: int = 0, count: int | None = None) -> list[ChoiceItem]:
-        """The items from `first` on in one direction, in the set's order. Raises ConfigError on one that they do not have."""
+    def choices(
+        self, direction: str, tokenizer: TextTokenizer, *, first: int = 0, count: int | None = None, noise: NoiseRange = (0, 0)
+    ) -> list[ChoiceItem]:
+        """The items from `first` on in one direction, in the set's order; borders of words moved by `noise` milliseconds, each
+        inside its part (lst.data.boundary_noise). Raises ConfigError on a direction that they do not have."""
         if direction not in self.directions:
             raise ConfigError(
                 f"directions={direction}: item set '{self.path}' has {', '.join(self.directions)}; choose among these, or "
                 "prepare it with speech (voice=) or text."
             )
-        return [_choice(self.task, direction, row, tokenizer) for row in self.table.slice(first, count).to_pylist()]
+        rows = self.table.slice(first, count).to_pylist()
+        return [_choice(self.task, direction, row, tokenizer, noise) for row in rows]
 
 
-def _choice(task: str, direction: str, row: Mapping[str, Any], tokenizer: TextTokenizer) -> ChoiceItem:
+def _choice(task: str, direction: str, row: Mapping[str, Any], tokenizer: TextTokenizer, noise: NoiseRange) -> ChoiceItem:
     given, asked = MODALITY[direction[0]], MODALITY[direction[-1]]
-    prompt = _segment(given, row, 0, tokenizer) if row["prompt"] else None
+    prompt = _segment(given, row, 0, tokenizer, noise) if row["prompt"] else None
     places = range(row["prompt"], len(row["texts"] or row["speech"]))
-    endings = tuple(_segment(asked, row, i, tokenizer) for i in places)
+    endings = tuple(_segment(asked, row, i, tokenizer, noise) for i in places)
     sizes = tuple(len(row["texts"][i].encode()) for i in places) if asked == "text" else ()
     names = {key: row[key] for key in ("right", "group", "pair")}
     return ChoiceItem(task=task, direction=direction, item=row["id"], prompt=prompt, endings=endings, ending_bytes=sizes, **names)
 
 
-def _segment(modality: str, row: Mapping[str, Any], part: int, tokenizer: TextTokenizer) -> Segment:
+def _segment(modality: str, row: Mapping[str, Any], part: int, tokenizer: TextTokenizer, noise: NoiseRange) -> Segment:
     if modality == "text":
         return Segment("text", np.asarray(tokenizer.encode(row["texts"][part]), np.int64))
+    tokens = np.asarray(row["speech"][part], np.int64)
     words = np.asarray(row["words"][part], np.int64).reshape(-1, 2) if row["words"] else None
-    return Segment("speech", np.asarray(row["speech"][part], np.int64), words)
+    return Segment("speech", tokens, words if words is None or not noise[1] else _moved(words, len(tokens), noise))
+
+
+def _moved(words: NDArray[np.int64], frames: int, noise: NoiseRange) -> NDArray[np.int64]:
+    """The words of a part of `frames` frames with their borders moved. What is drawn follows from the part alone, so that all
+    endings of an item meet the same prompt."""
+    moves, first, after = frame_moves(words[:, 0], frames, noise), words[:, 0], words[:, 1] + 1
+    limits = (np.zeros(len(words), np.int64), np.full(len(words), frames))
+    first, after = move_boundaries(first, after, (moves[first], moves[after]), limits)
+    return np.stack([first, after - 1], 1)
 
 
 def open_item_set(name: str) -> ItemSet:

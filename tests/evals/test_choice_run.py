@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,6 +136,9 @@ WRONG = [
     ("baseline", {"directions": "S->X"}, "directions='S->X' is unknown; did you mean"),
     ("baseline", {"score": "loglik_per_second", "directions": "T->T"}, "score=loglik_per_second is not defined for item"),
     ("baseline", {"patching": "static"}, "arm 'baseline' has no patches"),
+    ("lst_static", {"boundary_noise_ms": "20,40"}, "moves the borders of aligned patches, and these are static"),
+    ("lst_aligned", {"boundary_noise_ms": "20"}, "is no LEAST,MOST of milliseconds"),
+    ("lst_aligned", {"boundary_noise_ms": "40,20"}, "is no range of milliseconds"),
     ("baseline", {"dtype": "float16"}, "dtype=float16 is unknown"),
     ("baseline", {"data": "embedded"}, "the checkpoint was trained on"),
     ("baseline", {"scores": "x"}, "unknown key 'scores'; did you mean 'score'"),
@@ -171,6 +175,38 @@ def test_aligned_patches_need_word_spans(checkpoints: dict[str, Path], tmp_path:
     run_choices(checkpoints["lst_aligned"], given | {"patching": "static"})
     rows = read_jsonl(tmp_path / "o" / "eval.jsonl")
     assert {(r["patching"], r["conditional"]) for r in rows} == {("static", False), ("", False)}
+
+
+@pytest.mark.parametrize(("step", "spans"), [(1, [[1, 3], [5, 7]]), (-1, [[0, 1], [3, 5]]), (9, [[5, 5], [7, 7]])])
+def test_borders_of_words_are_moved_inside_their_part(
+    items: Path, monkeypatch: pytest.MonkeyPatch, step: int, spans: list[list[int]]
+) -> None:
+    """Words at 0..2 and 4..6 of eight frames; borders stay inside, in order, a frame apart."""
+    from lst.evals import item_set
+
+    monkeypatch.setattr(item_set, "frame_moves", lambda starts, frames, noise: np.full(frames + 1, step))
+    assert item_set._moved(np.array([[0, 2], [4, 6]]), 8, (40, 40)).tolist() == spans
+
+
+def test_alignment_noise_moves_aligned_patches_alike_for_all_endings_and_is_stated(
+    checkpoints: dict[str, Path], items: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    given = {"items": str(items), "directions": "S->S"}
+    for noise in ("auto", "0,0", "40,80"):
+        run_choices(checkpoints["lst_aligned"], given | {"boundary_noise_ms": noise, "out": str(tmp_path / noise)})
+    rows = {noise: read_jsonl(tmp_path / noise / "items.jsonl") for noise in ("auto", "0,0", "40,80")}
+    assert rows["auto"] == rows["0,0"]
+    assert all(a["context_tokens"] == b["context_tokens"] for a, b in zip(rows["auto"], rows["40,80"], strict=True))
+    assert any(a["scores"] != b["scores"] for a, b in zip(rows["auto"], rows["40,80"], strict=True))
+    stated = [read_jsonl(tmp_path / noise / "eval.jsonl")[0].get("boundary_noise_ms") for noise in rows]
+    assert stated == [None, None, [40, 80]]
+    ids = [json.loads((tmp_path / noise / "evaluation.json").read_text())["evaluation_id"] for noise in rows]
+    assert ids[0] == ids[1] != ids[2]
+    torch.manual_seed(3)
+    config = tiny_config("lst_aligned", tiny_data, patching={"boundary_noise_ms": [40, 80]})
+    own = export_checkpoint(build_model(config), config, tmp_path / "trained-with-noise")
+    run_choices(own, given | {"out": str(tmp_path / "own")})
+    assert read_jsonl(tmp_path / "own" / "items.jsonl") == rows["40,80"]  # by default as in the run
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:
