@@ -1,4 +1,4 @@
-"""From run folders to tables: results.csv, runs.csv, attempts.csv, curves.parquet, items.parquet (docs/columns.md).
+"""From run folders to tables: results, runs, attempts and item_pairs.csv, curves and items.parquet (docs/columns.md).
 
     fit-scaling collect DIR
 
@@ -22,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis import exclude
+from analysis.item_table import PAIR_COLUMNS, Answers, Key, answers_of, pair_rows
 from analysis.run_files import RunFiles
 from analysis.step_records import SPENT, good_steps, is_whole
 from analysis.table_files import ParquetRows, only_one, replacing, table_of
@@ -29,7 +30,7 @@ from lst import records
 from lst.errors import FitError
 
 PLAN, RUNS, RESULTS, ATTEMPTS = "plan.csv", "runs.csv", "results.csv", "attempts.csv"
-CURVES, ITEMS = "curves.parquet", "items.parquet"
+CURVES, ITEMS, PAIRS = "curves.parquet", "items.parquet", "item_pairs.csv"
 LEDGER = Path("launch") / "ledger.jsonl"
 LOCK, IMPORT_CARD = "collect.lock", "import.json"
 
@@ -108,6 +109,7 @@ class Collected:
     attempts: pd.DataFrame
     curves: pa.Table
     items: pa.Table
+    pairs: pd.DataFrame
     notes: tuple[str, ...]  # what of the folders was left out, in sentences
 
 
@@ -119,6 +121,7 @@ class RunTables:
     results: list[list[Any]]
     curves: pa.Table
     items: pa.Table
+    answers: dict[Key, Answers]  # of the final checkpoint
     same: str | None  # equal for runs that have the same losses (exclude.fingerprint)
     notes: tuple[str, ...]
 
@@ -146,7 +149,8 @@ def collect(folder: Path, *, progress: Progress | None = None) -> Collected:
     runs = list(_told(read_runs(folder, plan, attempts), len(plan), progress))
     return Collected(
         results=_frame([row for run in runs for row in run.results], RESULT_COLUMNS),
-        runs=_run_frame(runs),
+        runs=(table := _run_frame(runs)),
+        pairs=_pair_frame(table, runs),
         attempts=_attempt_frame(attempts),
         curves=pa.concat_tables([CURVE_SCHEMA.empty_table(), *(run.curves for run in runs)]),
         items=pa.concat_tables([ITEM_SCHEMA.empty_table(), *(run.items for run in runs)]),
@@ -163,7 +167,7 @@ def collect_into(folder: Path, *, progress: Progress | None = None) -> tuple[pd.
     light: list[RunTables] = []
     with (
         only_one(folder / LOCK, f"another collection of '{folder}' is running; wait until it has ended."),
-        replacing(folder, RESULTS, RUNS, ATTEMPTS, CURVES, ITEMS) as aside,
+        replacing(folder, RESULTS, RUNS, ATTEMPTS, CURVES, ITEMS, PAIRS) as aside,
         aside[RESULTS].open("w", encoding="utf-8", newline="") as text,
         ParquetRows(aside[CURVES], CURVE_SCHEMA) as curves,
         ParquetRows(aside[ITEMS], ITEM_SCHEMA) as items,
@@ -176,7 +180,7 @@ def collect_into(folder: Path, *, progress: Progress | None = None) -> tuple[pd.
             items.add(run.items)
             light.append(replace(run, results=[], curves=CURVE_SCHEMA.empty_table(), items=ITEM_SCHEMA.empty_table()))
         runs = _run_frame(light)
-        for name, table in ((RUNS, runs), (ATTEMPTS, _attempt_frame(attempts))):
+        for name, table in ((RUNS, runs), (ATTEMPTS, _attempt_frame(attempts)), (PAIRS, _pair_frame(runs, light))):
             table.to_csv(aside[name], index=False, lineterminator="\n")
     return runs, [note for run in light for note in run.notes]
 
@@ -239,6 +243,7 @@ def run_tables(plan: dict[str, Any], files: RunFiles, attempts: list[dict[str, A
         results=[[{**row, **names}.get(name) for name in RESULT_COLUMNS] for row in files.evaluations],
         curves=pa.table(curve, schema=CURVE_SCHEMA),
         items=table_of(items, ITEM_SCHEMA),
+        answers=answers_of(files.items, run["step"], branch_of(plan)),
         same=exclude.fingerprint(run, files.evaluations),
         notes=files.notes,
     )
@@ -310,6 +315,12 @@ def _told(runs: Iterator[RunTables], total: int, progress: Progress | None) -> I
 def _run_frame(runs: list[RunTables]) -> pd.DataFrame:
     rows = exclude.without_duplicates([run.run for run in runs], [run.same for run in runs])
     return _frame([[row.get(name) for name in RUN_COLUMNS] for row in rows], RUN_COLUMNS)
+
+
+def _pair_frame(table: pd.DataFrame, runs: list[RunTables]) -> pd.DataFrame:
+    known = [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
+    rows = pair_rows(known, {run.run["run_id"]: run.answers for run in runs})
+    return _frame([[row.get(name) for name in PAIR_COLUMNS] for row in rows], PAIR_COLUMNS)
 
 
 def _attempt_frame(attempts: list[dict[str, Any]]) -> pd.DataFrame:

@@ -32,6 +32,7 @@ from analysis.collect import (
     IMPORT_CARD,
     ITEM_SCHEMA,
     ITEMS,
+    PAIRS,
     PLAN,
     RESULT_COLUMNS,
     RESULTS,
@@ -39,6 +40,7 @@ from analysis.collect import (
     RUNS,
     Collected,
 )
+from analysis.item_table import PAIR_COLUMNS
 from analysis.mlflow_store import OF_OURS, StoreRun, is_store, metric_prefix, read_store
 from analysis.table import budgets
 from analysis.table_files import replacing, table_of, write_parquet
@@ -334,6 +336,7 @@ def _collected(runs: list[dict[str, Any]], results: list[dict[str, Any]], curves
         attempts=frame([], ATTEMPT_COLUMNS),
         curves=curves,
         items=ITEM_SCHEMA.empty_table(),
+        pairs=frame([], PAIR_COLUMNS),
         notes=(),
     )
 
@@ -344,8 +347,15 @@ def _write(out: Path, collected: Collected, card: dict[str, Any]) -> None:
         status="admitted", reason=""
     )
     out.mkdir(parents=True, exist_ok=True)
-    with replacing(out, PLAN, RUNS, RESULTS, ATTEMPTS, CURVES, ITEMS, IMPORT_CARD) as aside:
-        for name, table in ((PLAN, plan), (RUNS, collected.runs), (RESULTS, collected.results), (ATTEMPTS, collected.attempts)):
+    with replacing(out, PLAN, RUNS, RESULTS, ATTEMPTS, CURVES, ITEMS, PAIRS, IMPORT_CARD) as aside:
+        tables = {
+            PLAN: plan,
+            RUNS: collected.runs,
+            RESULTS: collected.results,
+            ATTEMPTS: collected.attempts,
+            PAIRS: collected.pairs,
+        }
+        for name, table in tables.items():
             table.to_csv(aside[name], index=False, lineterminator="\n")
         write_parquet(aside[CURVES], collected.curves)
         write_parquet(aside[ITEMS], collected.items)

@@ -89,7 +89,17 @@ def _compared(
     task: str, direction: str, rows: Sequence[tuple[dict[str, Any], dict[str, Any]]], level: float, resamples: int, seed: int
 ) -> PairedAccuracy:
     a, b = (np.array([bool(row[i]["correct"]) for row in rows]) for i in (0, 1))
-    n, only_a, only_b = len(rows), int((a & ~b).sum()), int((b & ~a).sum())
+    conditional = any(x.get("conditional", False) or y.get("conditional", False) for x, y in rows)
+    return compare(a, b, task=task, direction=direction, score=str(rows[0][0]["score"]), conditional=conditional, level=level,
+                   resamples=resamples, seed=seed)  # fmt: skip
+
+
+def compare(
+    a: np.ndarray, b: np.ndarray, *, task: str, direction: str, score: str, conditional: bool, level: float = LEVEL,
+    resamples: int = RESAMPLES, seed: int = SEED,
+) -> PairedAccuracy:  # fmt: skip
+    """Two models on the same items: (n,) whether `a` and `b` answer each right."""
+    n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
     shares = np.array([only_a, only_b, n - only_a - only_b]) / n
     drawn = np.random.Generator(np.random.Philox(key=seed)).multinomial(n, shares, resamples)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.5 - level / 2, 0.5 + level / 2])
@@ -97,7 +107,7 @@ def _compared(
     return PairedAccuracy(
         task=task,
         direction=direction,
-        score=str(rows[0][0]["score"]),
+        score=score,
         n_items=n,
         accuracy_a=float(a.mean()),
         accuracy_b=float(b.mean()),
@@ -108,7 +118,7 @@ def _compared(
         student=mean_interval((a.astype(float) - b).tolist(), level),
         level=level,
         p_value=float(stats.binomtest(only_a, different).pvalue) if different else 1.0,
-        conditional=any(x.get("conditional", False) or y.get("conditional", False) for x, y in rows),
+        conditional=conditional,
     )
 
 

@@ -21,7 +21,9 @@ from reports.style import log_x
 PIECES_ARM = "bpe"
 """The arm whose training losses are per piece of speech; its held-out losses are per speech token, as all arms'."""
 CURVE_POINTS = 120
-"""Points of a training curve as drawn: means over equal stretches of ln FLOPs."""
+"""Points of a training curve as drawn, pale: means over equal stretches of ln FLOPs."""
+SMOOTH_POINTS = 24
+"""Stretches of the line through them: wide enough that several runs' lines can be told apart."""
 FIRST_SHARE = 0.02
 """A curve starts at this share of its FLOPs: the fall from ln(vocabulary) before it would flatten all the rest."""
 
@@ -90,8 +92,10 @@ def curve_panels(study: Study) -> list[Panel]:
             for size in [s for s in sizes if s in set(rows["size"])]:
                 colour, _ = style.budget_style(sizes.index(size))
                 for place, (_, run) in enumerate(rows[rows["size"] == size].groupby("run_id", sort=False)):
-                    x, y = thinned(run["train_flops"].to_numpy(float), run["loss"].to_numpy(float))
-                    axes.plot(x, y, color=colour, linewidth=1.1, label=size if place == 0 else None)
+                    flops, losses = run["train_flops"].to_numpy(float), run["loss"].to_numpy(float)
+                    axes.plot(*thinned(flops, losses), color=colour, linewidth=0.7, alpha=0.22)
+                    smooth = thinned(flops, losses, points=SMOOTH_POINTS)
+                    axes.plot(*smooth, color=colour, linewidth=1.7, label=size if place == 0 else None)
             log_x(axes, [curves["train_flops"].min(), curves["train_flops"].max()], scientific, pad=0.02)
             margin = 0.06 * (high - low)
             axes.set_ylim(low - margin, high + margin)

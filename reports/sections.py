@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lst.drawing import Panel
-from reports import answer, diagnostics, figures, fit_tables, tables
+from reports import answer, diagnostics, figures, fit_tables, item_pairs, tables
 from reports.numbers import fixed, is_number, level_name, listed, percent, plural, scientific, text
 from reports.stories import StoryScore
 from reports.study import BASELINE, Study, is_conditional
@@ -234,6 +234,8 @@ def stories_section(study: Study, scores: Sequence[StoryScore]) -> Section:
             )
         )
         blocks.append(Block(kind="table", table=tables.stories_table(scores)))
+    if (pairs := item_pairs.table(study)).rows:
+        blocks += [_paragraph(item_pairs.sentence(study)), Block(kind="table", table=pairs)]
     return Section(anchor="stories", title="Story completion", blocks=tuple(blocks))
 
 
@@ -275,8 +277,8 @@ def residuals_section(study: Study, target: str) -> Section:
 
 def curves_section(study: Study) -> Section:
     caption = (
-        "Training loss (means over short stretches) against FLOPs spent, a panel an arm, a colour a size, every run "
-        "with records, complete or not; "
+        "Training loss against FLOPs spent, a panel an arm, a colour a size, every run with records, complete or not (pale: "
+        "means over short stretches, strong: over longer ones); "
         f"the first {percent(0)(diagnostics.FIRST_SHARE)} of each run's FLOPs are left out."
     )
     blocks = [_figure(diagnostics.curve_panels(study), caption, "No training records have been collected.")]

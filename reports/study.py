@@ -59,6 +59,10 @@ RUN_COLUMNS = _names(
 RESULT_COLUMNS = _names("run_id arm size step train_flops units text_tokens speech_tokens task direction metric value n_items")
 ATTEMPT_COLUMNS = _names("run_id attempt job_id submitted started ended state cause")
 CURVE_COLUMNS = _names("run_id step train_flops loss loss_text loss_speech lr grad_norm tokens")
+PAIR_COLUMNS = _names(
+    "arm size flops_budget task direction n_items accuracy baseline_accuracy difference low high level only_arm only_baseline "
+    "p_value p_holm"
+)
 ITEM_COLUMNS = _names("run_id arm size step task direction item correct scores")
 
 
@@ -73,6 +77,7 @@ class Study:
     attempts: pd.DataFrame
     curves: pd.DataFrame  # training records
     items: pd.DataFrame  # story-completion items
+    item_pairs: pd.DataFrame  # arms against the baseline on the same items
     fits: Fits
     references: dict[str, dict[str, float]]  # modality -> {unigram, trigram (nats), n_items}
     config: dict[str, Any]  # study.yaml
@@ -128,6 +133,8 @@ def read_study(folder: Path) -> Study:
         tables[name] = _with_columns(_read_table(path, ("run_id",)) if path.is_file() else pd.DataFrame(), columns)
         if not path.is_file():
             gaps.append(f"{name} is missing, so {what} are not shown: run fit-scaling collect on this folder.")
+    paired = folder / "item_pairs.csv"  # earlier versions wrote none, and a study without items has no rows
+    pairs = _with_columns(_read_table(paired, ("run_id",)) if paired.is_file() else pd.DataFrame(), PAIR_COLUMNS)
     fits = read_fits(folder / "fits.json")
     if not (folder / "fits.json").is_file():
         gaps.append(
@@ -146,6 +153,7 @@ def read_study(folder: Path) -> Study:
         attempts=tables["attempts.csv"],
         curves=tables["curves.parquet"],
         items=tables["items.parquet"],
+        item_pairs=pairs,
         fits=fits,
         references=references,
         config=_read_yaml(folder / "study.yaml", gaps),

@@ -24,7 +24,7 @@ SMALL = Synthetic(budgets=(1e18,), sizes=2)
 
 def written(folder: Path) -> dict[str, bytes]:
     collect_into(folder)
-    names = ("results.csv", "runs.csv", "attempts.csv", "curves.parquet", "items.parquet")
+    names = ("results.csv", "runs.csv", "attempts.csv", "curves.parquet", "items.parquet", "item_pairs.csv")
     return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -40,6 +40,7 @@ def test_tables_have_the_documented_columns(tmp_path: Path) -> None:
     assert documented["results.csv"] == RESULT_COLUMNS == list(collected.results.columns)
     assert documented["attempts.csv"] == ATTEMPT_COLUMNS == list(collected.attempts.columns)
     assert documented["curves.parquet"] == collected.curves.schema.names
+    assert documented["item_pairs.csv"] == list(collected.pairs.columns)
     assert documented["items.parquet"] == collected.items.schema.names
     assert documented["runs.csv"][: len(RUN_COLUMNS) - 1] == RUN_COLUMNS[:-1]
     assert list(collected.runs.columns) == RUN_COLUMNS

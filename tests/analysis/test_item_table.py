@@ -1,0 +1,78 @@
+"""item_pairs.csv: which runs are paired on which items, McNemar by hand, Holm by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from analysis.collect import collect, collect_into
+from analysis.item_table import PAIR_COLUMNS, holm
+from lst import records
+from reports import render
+from tests.analysis.study_folder import STEPS, Synthetic, rows, write_study
+from tests.analysis.test_collect_evaluations import write_evaluation
+
+STUDY = Synthetic(budgets=(1e18,), sizes=2, stories=False)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    return write_study(tmp_path, STUDY)
+
+
+def run(study: Path, arm: str, size: str = "s0") -> Path:
+    return study / "runs" / next(row.run_id for row, _ in rows(STUDY) if (row.arm, row.size) == (arm, size))
+
+
+def test_an_arm_is_paired_with_the_baseline_of_its_size_on_the_same_items(study: Path) -> None:
+    write_evaluation(run(study, "baseline"), "aaa", share=0.25)
+    write_evaluation(run(study, "lst_static"), "bbb", share=1.0)
+    write_evaluation(run(study, "lst_static", "s1"), "ccc")  # its baseline was not evaluated
+    pairs = collect(study).pairs
+    assert list(pairs.columns) == PAIR_COLUMNS
+    (pair,) = pairs.to_dict("records")
+    assert (pair["run_id"], pair["baseline_run_id"]) == (run(study, "lst_static").name, run(study, "baseline").name)
+    assert (pair["accuracy"], pair["baseline_accuracy"], pair["difference"], pair["n_items"]) == (1.0, 0.25, 0.75, 4)
+    assert (pair["only_arm"], pair["only_baseline"]) == (3, 0)
+    assert pair["p_value"] == pytest.approx(2 / 2**3)  # three fair coins alike
+    assert (pair["p_holm"], pair["tests"]) == (pair["p_value"], 1)
+    assert pair["low"] < 0.75 < pair["high"]
+
+
+@pytest.mark.parametrize("odd", ["items", "score", "step", "conditional", "excluded", "set"])
+def test_what_does_not_compare_makes_no_pair(study: Path, odd: str) -> None:
+    write_evaluation(run(study, "baseline"), "aaa")
+    folder = write_evaluation(
+        run(study, "lst_static"), "bbb", step=20 if odd == "step" else STEPS, **({"items_id": "x"} if odd == "set" else {})
+    )
+    path = folder / records.ITEM_RECORDS
+    change = {"items": {"item": "other"}, "score": {"score": "loglik_sum"}, "conditional": {"conditional": True}}.get(odd, {})
+    lines = [record | (change if odd != "items" or place == 0 else {}) for place, record in enumerate(records.read_jsonl(path))]
+    path.unlink()
+    with records.JsonLinesWriter(path) as file:
+        for record in lines:
+            file.write(record)
+    if odd == "excluded":
+        (run(study, "lst_static") / records.EXIT).unlink()
+    assert len(collect(study).pairs) == 0
+
+
+def test_holm_corrects_step_down() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.5]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_the_report_shows_the_pairs_and_how_many_tests_there_are(study: Path) -> None:
+    for size in ("s0", "s1"):
+        write_evaluation(run(study, "baseline", size), "aaa", share=0.25)
+        write_evaluation(run(study, "lst_static", size), "bbb", share=1.0)
+    collect_into(study)
+    page = render(study)
+    told = pd.read_csv(page.parent / "tables" / "item-pairs.csv")
+    assert len(told) == 2
+    assert set(told["p_holm"]) == {0.5}
+    text = " ".join(page.read_text().split())
+    assert "2 comparisons item by item: 0 with p below 0.05 taken alone, where luck gives up to about 0.1; 0 after Holm" in text
