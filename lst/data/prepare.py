@@ -30,7 +30,7 @@ import sys
 import typing
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ from lst.plain import from_dict
 
 EXAMPLE = "prepare-data input=speech.jsonl out=data/mine"
 SPLIT_BY = ("book_and_speaker", "book", "speaker", "document")
+NEEDS = {"tier": "alignments", "text_columns": "text", "limit_documents": "corpus", "workers": "corpus"}
+"""Options that mean nothing without another one; most need `input`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,10 @@ class PrepareConfig:
             raise ConfigError(f"corpus='{self.corpus}' is unknown; did you mean 'embedded'?")
         if self.corpus and self.part != "1/1":
             raise ConfigError(f"part={self.part} is for input=FILE; corpus=embedded takes workers=N instead.")
+        for spec in fields(self):
+            needed = NEEDS.get(spec.name, "" if spec.name in ("out", "corpus") else "input")
+            if needed and getattr(self, spec.name) != spec.default and not getattr(self, needed):
+                raise ConfigError(f"{spec.name}={getattr(self, spec.name)} means nothing without {needed}=; leave it out.")
         if self.refuse not in ("stop", "skip"):
             raise ConfigError(f"refuse='{self.refuse}' is unknown; use stop or skip.")
         if self.times not in ("frames", "seconds"):
@@ -136,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments:
             raise ConfigError(f"prepare-data needs its options as key=value, for example: {EXAMPLE}")
         if arguments[0] in VERBS:
-            return VERBS[arguments[0]](arguments[1:])
+            return _run_verb(*arguments)
         if any(a.startswith("eval=") for a in arguments):
             return _prepare_items(arguments)
         return _prepare(_options(arguments))
@@ -194,10 +200,26 @@ def _value(key: str, text: str, kind: type) -> object:
     """`text` as the option's type. A path is taken as it stands, whatever it looks like. Raises ConfigError."""
     if kind is bool and text.lower() in ("true", "false"):
         return text.lower() == "true"
+    if kind is bool:
+        raise ConfigError(f"{key}={text} must be true or false.")
     try:
-        return text if kind is bool else kind(text)  # a text for a bool is refused by name in from_dict
+        return kind(text)
     except ValueError as error:
         raise ConfigError(f"{key}={text} must be of type {kind.__name__}.") from error
+
+
+def _run_verb(name: str, *arguments: str) -> int:
+    """A verb's exit status. What fails because a file of the data set is damaged is told as `verify` tells it."""
+    try:
+        return VERBS[name](arguments)
+    except (LstError, OSError):
+        raise
+    except Exception:
+        from lst.data.preparing.verify import verify_dataset
+        from lst.data.shards import open_dataset
+
+        verify_dataset(open_dataset(next(a for a in arguments if "=" not in a)).path)
+        raise
 
 
 def _verify(arguments: Sequence[str]) -> int:

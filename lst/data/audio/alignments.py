@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from lst.data.audio.textgrid import WORD_TIERS, read_textgrid
 from lst.data.audio.transcripts import Malformed
+from lst.data.sources.files import files_below
 from lst.data.vocab import FRAMES_PER_SECOND
 from lst.errors import DataError
 
@@ -88,7 +89,7 @@ class Alignments:
     @cached_property
     def _by_stem(self) -> dict[str, list[Path]]:
         files: dict[str, list[Path]] = {}
-        for file in sorted(self._given.rglob("*")):
+        for file in sorted(files_below(self._given)):
             if file.suffix in SUFFIXES:
                 files.setdefault(file.stem, []).append(file)
         return files

@@ -74,6 +74,7 @@ def read_part(work: WorkFolder, sources: Mapping[str, Source], part: tuple[int, 
         blocks = source.blocks()
         tally = Tally(unread={(table, i): _at_most(block) for i, block in enumerate(blocks)})
         numbers = part_of(len(blocks), part)
+        first = ""
         bar = tqdm(numbers, desc=f"reading {table}", unit=" blocks", disable=None, delay=2)
         for number in bar:
             counts = work.finished(table, number)
@@ -83,11 +84,12 @@ def read_part(work: WorkFolder, sources: Mapping[str, Source], part: tuple[int, 
                 read += 1
             tally.kept += counts["rows"]
             tally.refused += counts["refused"]
+            first = first or next(map(str, read_refusals(work.block(table, number, "refused"))), "")
             del tally.unread[table, number]
             if not stop and tally.too_many(max_refused):
                 raise DataError(
                     f"{tally.refused:,} of {tally.kept + tally.refused:,} records of {counts['file']} are refused so far, and "
-                    f"max_refused={max_refused} cannot be kept any more; see '{work.block(table, number, 'refused')}'."
+                    f"max_refused={max_refused} cannot be kept any more; the first: {first}"
                 )
     return read
 
@@ -152,9 +154,10 @@ def refusal_line(table: str, refused: Refused) -> str:
     return json.dumps(content) + "\n"
 
 
-def read_refusals(file: Path) -> Iterator[dict[str, Any]]:
+def read_refusals(file: Path) -> Iterator[Refused]:
     with file.open(encoding="utf-8") as lines:
-        yield from map(json.loads, lines)
+        for told in map(json.loads, lines):
+            yield Refused(Path(told["file"]), told["reason"], told["line"], told["place"])
 
 
 def _show_refusals(work: WorkFolder, table: str, number: int, shown: int) -> int:
@@ -165,6 +168,5 @@ def _show_refusals(work: WorkFolder, table: str, number: int, shown: int) -> int
         shown += 1
         if shown > SHOWN_REFUSALS:
             break
-        told = Refused(Path(refused["file"]), refused["reason"], refused["line"], refused["place"])
-        print(f"refused {told}", file=sys.stderr)
+        print(f"refused {refused}", file=sys.stderr)
     return shown

@@ -199,8 +199,7 @@ class Join:
         """In the order of blocks; those of a block before the ids that it repeats."""
         twice = sorted(place for place in self.twice if place.table == table)
         for number in range(self.blocks[table]):
-            for told in read_refusals(self.work.block(table, number, "refused")):
-                yield Refused(Path(told["file"]), told["reason"], told["line"], told["place"])
+            yield from read_refusals(self.work.block(table, number, "refused"))
             yield from (self.twice[place] for place in twice if place.block == number)
 
     def _draw_sides(self) -> dict[str, Sides]:

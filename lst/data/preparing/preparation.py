@@ -56,6 +56,7 @@ def prepare(config: PrepareConfig) -> bool:
         try:
             work.begin(made_from, joins=part == ONE_PART)
             read_part(work, sources, part, stop=config.refuse == "stop", max_refused=config.max_refused)
+            _require_unchanged(work, made_from["inputs"], _named_inputs(config))
             if part == ONE_PART:
                 Join(work, made_from["joining"]).run()
         except BaseException:
@@ -132,6 +133,13 @@ def _require_same(out: Path, done: Mapping[str, Any], made_from: Mapping[str, An
 def _named_inputs(config: PrepareConfig) -> dict[str, Any]:
     """The fingerprint of each file or folder that an option names."""
     return {key: fingerprint(Path(getattr(config, key))) for key in INPUTS if getattr(config, key)}
+
+
+def _require_unchanged(work: WorkFolder, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises DataError where an input was written to while it was read: blocks may hold some of both."""
+    changed = [key for key, value in now.items() if before[key] != value]
+    if changed:
+        raise DataError(f"{changed[0]} has changed while it was read; when it is finished, delete '{work.path}' and begin anew.")
 
 
 def _require_inputs(out: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from lst.data.sources.files import files_below
 from lst.errors import DataError, RunFailed
 from lst.plain import content_hash
 from lst.records import read_json, write_atomically
@@ -167,7 +168,7 @@ def fingerprint(path: Path) -> list[Any]:
         stat = path.stat()
         return [path.name, stat.st_size, stat.st_mtime_ns]
     if path.is_dir():
-        return [path.name, *fingerprint_files({file for file in path.rglob("*") if file.is_file()})]
+        return [path.name, *fingerprint_files(set(files_below(path)))]
     return []
 
 

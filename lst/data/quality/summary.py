@@ -9,6 +9,7 @@ speech into spans, where patches begin anew: `at_budget` counts the very sequenc
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -145,14 +146,15 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> None:
 
 
 def summary_of(dataset: Dataset) -> dict[str, Any]:
-    """The data set's statistics.json where it has one of this data and version; else the same, counted now."""
-    try:
-        stored = json.loads((dataset.path / STATISTICS).read_text(encoding="utf-8"))
-        if stored["summary_version"] == SUMMARY_VERSION and stored["data_id"] == dataset.data_id:
-            return dict(stored)
-    except (OSError, ValueError, KeyError, TypeError):
-        return summarise(dataset)  # none, or one that is damaged or of other data: the tables know
-    return summarise(dataset)
+    """The data set's statistics.json where it has one, whole by its checksum and of this version; else the same, counted now."""
+    file = dataset.path / STATISTICS
+    if file.is_file():
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() == dataset.manifest["files"].get(STATISTICS):
+            stored: dict[str, Any] = json.loads(content)
+            if stored["summary_version"] == SUMMARY_VERSION:
+                return stored
+    return summarise(dataset)  # none, or one that is damaged or of other data: the tables know
 
 
 @dataclass(frozen=True)

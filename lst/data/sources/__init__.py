@@ -6,7 +6,7 @@ A new format of speech is an entry of SPEECH: a function from the options to its
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,18 @@ ENDINGS = {
     (".units",): "textless",
     AUDIO: "audio",
 }
+RECORDS = ("lst", "slamkit", "parquet", "huggingface", "tar")
+ONLY = {
+    "columns": RECORDS,
+    "times": RECORDS,
+    "rate": (*RECORDS, "fairseq", "textless"),
+    "labels": ("fairseq",),
+    "sample_rate": ("fairseq",),
+    "deduplicated": ("slamkit", "textless"),
+    **dict.fromkeys(("align", "ctc_model", "quantizer", "kmeans", "layer", "normalize"), ("audio",)),
+    **dict.fromkeys(("max_seconds", "window_seconds", "batch_seconds", "device", "dtype"), ("audio",)),
+}
+"""Options that mean something in some formats alone."""
 
 
 def _lst(config: PrepareConfig) -> Source:
@@ -98,16 +110,21 @@ def settle(config: PrepareConfig) -> PrepareConfig:
 
     Raises ConfigError or DataError; no model is loaded.
     """
-    from lst.data.sources.audio_options import card_of, check_audio_options, quantizer_centres, refuse_audio_options
+    from lst.data.sources.audio_options import card_of, check_audio_options, quantizer_centres
 
-    given = config.speech_vocab
-    if _format(config) == "audio":
+    given, name = config.speech_vocab, _format(config)
+    for spec in fields(config):
+        if getattr(config, spec.name) != spec.default and name not in ONLY.get(spec.name, (name,)):
+            raise ConfigError(
+                f"{spec.name}={getattr(config, spec.name)} is an option of format={', '.join(ONLY[spec.name])} alone, and "
+                f"this input is {name}; leave it out."
+            )
+    if name == "audio":
         check_audio_options(config)
         centres = quantizer_centres(config)
         if given not in (0, centres):
             raise ConfigError(f"speech_vocab={given}, but the quantizer has {centres} centres; leave speech_vocab out.")
         return replace(config, speech_vocab=centres)
-    refuse_audio_options(config)
     card = card_of(config)
     if card and given and card.k > given:
         raise ConfigError(f"speech_vocab={given} is less than the card's {card.k} centres; give that, or leave it out.")
@@ -155,14 +172,15 @@ def guess_format(given: str) -> str:
         return "huggingface"
     if path.is_dir() or (not path.exists() and MAGIC & set(given)):
         _, files = input_files(given, sum(ENDINGS, ()))
-        found = {name for endings, name in ENDINGS.items() if any(file.name.endswith(endings) for file in files)}
+        found = {name for endings, name in ENDINGS.items() if any(file.name.lower().endswith(endings) for file in files)}
         if len(found) != 1:
             told = f"files of {' and '.join(sorted(found))}" if found else "no files of a known format"
             raise DataError(f"input={given} holds {told}; name one by format=, or give a glob of one kind.")
         return found.pop()
-    if path.name.endswith(".km"):
+    lower = path.name.lower()
+    if lower.endswith(".km"):
         raise DataError(f"input={given} has labels alone; give the manifest, as in input=train.tsv labels={given}")
-    name = next((name for endings, name in ENDINGS.items() if path.name.endswith(endings)), "lst")
+    name = next((name for endings, name in ENDINGS.items() if lower.endswith(endings)), "lst")
     if name == "lst" and path.is_file():
         with path.open("rb") as file:
             start = file.readline(1 << 20)

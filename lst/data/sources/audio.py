@@ -11,7 +11,6 @@ list of paths is held in memory (about 150 bytes a file), one group of waveforms
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +29,7 @@ from lst.data.audio.word_times import WordTimes, spoken_words
 from lst.data.sources.annotate import require_text, with_alignment, with_words
 from lst.data.sources.audio_names import FileNames
 from lst.data.sources.base import Block, Record, Refused, Row, require_utf8
+from lst.data.sources.files import files_below
 from lst.errors import DataError
 
 FILES_BLOCK = 256  # constants of the format, as LINES_BLOCK_BYTES is
@@ -172,19 +172,12 @@ def list_audio(given: Path) -> tuple[Path, list[str]]:
     """(folder, sorted paths relative to it) of a folder, or of a list of files. Raises DataError if there is none."""
     if given.is_dir():
         root = given
-        paths = [str(PurePosixPath(folder.relative_to(root) / name)) for folder, name in _walk(root)]
+        paths = [str(PurePosixPath(p.relative_to(root))) for p in files_below(root) if p.suffix.lower() in SUFFIXES]
     else:
         root, paths = _listed(given)
     if not paths:
         raise DataError(f"input={given} has no {', '.join(SUFFIXES)} file; give a folder of audio, or a list of files.")
     return root, sorted(paths)
-
-
-def _walk(root: Path) -> Iterator[tuple[Path, str]]:
-    for folder, below, names in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".")]
-        audio = (name for name in names if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."))
-        yield from ((Path(folder), name) for name in audio)
 
 
 def _listed(file: Path) -> tuple[Path, list[str]]:

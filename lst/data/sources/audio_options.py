@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 CTC = "ctc"
 ALIGN = (CTC, EMBEDDED)
-OF_AUDIO = ("align", "ctc_model", "quantizer", "kmeans", "layer", "normalize")
-"""Options that mean nothing without audio."""
 
 
 def check_audio_options(config: PrepareConfig) -> None:
@@ -132,10 +129,3 @@ def aligner_of(config: PrepareConfig) -> Aligner | None:
         device=config.device,
         dtype=config.dtype,
     )
-
-
-def refuse_audio_options(config: PrepareConfig) -> None:
-    """ConfigError if ready tokens are given an option that only audio has."""
-    for spec in fields(config):
-        if spec.name in OF_AUDIO and getattr(config, spec.name) != spec.default:
-            raise ConfigError(f"{spec.name}={getattr(config, spec.name)} is an option of format=audio alone; leave it out.")

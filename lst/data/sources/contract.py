@@ -83,6 +83,8 @@ class SpokenContract:
         if not row["id"]:
             raise ValueError(f"'{self.their('id')}' is empty")
         if self.naming:
+            if not PurePosixPath(row["id"]).name:
+                raise ValueError(f"'{self.their('id')}' is '{row['id']}', which names no file")
             row["id"], speaker, book = self.naming(PurePosixPath(row["id"]))
             row |= {"speaker": row["speaker"] or speaker, "book": row["book"] or book}
         if row["split"] not in ("", *SPLITS):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -15,17 +15,16 @@ MAGIC = frozenset("*?[")
 def input_files(given: str, suffixes: Sequence[str]) -> tuple[Path, list[Path]]:
     """The folder that all files share, and the files in the order of their paths.
 
-    A folder is searched at any depth for files with one of `suffixes`; hidden ones are passed over. Raises DataError if there is
-    no file.
+    A folder is searched at any depth for files with one of `suffixes`, in letters of any case. Raises DataError if there is none.
     """
     path = root = Path(given)
     if path.is_dir():
-        found = sorted(p for p in _below(path, "**/*") if p.name.endswith(tuple(suffixes)))
+        found = sorted(p for p in files_below(path) if p.name.lower().endswith(tuple(suffixes)))
     elif path.exists() or not MAGIC & set(given):
         found, root = [path], path.parent
     else:
         plain = Path(*takewhile(lambda part: not MAGIC & set(part), path.parts))
-        found = sorted(_below(plain, str(path.relative_to(plain))))
+        found = sorted(_matching(plain, str(path.relative_to(plain))))
         root = Path(os.path.commonpath([p.parent for p in found])) if found else path
     if not found:
         raise DataError(f"'{given}' holds no file ending in {', '.join(suffixes)}; name a file, a folder or a glob of files.")
@@ -38,13 +37,26 @@ def named_files(given: str, suffixes: Sequence[str]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for file in found:
         name = file.relative_to(root).as_posix()
-        name = name.removesuffix(next((s for s in suffixes if name.endswith(s)), ""))
+        name = name[: len(name) - len(next((s for s in suffixes if name.lower().endswith(s)), ""))]
         if name in named:
             raise DataError(f"'{named[name]}' and '{file}' would both be called '{name}'; rename one.")
         named[name] = file
     return named
 
 
-def _below(folder: Path, pattern: str) -> list[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files in `folder` and below it but hidden ones, also behind links; a link to a folder that holds it is passed over."""
+    for at, below, names in os.walk(folder, followlinks=True):
+        below[:] = [name for name in below if not name.startswith(".") and not _goes_round(Path(at, name))]
+        files = (Path(at, name) for name in names if not name.startswith("."))
+        yield from (file for file in files if file.is_file())
+
+
+def _goes_round(folder: Path) -> bool:
+    """Whether `folder` is a link to a folder that it lies in."""
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
     files = (p for p in folder.glob(pattern) if p.is_file())
     return [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]

@@ -112,7 +112,7 @@ class ParquetRows(_Tables):
             return parquet.schema_arrow.names, [(group.num_rows, group.total_byte_size) for group in groups]
 
     def _numbered_rows(self, block: Block) -> Iterator[tuple[int, dict[str, Any]]]:
-        with pq.ParquetFile(block.file) as parquet:
+        with pq.ParquetFile(block.file, page_checksum_verification=True) as parquet:  # where the writer made checksums
             ends = list(accumulate(parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)))
             groups = [group for group, end in enumerate(ends) if block.start < end <= block.stop]
             number = block.start + 1

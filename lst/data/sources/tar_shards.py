@@ -142,7 +142,7 @@ class TarShards:
                     guarded.header()
                     member = archive.next()
                     if member is None:
-                        return
+                        return guarded.require_end(cast(IO[bytes], archive.fileobj))
                     if count == self._limits.members:
                         break
                     # tarfile keeps every header it has read; a stream of millions must not.
@@ -185,6 +185,14 @@ class _Guarded:
         if not 0 <= member.size <= self._left:
             self._refuse()
         self._room = member.size + _HEADER_BYTES
+
+    def require_end(self, stream: IO[bytes]) -> None:
+        """Raises DataError unless zeros alone follow: a second archive behind the first would be dropped in silence."""
+        self.header()
+        while rest := stream.read(_HEADER_BYTES):
+            if rest.strip(b"\0"):
+                raise DataError(f"{self._file} goes on behind its end; archives that were joined end to end must be given apart.")
+            self.header()
 
     def read(self, size: int) -> bytes:
         data = self._source.read(size)

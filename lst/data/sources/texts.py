@@ -136,7 +136,7 @@ class _Mixed:
         return [block for source in self._by_suffix.values() for block in source.blocks()]
 
     def read(self, block: Block) -> Iterator[Record | Refused]:
-        return self._by_suffix[block.file.suffix].read(block)
+        return self._by_suffix[block.file.suffix.lower()].read(block)
 
     def identity(self) -> dict[str, Any]:
         return {}
@@ -155,11 +155,11 @@ def written_source(given: str, columns: Mapping[str, str]) -> Source:
     Raises DataError if there is none, or one of another kind.
     """
     files = named_files(given, tuple(_BY_SUFFIX))
-    other = next((file for file in files.values() if file.suffix not in _BY_SUFFIX), None)
+    other = next((file for file in files.values() if file.suffix.lower() not in _BY_SUFFIX), None)
     if other:
         raise DataError(f"text={other} must end in {', '.join(_BY_SUFFIX)}.")
     contract = WrittenContract(columns=columns)
-    kinds = {suffix: {name: file for name, file in files.items() if file.suffix == suffix} for suffix in _BY_SUFFIX}
+    kinds = {suffix: {name: file for name, file in files.items() if file.suffix.lower() == suffix} for suffix in _BY_SUFFIX}
     return _Mixed({suffix: _BY_SUFFIX[suffix](named, contract) for suffix, named in kinds.items() if named})
 
 

@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from lst.data.prepare import main
+from lst.data.preparing import preparation
+from lst.data.preparing.building import read_part
 from lst.data.preparing.shard_writer import write_dataset
 from lst.data.preparing.verify import verify_dataset
 from lst.data.shards import open_dataset, ragged
@@ -127,10 +129,11 @@ def test_malformed_lines_are_skipped_and_counted_if_asked(tmp_path, capsys):
 
 
 def test_too_many_malformed_lines_stop_the_preparation(tmp_path, capsys):
-    status, out = prepare(tmp_path, ["{", "{"], "refuse=skip", "max_refused=0.05")
-    assert status == 2
-    assert "2 of 32 records" in capsys.readouterr().err
-    assert not out.exists()
+    assert prepare(tmp_path, ["{", "{"], "refuse=skip", "max_refused=0.05")[0] == 2
+    message = capsys.readouterr().err
+    assert "2 of 32 records" in message
+    assert "in.jsonl:31: not JSON" in message.splitlines()[-1]  # the sentence itself, for nothing else is left
+    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,11 @@ def test_too_many_malformed_lines_stop_the_preparation(tmp_path, capsys):
         (["input=x", "out=o", "refuse=maybe"], "use stop or skip"),
         (["input=x", "out=o", "heldout_share=2"], "must lie in 0..1"),
         (["input=x", "out=o", "out=p"], "out is given 2 times"),
+        (["input=x", "out=o", "deduplicated=no"], "deduplicated=no must be true or false"),
+        (["input=x", "out=o", "limit_documents=5"], "limit_documents=5 means nothing without corpus="),
+        (["input=x", "out=o", "tier=words"], "tier=words means nothing without alignments="),
+        (["input=x", "out=o", "text_columns=text:body"], "text_columns=text:body means nothing without text="),
+        (["corpus=embedded", "out=o", "heldout_share=0.1"], "heldout_share=0.1 means nothing without input="),
         (["verify"], "verify needs one folder"),
         (["marge", "o"], "'marge' is no verb; did you mean 'merge'?"),
         (["merge"], "merge needs one folder"),
@@ -225,6 +233,19 @@ def test_an_input_that_was_changed_since_is_no_reason_to_write_over_what_is_done
     assert prepare(tmp_path, [record(split="train")])[0] == 2
     assert "input is another now, or has changed since" in capsys.readouterr().err
     assert state(out) == before
+
+
+def test_an_input_that_is_written_to_while_it_is_read_is_refused(tmp_path, monkeypatch, capsys):
+    def appending(*arguments, **options):
+        with (tmp_path / "in.jsonl").open("a") as file:
+            file.write("\n")
+        return read_part(*arguments, **options)
+
+    monkeypatch.setattr(preparation, "read_part", appending)
+    status, out = prepare(tmp_path, [])
+    assert status == 2
+    assert "input has changed while it was read" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_a_flipped_bit_is_found(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -44,6 +45,21 @@ def test_a_flipped_bit_in_any_file_is_found(prepared, copy, data):
         verify_dataset(copy)
     file.write_bytes(whole)
     verify_dataset(copy)
+
+
+@pytest.mark.parametrize(("verb", "column"), [("overlap", "text"), ("report", "word_start")])
+def test_a_verb_that_stumbles_over_a_damaged_shard_names_it(copy, capsys, verb, column):
+    """The damage lies where Arrow looks for none: in the bytes of a text, in a word's first frame."""
+    file = copy / "speech-00000.arrow"
+    content = file.read_bytes()
+    with pa.memory_map(str(file)) as mapped, pa.ipc.open_file(mapped) as reader:
+        array = reader.get_batch(0).column(column)
+        values = array.buffers()[2] if column == "text" else array.values.buffers()[1]
+        wanted = values.to_pybytes()
+    assert content.count(wanted) == 1
+    file.write_bytes(content.replace(wanted, b"\xff" * len(wanted)))
+    assert main([verb, str(copy)]) == 2
+    assert "speech-00000.arrow' is damaged" in capsys.readouterr().err
 
 
 def test_every_file_is_needed_and_no_shard_is_too_many(prepared, copy, capsys):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lst.config import Arm, Patching, arm_config
+from lst.data.preparing.shard_writer import file_sha256
 from lst.data.quality.cli import statistics
 from lst.data.quality.show import patching_grid, summary_text
 from lst.data.quality.summary import PATCH_SIZES, STATISTICS, Budget, at_budget, summarise, summary_of, write_summary
@@ -65,14 +66,21 @@ def test_the_summary_does_not_depend_on_how_the_data_lie(dataset: Dataset, tmp_p
     assert summarise(in_shards(dataset, tmp_path / "shards")) == summarise(dataset)
 
 
-def test_a_stored_summary_is_read_and_one_of_other_data_is_not(toy_dataset: Path, tmp_path: Path) -> None:
+def test_a_stored_summary_is_read_and_one_that_was_changed_or_is_of_another_version_is_not(
+    toy_dataset: Path, tmp_path: Path
+) -> None:
     made = made_dataset(tmp_path / "data", sound_rows(6), toy_dataset / "tokenizer.model")
     counted = summarise(made)
-    write_summary(made.path, counted | {"refused": {"not JSON": 3}})
-    assert summary_of(made) == counted | {"refused": {"not JSON": 3}}
-    (made.path / STATISTICS).write_text(json.dumps(counted | {"data_id": "another"}))
+    file, told = made.path / STATISTICS, counted | {"refused": {"not JSON": 3}}
+    write_summary(made.path, told)
+    made.manifest["files"][STATISTICS] = file_sha256(file)
+    assert summary_of(made) == told
+    file.write_text(file.read_text().replace('"words": ', '"words": 1'))  # JSON still, of this data by its own words
     assert summary_of(made) == counted
-    (made.path / STATISTICS).write_text('{"summary_version": 1,')
+    file.write_text('{"summary_version": 1,')
+    assert summary_of(made) == counted
+    write_summary(made.path, told | {"summary_version": 0})
+    made.manifest["files"][STATISTICS] = file_sha256(file)
     assert summary_of(made) == counted
 
 

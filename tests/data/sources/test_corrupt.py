@@ -3,6 +3,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lst.data.sources.contract import MAX_FRAMES, SpokenContract
@@ -233,6 +235,19 @@ def test_a_damaged_row_group_is_one_sentence(tmp_path):
     path.write_bytes(bytes(content))
     with pytest.raises(DataError, match=r"speech\.parquet is damaged"):
         [record for block in blocks for record in source.read(block)]
+
+
+def test_a_bit_flipped_in_a_column_is_found_where_the_writer_made_checksums(tmp_path):
+    path, tokens = tmp_path / "speech.parquet", list(range(40))
+    table = pa.table({"id": ["a"], "speech_tokens": pa.array([tokens], pa.list_(pa.int32()))})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    content = path.read_bytes()
+    values = np.array(tokens, np.int32).tobytes()
+    assert values in content
+    path.write_bytes(content.replace(values, values[:-4] + b"\x26" + values[-3:]))  # a 38 in the place of 39: a token like others
+    source = speech_parquet([path], CONTRACT)
+    with pytest.raises(DataError, match=r"speech\.parquet is damaged"):
+        [record for block in source.blocks() for record in source.read(block)]
 
 
 def test_a_truncated_stream_of_a_saved_dataset_is_one_sentence(tmp_path):

@@ -150,6 +150,19 @@ def test_a_header_damaged_in_the_midst_is_one_sentence(tmp_path):
         read_all(TarShards([path], CONTRACT))
 
 
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz"])
+def test_an_archive_that_goes_on_behind_its_end_is_not_half_read(tmp_path, name):
+    """As `cat one.tar two.tar` makes it: tarfile stops at the first end, and the second half would be dropped in silence."""
+    write_tar(tmp_path / name, [("1.json", GOOD)], mode="w:gz" if name.endswith("gz") else "w")
+    source, content = TarShards([tmp_path / name], CONTRACT), (tmp_path / name).read_bytes()
+    padding = gzip.compress(bytes(3 << 20)) if name.endswith("gz") else bytes(3 << 20)
+    (tmp_path / name).write_bytes(content + padding)
+    assert [row["id"] for row in read_all(source)[0]] == ["1"]  # zeros are padding, however many
+    (tmp_path / name).write_bytes(content + padding + content)
+    with pytest.raises(DataError, match="goes on behind its end"):
+        read_all(source)
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive at all"])
 def test_what_is_no_archive_is_one_sentence(tmp_path, content):
     (tmp_path / "x.tar").write_bytes(content)
