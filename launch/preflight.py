@@ -63,7 +63,7 @@ def report_lines(found: Iterable[dict[str, Any]]) -> list[str]:
         seen = machine["seen"]
         versions = seen.get("imports", {})
         about = f"python {seen.get('python', '?')}, torch {versions.get('torch', '?')}, {len(seen.get('gpus') or [])} GPUs"
-        verdict = "is ready" if not machine["wrong"] else f"{len(machine['wrong'])} things are wrong"
+        verdict = "is ready" if not machine["wrong"] else "is not ready"
         lines.append(f"{machine['type']}: {seen.get('host', '?')} {verdict} ({about})")
         lines += [f"  - {sentence}" for sentence in machine["wrong"]]
     return lines

@@ -253,7 +253,9 @@ def _waiting_text(study: Path, todo: Sequence[Row]) -> str:
     children = [row for row in todo if waits_for(study, row)]
     if children:
         return waiting_text(study, children)
-    return f"{len(order.waiting):,} wait for {order.note or 'a free place'}, and are submitted as jobs end"
+    waiting = len(set(order.waiting) - set(order.canaries))
+    what = "the canaries" if order.canaries else order.note or "a free place"
+    return f"{waiting:,} wait for {what}, and are submitted as jobs end"
 
 
 def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: float) -> tuple[list[Row], list[Row]]:

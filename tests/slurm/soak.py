@@ -17,10 +17,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from launch.ledger import read_attempts
+from launch.ledger import Attempt, read_attempts
 from launch.limits import spent
 from tests.slurm import faults
 from tests.slurm.conftest import missing_lab
@@ -90,7 +90,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--compare", type=int, default=8, help="runs whose weights are compared with undisturbed ones")
     parser.add_argument("--last-minutes", type=float, default=30.0, help="that the study may take afterwards")
@@ -127,6 +127,7 @@ def figures(study: LabStudy, done: Counter[str], began: float, calm: float) -> d
     from launch.progress import recorded_flops
 
     trained = sum(recorded_flops(study.run_dir(run_id)) for run_id in study.run_ids)
+    total = spent(study.folder, attempts, time.time())
     return {
         "runs": len(study.run_ids),
         "steps of each": study.steps,
@@ -135,8 +136,17 @@ def figures(study: LabStudy, done: Counter[str], began: float, calm: float) -> d
         "faults": dict(done.most_common()),
         "attempts": sum(ends.values()),
         "how attempts ended": dict(ends.most_common()),
-        "FLOPs spent over FLOPs of the final records": round(spent(study.folder, attempts, time.time()).flops / trained, 3),
+        "FLOPs spent over FLOPs of the final records": round(total.flops / trained, 3),
+        "GPU-hours": round(total.gpu_hours, 3),
+        "GPU-hours over SLURM's own account of them": round(total.gpu_hours * 3600 / accounted_seconds(attempts), 3),
     }
+
+
+def accounted_seconds(attempts: Mapping[str, Sequence[Attempt]]) -> float:
+    """Seconds of all lives of the study's jobs, as sacct has them; each holds one GPU."""
+    arrays = {a.job_id.partition("_")[0] for tries in attempts.values() for a in tries}
+    options = ["--allocations", "--duplicates", "--noheader", "--format=ElapsedRaw"]
+    return sum(map(float, slurm("sacct", *options, f"--jobs={','.join(arrays)}").split()))
 
 
 if __name__ == "__main__":
