@@ -12,6 +12,7 @@ import importlib
 import os
 import signal
 import threading
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 from launch.cluster import DebugCluster
 from launch.environment import THREAD_LIMITS
 from launch.failures import read_failure
-from launch.job import FLAG, WorkerJob
+from launch.job import FLAG, JOB_ID, WorkerJob
 from launch.ledger import FAILED
 from launch.rows import EVAL, TASK, Row
 from launch.snapshot import code_root
@@ -36,7 +37,8 @@ def run_here(study: Path, row: Row, cluster: DebugCluster) -> Outcome:
         raise LaunchError(f"cluster=debug trains runs, and '{row.run_id}' is {what} itself.")
     root = str(code_root())
     job = WorkerJob(study=str(study), run_id=row.run_id, root=root, threads=cluster.threads, gpus=min(1, row.gpus))
-    with _variables(dict.fromkeys(THREAD_LIMITS, str(cluster.threads))):
+    name = {JOB_ID: uuid.uuid4().hex[:12]}  # not that of an allocation in which there may be two such runs
+    with _variables(name | dict.fromkeys(THREAD_LIMITS, str(cluster.threads))):
         return run_job(job, runner=HereRunner)
 
 

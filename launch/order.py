@@ -97,12 +97,14 @@ def top_up(
     note = f"limit.gpus={read_limits(study).gpus}" if len(fitting) < len(able) else ""
     submitted = 0
     for gpus in sorted({row.gpus for row in fitting}, reverse=True):
-        group = [row for row in fitting if row.gpus == gpus]
+        group, most = [row for row in fitting if row.gpus == gpus], cluster.max_array_size
         while group:
-            chunk = _submit_chunk(study, group, cluster, order, root, holding, trainer_argv, test and not submitted)
+            wanted = group[:most]
+            chunk = _submit_chunk(study, wanted, cluster, order, root, holding, trainer_argv, test and not submitted)
             if not chunk:
                 note = "SLURM's limit on submitted jobs"
                 break
+            most = len(chunk) if len(chunk) < len(wanted) else most
             group = group[len(chunk) :]
             submitted += len(chunk)
             if not order.canaries:
@@ -166,7 +168,7 @@ def _submit_chunk(
     """Submit the first rows of `group`, as many as SLURM takes at once; none where its limit is reached. Raises LaunchError."""
     from launch.executor import submit_slurm
 
-    size = min(len(group), cluster.max_array_size)
+    size = len(group)
     while size:
         token = uuid.uuid4().hex[:12]
         jobs = [

@@ -74,8 +74,8 @@ def close(
     beat = float(lease.get("beat") or 0.0) if lease.get("attempt") == attempt.attempt else 0.0
     when = max(float(record.get("time") or 0.0), beat, attempt.started or attempt.submitted or 0.0)
     spent = max(0.0, recorded_flops(run_dir) - attempt.flops_before) if attempt.started is not None else 0.0
-    if attempt.started is not None and failure is not None:
-        write_failure(run_dir, failure, cause, attempt=attempt.attempt, node=attempt.host)
+    if failure is not None:
+        write_failure(run_dir, failure, cause, attempt=attempt.attempt, node=attempt.host or "?")
     end = {
         "state": LOST if failure else DONE,
         "class": failure.value if failure else "",

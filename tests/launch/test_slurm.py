@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.ledger import append_event
 from launch.scheduler import expand_job_id
 from lst.records import read_json, read_jsonl
 from tests.launch.fake_slurm import install
@@ -127,6 +128,22 @@ def test_groups_of_equal_resources_make_arrays_and_cancel_takes_them_back(tmp_pa
     assert sorted(cancelled.split()[2:]) == ["4711_0", "4711_1", "4712_0"]
     (slurm / "queue.txt").write_text("")
     assert {(s["state"], s["cause"].partition(";")[0]) for s in status(study).values()} == {("planned", "cancelled")}
+
+
+def test_a_run_that_is_queued_again_is_cancelled_and_can_be_submitted_anew(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    (run,) = make_study(study, {"steps": 2})
+    call("submit", study, "cluster=slurm", "canary_steps=0")
+    append_event(study, "started", run, attempt=1, job_id="4711_0", cluster="slurm")
+    end = {"state": "interrupted", "cause": "SLURM takes the job's place", "class": "preempted"}
+    append_event(study, "ended", run, attempt=1, job_id="4711_0", **end)
+    (slurm / "queue.txt").write_text("4711_0 PENDING\n")
+    assert status(study)[run]["state"] == "queued"
+    assert "1 run saves and leaves" in call("cancel", study)[1]
+    assert "scancel --quiet 4711_0" in (slurm / "calls.txt").read_text()
+    (slurm / "queue.txt").write_text("")
+    assert status(study)[run]["state"] == "planned"
+    assert "1 run submitted" in call("submit", study, "cluster=slurm", "canary_steps=0")[1]
 
 
 def test_sbatchs_refusal_is_one_sentence(tmp_path: Path, slurm: Path) -> None:
