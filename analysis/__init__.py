@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from analysis.arm_tests import exponent_test
     from analysis.checks import held_out, influence
     from analysis.compare import compute_multiplier
-    from analysis.endpoints import accuracy_multiplier
+    from analysis.endpoints import AccuracyMultiplier, accuracy_multiplier
     from analysis.fit import fit_loss_surface, fit_power_law
     from analysis.form_results import FormFit
     from analysis.isoflop import fit_isoflop
@@ -28,6 +28,7 @@ _HOME = {
     "fit_accuracy": "analysis.accuracy_fit",
     "fit_overtraining": "analysis.overtraining",
     "fit_repetition": "analysis.overtraining",
+    "AccuracyMultiplier": "analysis.endpoints",
     "accuracy_multiplier": "analysis.endpoints",
     "exponent_test": "analysis.arm_tests",
     "held_out": "analysis.checks",
@@ -48,6 +49,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AccuracyMultiplier",
     "FormFit",
     "IsoflopFit",
     "LossSurface",

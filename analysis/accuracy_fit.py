@@ -32,8 +32,8 @@ BINOMIAL = "binomial"
 PARAMETRIC = "parametric bootstrap: binomial counts with the dispersion found, t-scaled"
 AGAINST = {"loss": "accuracy_of_loss", "flops": "accuracy_of_flops"}
 SCATTERED = 2.0
-STEEPEST = 60.0
-"""Bound of the slope over the range of the data: a step."""
+FLAT, STEEPEST = 1e-6, 60.0
+"""Slopes over the range of the data: what is none but for rounding, and the bound: a step."""
 
 
 def fit_accuracy(
@@ -64,7 +64,7 @@ def fit_accuracy(
     centre, width = float(x.mean()), float(np.ptp(x))
     z = (x - centre) / width
     best = _solve(z, share[None], count[None], chance, ceiling, None)[0][0]
-    if best[1] == 0 or (best[1] > 0) != (against == "flops"):
+    if abs(best[1]) < FLAT or (best[1] > 0) != (against == "flops"):
         how = "the loss falls" if against == "loss" else "FLOPs grow"
         raise FitError(f"accuracy does not rise as {how}: no such law holds here.")
     midpoint, slope = _law(best[None], centre, width)[0].tolist()
@@ -75,7 +75,7 @@ def fit_accuracy(
     samples = np.empty((0, 2))
     if len(shares):
         drawn, converged = _solve(z, shares, counts, chance, ceiling, best)
-        samples = _law(drawn[converged & (np.abs(drawn[:, 1]) > 1e-6)], centre, width)
+        samples = _law(drawn[converged & (np.abs(drawn[:, 1]) > FLAT)], centre, width)
     return FormFit(
         form=AGAINST[against],
         law=law,

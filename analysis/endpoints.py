@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -59,6 +59,20 @@ class AccuracyMultiplier:
 
     def to_json(self) -> dict[str, Any]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """The result that `to_json` wrote. Raises FitError on keys that are missing or unknown."""
+        if wrong := sorted(set(cls.__dataclass_fields__) ^ set(content)):
+            raise FitError(
+                f"the JSON of an accuracy multiplier lacks, or should lack, {', '.join(wrong)}; write it with to_json()."
+            )
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
+        return cls(**values)
+
+    def interval(self) -> Interval:
+        """Interval of the geometric mean over the overlap."""
+        return self.mean_interval
 
     def __repr__(self) -> str:
         (low, high), (least, most), (down, up) = self.mean_interval, self.overlap, self.slope_interval

@@ -83,6 +83,7 @@ def fit_loss_surface(
         on_bound=on_bound,
         runner_ups=runner_ups,
         ranges={name: extent(values) for name, values in ranges.items()},
+        columns=(params, tokens),
         samples=samples if len(samples) else None,
         **told,
     )

@@ -25,15 +25,23 @@ def mean_interval(differences: list[float], level: float) -> list[float] | None:
     return [float(values.mean()) - half, float(values.mean()) + half]
 
 
+def matched_by(table: pd.DataFrame) -> str:
+    """The column by which runs of two arms belong together."""
+    return "match_group" if table["match_group"].notna().all() else "flops_budget"
+
+
+def matched_runs(table: pd.DataFrame, arm: str, *, baseline: str) -> pd.DataFrame:
+    """A row a pair of runs of one match group (or budget), size and seed: the arm's columns, and the baseline's as *_baseline."""
+    keys = [matched_by(table), "size", "seed"]
+    own = [*dict.fromkeys([*keys, "flops_budget"]), *(c for c in ("run_id", "loss", "train_flops") if c in table)]
+    sides = [table.loc[table["arm"] == name, own].drop_duplicates(keys) for name in (baseline, arm)]
+    return sides[1].merge(sides[0], on=keys, suffixes=("", "_baseline"))
+
+
 def paired_differences(table: pd.DataFrame, arm: str, *, baseline: str, level: float) -> dict[str, Any] | None:
     """Arm minus baseline in nats: every pair, the mean at each budget, and over all; None where no two runs are matched."""
-    group = "match_group" if table["match_group"].notna().all() else "flops_budget"
-    keys = [group, "size", "seed"]
-    sides = [
-        table.loc[table["arm"] == name, [*dict.fromkeys([*keys, "flops_budget"]), "loss", "train_flops"]].drop_duplicates(keys)
-        for name in (baseline, arm)
-    ]
-    joined = sides[1].merge(sides[0], on=keys, suffixes=("", "_baseline"))
+    group = matched_by(table)
+    joined = matched_runs(table, arm, baseline=baseline)
     if not len(joined):
         return None
     joined["difference"] = joined["loss"] - joined["loss_baseline"]

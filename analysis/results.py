@@ -88,6 +88,7 @@ class SurfaceFit(Basis):
     on_bound: tuple[str, ...]  # parameters that ended on a face or on the exponents' bounds
     runner_ups: tuple[dict[str, float], ...]  # other local minima: their objective and parameters
     ranges: dict[str, Interval]  # num_params, tokens, flops (6ND) of the fitted points: smallest and largest
+    columns: tuple[str, str] = ("num_params", "tokens")  # of the table, that N and D are
     samples: Floats | None = field(default=None, compare=False)  # (kept, 5) bootstrap parameters, E A B alpha beta
 
     def predict(self, num_params: ArrayLike, tokens: ArrayLike, *, extrapolate: bool = False) -> Floats:
@@ -148,7 +149,7 @@ class SurfaceFit(Basis):
     def to_json(self, *, samples: bool = True) -> dict[str, Any]:
         content = {**self.law.to_json(), **super().to_json(), "intervals": {k: list(v) for k, v in self.intervals.items()}}
         content |= {"on_bound": list(self.on_bound), "runner_ups": list(self.runner_ups)}
-        content["ranges"] = {k: list(v) for k, v in self.ranges.items()}
+        content |= {"ranges": {k: list(v) for k, v in self.ranges.items()}, "columns": list(self.columns)}
         if samples and self.samples is not None:
             content["samples"] = self.samples.tolist()
         return content
@@ -157,6 +158,7 @@ class SurfaceFit(Basis):
     def from_json(cls, content: dict[str, Any]) -> Self:
         samples = content.get("samples")
         return cls(
+            columns=tuple(content.get("columns", cls.columns)),
             law=LossSurface.from_json(content),
             intervals={k: pair(v) for k, v in content["intervals"].items()},
             on_bound=tuple(content.get("on_bound", ())),
@@ -172,7 +174,8 @@ class SurfaceFit(Basis):
             interval = self.intervals.get(name)
             shown = f"  [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else ""
             rows.append(f"  {name:<6}{getattr(self.law, name):>12.6g}{shown}")
-        return "\n".join(["SurfaceFit: L(N, D) = E + A / N^alpha + B / D^beta", *rows, *self._lines()])
+        what = f"SurfaceFit: L(N, D) = E + A / N^alpha + B / D^beta, N = {self.columns[0]}, D = {self.columns[1]}"
+        return "\n".join([what, *rows, *self._lines()])
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

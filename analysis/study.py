@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.accuracy import accuracies
+from analysis.accuracy_study import accuracy_parts
 from analysis.arm_tests import exponent_test
 from analysis.checks import held_out, influence, influence_warning, noise_parts
 from analysis.collect import RESULTS, RUNS, read_plan
@@ -33,13 +33,21 @@ from lst import records
 from lst.errors import FitError, did_you_mean
 
 FITS, REFERENCES = "fits.json", "references.json"
-TARGETS = {"mixture": "heldout_mixture", "speech": "heldout_speech", "text": "heldout_text"}
+TARGETS = {
+    "mixture": "heldout_mixture",  # speech, text and interleaved jointly, in the mixture of training
+    "speech": "heldout_speech",
+    "text": "heldout_text",
+    "interleaved": "heldout_interleaved",
+}
 METRIC = "nats_per_token"
 """Per token by content (docs/evaluation.md): arms that cut speech into pieces divide by the same 25 Hz tokens as the others."""
 CONDITIONAL_ARMS = ("lst_aligned",)
 """With their variants (`is_conditional`)."""
 N_KINDS = {"total": "num_params", "non_embedding": "num_non_embedding_params", "global": "num_params_global"}
-D_KINDS = {"tokens": "tokens", "units": "units"}
+D_KINDS = {"tokens": "tokens", "units": "units", "seconds": "speech_seconds"}
+C_KINDS = ("exact", "six_nd")
+TOKENS_PER_SECOND = 25
+"""Speech tokens of a second (PAPER: 25 Hz)."""
 GROUPS = ("embedding", "encoder", "global", "decoder", "head")
 NAMED, STRONG = 10, float(np.log(1.25))
 """Influential runs that are listed, and the change of ln N* from which one is a warning: a quarter."""
@@ -58,9 +66,10 @@ class FitOptions:
     """What the user may choose (key=value on the command line); printed with every result."""
 
     n: str = "total"  # which parameters N counts: total | non_embedding | global
-    d: str = "tokens"  # which length D counts: tokens | units
+    d: str = "tokens"  # which length D counts: tokens | units | seconds (of speech)
+    c: str = "exact"  # which C: exact (FLOPs as spent) | six_nd (6 N D of the N and D chosen)
     baseline: str = "baseline"  # the arm that others are compared with
-    loss: str = HUBER  # huber | squares | absolute
+    loss: str = HUBER  # huber | squares | absolute | loss_squares
     delta: float = 1e-3  # Huber's threshold on log residuals
     curvature: str = "auto"  # isoFLOP parabolas: auto | shared | per_budget
     shape: str = "parabola"  # isoFLOP profiles: parabola | cubic in log N
@@ -70,9 +79,13 @@ class FitOptions:
     seed: int = 0  # of the bootstrap's generator
 
     def validate(self) -> None:
-        for name, known in (("n", N_KINDS), ("d", D_KINDS)):
+        for name, known in (("n", N_KINDS), ("d", D_KINDS), ("c", C_KINDS)):
             if getattr(self, name) not in known:
                 raise FitError(f"{name}={getattr(self, name)} is unknown; {did_you_mean(str(getattr(self, name)), known)}")
+        if (self.c, self.d) == ("six_nd", "seconds"):
+            raise FitError(
+                "c=six_nd counts 6 FLOPs a parameter and token; it cannot go with d=seconds: choose d=tokens or c=exact."
+            )
         if self.seed < 0:
             raise FitError(f"seed={self.seed} is negative; give 0 or more.")
 
@@ -80,6 +93,20 @@ class FitOptions:
     def columns(self) -> dict[str, Any]:
         """Names of the columns that N and D are."""
         return {"params": N_KINDS[self.n], "tokens": D_KINDS[self.d]}
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """What N, D and C are, as every entry of fits.json says it."""
+        return {"n_kind": N_KINDS[self.n], "d_kind": D_KINDS[self.d], "flops_convention": self.c}
+
+    def prepared(self, table: pd.DataFrame) -> pd.DataFrame:
+        """`table` with the seconds of speech, and with the C chosen in train_flops."""
+        found = table.copy()
+        if self.d == "seconds" and "speech_tokens" in table:
+            found["speech_seconds"] = table["speech_tokens"] / TOKENS_PER_SECOND
+        if self.c == "six_nd" and {N_KINDS[self.n], D_KINDS[self.d]} <= set(table):
+            found["train_flops"] = 6.0 * table[N_KINDS[self.n]] * table[D_KINDS[self.d]]
+        return found
 
     @property
     def robust(self) -> dict[str, Any]:
@@ -130,7 +157,7 @@ def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = 
             f"no run in '{folder}' can enter a fit ({told or 'the plan is empty'}); see the column `excluded` of runs.csv."
         )
     compared = [a for a in arms if a != options.baseline and not is_conditional(a)]
-    tables = {target: final_losses(runs, results, target) for target in TARGETS}
+    tables = {target: options.prepared(final_losses(runs, results, target)) for target in TARGETS}
     jobs: list[tuple[str, Callable[[], Any]]] = []
     for target, table in tables.items():
         if len(table):
@@ -144,7 +171,7 @@ def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = 
             progress(done + 1, len(jobs))
     return content | {
         "not_compared": [{"arm": a, "reason": "conditional"} for a in arms if is_conditional(a)],
-        "accuracies": accuracies(runs, results, level=options.level),
+        **accuracy_parts(folder, runs, results, tables, compared, options),
         "references": references(folder, tables),
         "flop_shares": flop_shares(plan),
         "excluded": [{"run_id": r.run_id, "reason": r.excluded} for r in runs[runs["excluded"].notna()].itertuples()],
@@ -207,9 +234,7 @@ def arm_fit(table: pd.DataFrame, arm: str, target: str, options: FitOptions) -> 
     return {
         "arm": arm,
         "target": target,
-        "n_kind": options.columns["params"],
-        "d_kind": options.columns["tokens"],
-        "flops_convention": "exact",
+        **options.kinds,
         "matching": sorted(set(rows["matching"].dropna())),
         "conditional": is_conditional(arm),
         "run_ids": rows["run_id"].tolist(),
@@ -277,7 +302,8 @@ def comparisons(table: pd.DataFrame, arms: list[str], target: str, options: FitO
             tried(warnings, "test of shared exponents", exponent_test, table, arm, **tested) if options.resamples else None
         )
         entries.append(
-            {"baseline": options.baseline, "arm": arm, "target": target, "curve": curve, "matched": matched, "warnings": warnings}
+            {"baseline": options.baseline, "arm": arm, "target": target, **options.kinds}
+            | {"curve": curve, "matched": matched, "warnings": warnings}
             | {"exponents": exponents, "shared": _of_arm(shared[COMPUTE], arm), "shared_separate": _of_arm(shared[SEPARATE], arm)}
         )
     return entries
