@@ -74,9 +74,10 @@ def read_options(arguments: Sequence[str], kind: type) -> dict[str, Any]:
             raise ConfigError(f"{key} is given twice; give it once.")
         of = hints.get(key, str)
         try:
-            values[key] = text.lower() == "true" if of is bool and text.lower() in ("true", "false") else of(text)
-        except ValueError as error:
-            raise ConfigError(f"{key}={text} must be of type {of.__name__}.") from error
+            values[key] = {"true": True, "false": False}[text.lower()] if of is bool else of(text)
+        except (ValueError, KeyError) as error:
+            what = "true or false" if of is bool else f"of type {of.__name__}"
+            raise ConfigError(f"{key}={text} must be {what}.") from error
     return values
 
 

@@ -94,6 +94,11 @@ def write_item_set(folder: Path, rows: Sequence[Mapping[str, Any]], about: Mappi
     return manifest
 
 
+def is_task_name(name: object) -> bool:
+    """Whether results can stand in a folder of this name."""
+    return isinstance(name, str) and bool(name) and Path(name).name == name and not name.startswith(".") and name.isprintable()
+
+
 def _directions(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     has = {"S": all(r["speech"] for r in rows), "T": all(r["texts"] for r in rows)}
     crossing = all(r["prompt"] for r in rows)
@@ -128,8 +133,25 @@ class ItemSet:
             )
         if MANIFEST_SUM not in self.manifest or text != manifest_text(self.manifest):
             raise DataError(f"'{file}' is damaged (its checksum differs); make the item set again, or copy it again.")
-        if not (path / TABLE).is_file() or file_sha256(path / TABLE) != self.manifest["files"][TABLE]:
+        sums = self.manifest.get("files")
+        if not (path / TABLE).is_file() or not isinstance(sums, dict) or file_sha256(path / TABLE) != sums.get(TABLE):
             raise DataError(f"'{path / TABLE}' is missing or damaged; make the item set again, or copy it again.")
+        if not self._is_of_its_table():
+            raise DataError(f"'{file}' does not describe its {TABLE}; make the item set again.")
+
+    def _is_of_its_table(self) -> bool:
+        """Whether the manifest's values are those that this program writes for such a table: a hand may have changed them."""
+        known = {name: self.manifest.get(name) for name in ("items_id", "task", "directions", "aligned", "rows")}
+        directions = known["directions"]
+        return (
+            isinstance(known["items_id"], str)
+            and is_task_name(known["task"])
+            and isinstance(directions, list)
+            and bool(directions)
+            and all(d in DIRECTIONS for d in directions)
+            and isinstance(known["aligned"], bool)
+            and known["rows"] == pq.read_metadata(self.path / TABLE).num_rows
+        )
 
     @property
     def items_id(self) -> str:

@@ -117,6 +117,7 @@ class _Maker:
 
     def __init__(self, config: ItemsConfig) -> None:
         from lst.evals.item_formats import guess_format, read_items
+        from lst.evals.item_set import is_task_name
 
         self.config, self.file = config, Path(config.eval)
         format_ = config.format if config.format != "auto" else guess_format(self.file) if self.file.exists() else "jsonl"
@@ -125,6 +126,8 @@ class _Maker:
         if not self.read:
             raise DataError(f"eval={config.eval} has no item; give a benchmark's file.")
         self.task = config.task or self.file.stem
+        if not is_task_name(self.task):
+            raise ConfigError(f"task='{self.task}' cannot be part of a folder's name; give task=NAME of letters and digits.")
         self.left_out = 0
         self._speech_vocab = 0
         self._voice: Voice | None = None

@@ -55,7 +55,10 @@ def _aligned(given: str, tier: str) -> Reader:
     from lst.data.audio.alignments import Alignments
     from lst.data.audio.transcripts import Malformed
 
-    alignments = Alignments(Path(given), tier=tier)
+    try:
+        alignments = Alignments(Path(given), tier=tier)
+    except DataError as error:
+        raise DataError(str(error).replace("alignments=", "phones=")) from error
 
     def read(document: str, _speaker: str, _words: list[str], frames: int) -> list[str] | None:
         try:

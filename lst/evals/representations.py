@@ -23,6 +23,7 @@ from lst.plain import from_dict
 if TYPE_CHECKING:
     from lst.evals.unit_probe import Metrics, Occurrence
 
+MOST_POINTS = 5_000
 WORDS, PICTURE = "words.jsonl", "words.svg"
 
 
@@ -56,6 +57,11 @@ class RepresentationsConfig:
         for key in ("shown_words", "occurrences", "probed_words"):
             if getattr(self, key) < 2:
                 raise ConfigError(f"{key}={getattr(self, key)} compares nothing; give 2 or more.")
+        if self.shown_words * self.occurrences > MOST_POINTS:
+            raise ConfigError(
+                f"shown_words={self.shown_words} with occurrences={self.occurrences} are more than {MOST_POINTS:,} points, whose "
+                "picture takes their square in memory; give fewer of either."
+            )
         if self.words < 0:
             raise ConfigError(f"words={self.words} must not be negative.")
         require_choice("patching", self.patching, ("auto", "static", "aligned"))

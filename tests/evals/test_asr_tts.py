@@ -202,3 +202,8 @@ def test_wrong_options_are_one_sentence(
     with pytest.raises(LstError, match=reason):
         verb(checkpoint, {"out": str(tmp_path / "o"), **options})
     assert not (tmp_path / "o").exists()
+
+
+def test_an_option_that_is_neither_true_nor_false_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tts", "nowhere", "static_fallback=maybe"]) == 2
+    assert "static_fallback=maybe must be true or false" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lst.data.prepare import main
-from lst.data.shards import open_dataset
+from lst.data.shards import manifest_text, open_dataset
 from lst.errors import ConfigError, DataError
 from lst.evals import make_items, voices
 from lst.evals.item_set import ItemSet, open_item_set
@@ -223,8 +223,21 @@ def test_a_damaged_item_set_is_not_opened(source: Path, tmp_path: Path) -> None:
     manifest.write_text(json.dumps(json.loads(text) | {"task": "hellaswag"}))
     with pytest.raises(DataError, match="checksum differs"):
         open_item_set(str(folder))
+    for change in ({"rows": 9}, {"rows": "3"}, {"task": "../../x"}, {"directions": ["S->Q"]}, {"directions": []}, {"aligned": 1}):
+        manifest.write_text(manifest_text(json.loads(text) | change))
+        with pytest.raises(DataError, match=r"does not describe its items\.parquet"):
+            open_item_set(str(folder))
+    manifest.write_text(manifest_text({k: v for k, v in json.loads(text).items() if k != "files"}))
+    with pytest.raises(DataError, match="missing or damaged"):
+        open_item_set(str(folder))
     with pytest.raises(DataError, match=r"no manifest\.json"):
         open_item_set(str(tmp_path))
+
+
+@pytest.mark.parametrize("task", ["../x", "a/b", ".hidden", "a\nb"])
+def test_a_task_that_is_no_folders_name_is_refused(source: Path, tmp_path: Path, task: str) -> None:
+    with pytest.raises(ConfigError, match="cannot be part of a folder's name"):
+        prepare(source, tmp_path / "set", task=task)
 
 
 def test_the_smoke_set_that_ships_fits_the_embedded_corpus_and_says_what_it_is() -> None:

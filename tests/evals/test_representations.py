@@ -214,8 +214,9 @@ def test_espeak_says_documents_again_and_other_lengths_are_refused(tiny_data: Pa
     ("arm", "options", "reason"),
     [
         ("lst_static", {"shown_words": 1}, "shown_words=1 compares nothing"),
+        ("lst_static", {"shown_words": 200}, "shown_words=200 with occurrences=30 are more than 5,000 points"),
         ("lst_static", {"perplexity": 0.0}, "perplexity=0.0 must be positive"),
-        ("lst_static", {"phones": "nowhere"}, "alignments=nowhere must be a folder"),
+        ("lst_static", {"phones": "nowhere"}, "phones=nowhere must be a folder"),
         ("lst_static", {"letters": 99}, "0 words of 99 letters or more come twice"),
         ("lst_static", {"shard": "1/2"}, "unknown key 'shard'"),
         ("baseline", {"patching": "static"}, "arm 'baseline' has no patches"),
