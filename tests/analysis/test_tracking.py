@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from analysis import tracking
+from benchmarks.many_writers import write_and_sync
 from lst import records
 from lst.errors import FitError
 from tests.analysis.study_folder import STEPS, Synthetic, rows, write_run, write_study
@@ -161,6 +162,13 @@ def test_names_keep_to_mlflows_alphabet_and_stay_different() -> None:
         assert len(name) < 130
         assert re.fullmatch(r"[\w\-./ ]+", name, flags=re.ASCII)
         assert Path(name).as_posix() == name
+
+
+def test_records_are_written_by_many_processes_while_the_store_is_synced(tmp_path: Path) -> None:
+    """256 of them: `python -m benchmarks.many_writers`."""
+    syncs, values = write_and_sync(tmp_path, writers=6, records=20, pause=0.02, sync=tracking.sync)
+    assert syncs >= 1
+    assert values == 6 * 20
 
 
 def test_second_writer_is_refused(tmp_path: Path) -> None:
