@@ -29,6 +29,7 @@ from analysis.isoflop import fit_isoflop
 from analysis.laws import LossSurface
 from analysis.pairs import paired_differences
 from analysis.shared import COMPUTE, SEPARATE, fit_shared_exponents
+from analysis.table_files import require_whole
 from lst import records
 from lst.errors import FitError, did_you_mean
 
@@ -131,6 +132,7 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
         raise FitError(
             f"'{path}' is no readable table ({str(error).splitlines()[0]}); run: fit-scaling collect {folder}"
         ) from error
+    require_whole(path, table, f"run: fit-scaling collect {folder}")
     for column in NEEDED.get(name, set()) - set(table.columns):
         raise FitError(f"'{path}' has no column '{column}', so an earlier version wrote it; run: fit-scaling collect {folder}")
     return table

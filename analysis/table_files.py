@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lst import records
 from lst.errors import FitError
 
 ROW_GROUP = 2**17
@@ -84,3 +86,23 @@ class ParquetRows:
         if failed is None:
             self._write()
         self._writer.close()
+
+
+NUMBERS = frozenset(
+    [
+        *("step", "branch", "value", "n_items", "num_params", "num_non_embedding_params", "num_params_global", "flops_budget"),
+        *("planned_flops", "planned_spent_flops", "train_flops", "spent_flops", "units", "tokens", "seed"),
+    ]
+)
+"""Columns that hold numbers or nothing, unless a table was edited by hand."""
+
+
+def require_whole(path: Path, table: pd.DataFrame, remedy: str) -> None:
+    """Raise FitError where the file `path` of `table` is torn, or has text in a column of NUMBERS; `remedy` makes it anew."""
+    if not records.is_whole_text(path):
+        raise FitError(f"'{path}' is torn (its last line has no end); {remedy}")
+    for name in (str(c) for c in table.columns if c in NUMBERS and not pd.api.types.is_numeric_dtype(table[c])):
+        wrong = (pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()).to_numpy()
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise FitError(f"'{path}' has {name}={table[name].iloc[row]} in row {row + 1}, which is no number; {remedy}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -339,3 +340,25 @@ def test_branch_row_without_steps_is_refused(tmp_path: Path) -> None:
     plan.to_csv(tmp_path / "plan.csv", index=False)
     with pytest.raises(FitError, match="is a branch of no run"):
         collect(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (
+            lambda text: text.replace("nats_per_token,", "nats_per_token,x", 1),
+            "has value=x.* in row 1, which is no number; run: fit-scaling",
+        ),
+        (lambda text: text[:-20], "is torn"),
+        (lambda text: text.replace("metric", "metrik", 1), "has no column 'metric'"),
+        (lambda text: text.replace("\n", ',"\n', 3), "is no readable table"),
+    ],
+)
+def test_table_that_was_edited_by_hand_is_refused_with_what_makes_it_anew(
+    tmp_path: Path, edit: Callable[[str], str], said: str
+) -> None:
+    collect_into(write_study(tmp_path, SMALL))
+    path = tmp_path / "results.csv"
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(FitError, match=said):
+        read_table(tmp_path, "results.csv")
