@@ -38,6 +38,7 @@ class Watch:
     def __init__(self, job: WorkerJob, *, look: Callable[[], tuple[str, float]] = lambda: ("", math.inf)) -> None:
         """`look` tells which limit is reached, if any, and in how many seconds to look again."""
         study = Path(job.study)
+        self._job = job
         self.flag = Path(os.environ.get(FLAG) or flag_path(study, job_id(), life()))
         self.cancelled = cancel_path(study, job_id())
         self.deadline = find_deadline(job)
@@ -65,6 +66,7 @@ class Watch:
         """What the batch script's signal means."""
         if name not in ("USR1", "USR2"):  # scancel, or scontrol requeue: in both cases not ours to queue it again
             return Stop(failure=FailureClass.CANCELLED, cause=f"stopped by SIG{name}")
+        self.deadline = find_deadline(self._job) or self.deadline  # the limit may have been changed since
         if self.deadline is not None and time.time() >= self.deadline - TOLD_SECONDS:
             return Stop(failure=FailureClass.TIMEOUT, cause="the job's time limit is near", again=True)
         return Stop(failure=FailureClass.PREEMPTED, cause=f"SLURM takes the job's place (SIG{name})", again=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from launch import watch
 from launch.failures import FailureClass
 from launch.job import WorkerJob, flag_path, raise_flag, write_jobs
 from launch.ledger import Attempt, append_event, read_attempts
@@ -89,11 +91,24 @@ def test_different_failures_and_failures_after_a_step_do_not_stop_a_study(tmp_pa
 def test_the_time_limit_counts_from_the_allocations_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LST_JOB_START", "1000")
     job = WorkerJob(study=str(tmp_path), run_id="r", root=str(ROOT), timeout_minutes=10, signal_seconds=100)
-    watch = Watch(job)
-    assert watch.deadline == 1000 + 600 - 100
-    found = watch.reason()  # 1970 is long ago
+    looking = Watch(job)
+    assert looking.deadline == 1000 + 600 - 100
+    found = looking.reason()  # 1970 is long ago
     assert found is not None
     assert (found.failure, found.again) == ("timeout", True)
+
+
+def test_a_signal_for_a_limit_that_was_lowered_meanwhile_is_told_as_the_time_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LST_STOP_FLAG", str(tmp_path / "flag"))
+    ends = iter([time.time() + 3600, time.time() + 3600, time.time() - 5])
+    monkeypatch.setattr(watch, "find_deadline", lambda job: next(ends))
+    looking = Watch(WorkerJob(study=str(tmp_path), run_id="r", root=str(ROOT)))
+    assert looking.reason() is None
+    (tmp_path / "flag").write_text("USR2\n")
+    found = [looking.reason(), looking.reason()]  # before and after somebody lowered it
+    assert [stop.failure for stop in found if stop] == ["preempted", "timeout"]
 
 
 def test_a_job_whose_file_was_altered_does_not_run(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from lst.records import read_json
 from tests.slurm import faults
 from tests.slurm.lab import (
     ROOT,
+    SECONDS,
     call,
     held,
     job_ids,
@@ -82,25 +83,26 @@ def test_a_killed_rank_is_tried_again_at_once_and_a_killed_worker_by_the_batch_s
 
 def test_a_time_limit_saves_and_queues_again(tmp_path: Path, data: Path, alone: Path) -> None:
     study = make_study(tmp_path / "study", data, rows=1)
-    call("submit", study.folder, ON_SLURM, "timeout_min=1", "signal_seconds=35")
+    call("submit", study.folder, ON_SLURM, "timeout_min=60", "signal_seconds=1500")
     (job,) = job_ids(study)
-    with held(study, study.run_ids[0]):
+    with held(study, study.run_ids[0]):  # in the middle the limit comes near, so that no run is too fast or too slow for it
+        slurm("scontrol", "update", f"jobid={job}", "timelimit=20")
         wait_for_flag(study, job)
     wait_for(lambda: read_attempts(study.folder)[study.run_ids[0]][0].ended, "the first attempt's end")
-    slurm("scontrol", "update", f"jobid={job}", "timelimit=30")  # the rest takes as long as the machine has it
+    slurm("scontrol", "update", f"jobid={job}", "timelimit=60")
     wait_until_done(study)
     require_whole(study, alone)
     first, second = read_attempts(study.folder)[study.run_ids[0]]
     assert (first.failure, first.job_id, second.state, second.job_id) == ("timeout", job, "done", job)
-    assert first.seconds(0.0) < 60
     assert second.step_before == first.step > 0
 
 
 def test_signals_before_python_is_up_are_not_lost(tmp_path: Path, data: Path, alone: Path) -> None:
     study = make_study(tmp_path / "study", data, rows=2)
-    call("submit", study.folder, ON_SLURM)
+    call("submit", study.folder, ON_SLURM, "options.hold=true")
     jobs = dict(zip(("USR1", "USR2"), job_ids(study), strict=True))
     for name, job in jobs.items():
+        slurm("scontrol", "release", job)
         wait_for(lambda name=name, job=job: faults.catches(job, name), "the batch shell to catch the signal")
         slurm("scancel", "--batch", f"--signal={name}", job)
     wait_until_done(study)
@@ -152,9 +154,12 @@ def test_a_bug_in_every_row_costs_the_canaries_and_once_mended_resubmit_runs_the
     call("submit", study.folder, ON_SLURM)
     wait_for(lambda: study_stopped(study.folder), "the study to stop")
     wait_until_done(study)
-    states = [s["state"] for s in status(study).values()]
-    assert (states.count("failed"), states.count("planned")) == (2, 1)  # one of each arm
-    assert "canary" in start("submit", study.folder, ON_SLURM).communicate(timeout=120)[1]
+    *canaries, third = status(study).values()
+    assert (
+        "failed" in {s["state"] for s in canaries} <= {"failed", "planned"}
+    )  # planned: the other one had stopped the study first
+    assert (third["state"], third["attempts"]) == ("planned", 0)
+    assert "canary" in start("submit", study.folder, ON_SLURM).communicate(timeout=SECONDS)[1]
     nowhere.symlink_to(data)
     call("resubmit", study.folder, "--failed", ON_SLURM)
     wait_for(lambda: all(s["state"] == "done" for s in status(study).values()), "the canaries, and then the rest")

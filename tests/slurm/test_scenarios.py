@@ -12,6 +12,7 @@ from lst.records import read_jsonl
 from tests.slurm import faults
 from tests.slurm.lab import (
     FULL,
+    SECONDS,
     call,
     held,
     job_ids,
@@ -49,7 +50,7 @@ def test_twenty_submitters_five_at_once_submit_each_row_once(tmp_path: Path, dat
     for _ in range(4):
         processes = [start("submit", study.folder, ON_SLURM, "canary_steps=0") for _ in range(5)]
         for process in processes:
-            _, err = process.communicate(timeout=120)
+            _, err = process.communicate(timeout=SECONDS)
             assert process.returncode == 0, err
     wait_until_done(study)
     require_whole(study, alone)
@@ -88,6 +89,7 @@ def test_a_cancelled_study_goes_on_when_submitted_again(tmp_path: Path, data: Pa
     call("submit", study.folder, ON_SLURM, "cluster.array_parallelism=1")
     with held(study, study.run_ids[0]):
         call("cancel", study.folder)
+        wait_for_flag(study, job_ids(study)[0])
     wait_until_done(study)
     assert {s["state"] for s in status(study).values()} == {"planned"}
     require_accounts(study)
