@@ -109,7 +109,7 @@ def influence(
     found = []
     for k in range(len(points)):
         changes = {name: float(laws[k + 1, i] - laws[0, i]) for i, name in ((0, "E"), (3, "alpha"), (4, "beta"))}
-        moved = float(place[k + 1] - place[0])
+        moved = float(place[k + 1] - place[0]) if np.isfinite(place[[0, k + 1]]).all() else np.nan
         entry = {
             "run_id": str(table["run_id"].iloc[k]) if "run_id" in table.columns else str(k),
             "converged": bool(ends.converged[k]),

@@ -59,6 +59,10 @@ def best_losses(points: Points, *, resamples: int, level: float, rng: np.random.
         fitted, sampled = regression.draws(resamples=resamples, level=level, rng=rng)
         best[regression.budgets], draws[:, regression.budgets] = fitted.best_in_span[0], sampled.best_in_span
         flops[regression.budgets] = [np.exp(np.log(points.flops[groups[b]]).mean()) for b in regression.budgets]
+    if best.min() <= 0:
+        raise FitError(
+            f"an isoFLOP parabola falls to a loss of {best.min():.3g}: the runs scatter too much to be compared; add sizes."
+        )
     floor = 0.5 * best.min()  # a draw must stay a loss
     observed = regression is None or len(regression.budgets) < count
     return BestLosses(

@@ -9,7 +9,8 @@ Between its points an arm's accuracy follows a straight line in ln C on one of t
     multiplier(p) = C_baseline(p) / C_arm(p),   accuracies p inside the overlap of both arms only
 
 Lines go through two points and are weighted least squares through more. The band draws every accuracy anew from the normal
-with variance p (1 - p) / n_items + seed_sd^2 and spans all three scales: two points cannot tell them apart. Items that both arms
+with variance p (1 - p) / n_items + seed_sd^2 and spans all three scales: two points cannot tell them apart. Draws in which an arm
+does not rise count as beyond either end. Items that both arms
 share would narrow the difference; they are taken as independent, which widens it.
 """
 
@@ -35,6 +36,8 @@ SCALES: dict[str, Callable[[Floats], Floats]] = {
     "saturating": lambda s: -np.log1p(-s),
 }
 POINTS = 21
+OPEN = float(np.log(1e30))
+"""ln of the multiplier at which a band is open: the draws say nothing."""
 EDGE = 1e-4
 """Shares are kept this far from chance and from 1: a drawn accuracy below chance has no place on two of the scales."""
 
@@ -49,7 +52,7 @@ class AccuracyMultiplier:
     high: tuple[float, ...]
     mean: float  # geometric mean over the overlap, sigmoid
     mean_interval: Interval
-    by_scale: dict[str, float]  # the mean on each scale, without noise
+    by_scale: dict[str, float]  # the mean on each scale, without noise; without those on which an arm does not rise
     slope_interval: Interval  # of d ln multiplier / d ln C over the overlap: does the gain grow?
     overlap: Interval
     level: float
@@ -118,12 +121,18 @@ def accuracy_multiplier(
         exact[scale] = points[0] - points[1]
         sampled = [s.log_flops_at(d, at, scale) for s, d in zip(sides, drawn, strict=True)]
         every.append(sampled[0] - sampled[1])
-    fine = np.isfinite(every[0]).all(1)
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    bands = np.array([np.quantile(e[fine], tails, axis=0) for e in every])
-    means = np.array([np.quantile(e[fine].mean(1), tails) for e in every])
+    if not np.abs(exact["sigmoid"]).max() < OPEN:
+        raise FitError(
+            f"the accuracies of '{baseline}' or '{arm}' hardly rise with FLOPs: any multiplier would fit; add larger runs."
+        )
+    fine = [np.isfinite(e).all(1) for e in every]
+    lost = [float(1 - f.mean()) for f in fine]
+    bands = np.array([_band(e[f], u, level) for e, f, u in zip(every, fine, lost, strict=True)])
+    means = np.array([_band(e[f].mean(1), u, level) for e, f, u in zip(every, fine, lost, strict=True)])
     away = flops_of - flops_of.mean()
-    slopes = np.array([np.quantile(e[fine] @ away / (away @ away), tails) for e in every])
+    away /= max(float(away @ away), 1e-12)
+    point = np.ptp(flops_of) < 1e-6  # an overlap of one point leaves any slope open
+    slopes = np.array([_band(e[f] @ away, 1.0 if point else u, level) for e, f, u in zip(every, fine, lost, strict=True)])
     found = AccuracyMultiplier(
         accuracies=tuple((chance + (1 - chance) * at).tolist()),
         multiplier=tuple(np.exp(exact["sigmoid"]).tolist()),
@@ -131,14 +140,22 @@ def accuracy_multiplier(
         high=tuple(np.exp(bands[:, 1].max(0)).tolist()),
         mean=float(np.exp(exact["sigmoid"].mean())),
         mean_interval=(float(np.exp(means[:, 0].min())), float(np.exp(means[:, 1].max()))),
-        by_scale={scale: float(np.exp(values.mean())) for scale, values in exact.items()},
+        by_scale={s: float(np.exp(np.clip(v.mean(), -OPEN, OPEN))) for s, v in exact.items() if np.isfinite(v).all()},
         slope_interval=(float(slopes[:, 0].min()), float(slopes[:, 1].max())),
         overlap=(float(chance + (1 - chance) * low), float(chance + (1 - chance) * high)),
         level=level,
         draws=draws,
-        undetermined=float(1 - fine.mean()),
+        undetermined=max(lost),
     )
     return _with_warnings(found, sides, seed_sd)
+
+
+def _band(values: Floats, undetermined: float, level: float) -> Floats:
+    """The two ends over draws (R, ...): the share `undetermined` counts as beyond either end, which are open (OPEN) at worst."""
+    tail = ((1 - level) / 2 - undetermined) / max(1 - undetermined, 1e-300)
+    if tail < 0 or not len(values):
+        return floats([np.full(values.shape[1:], end) for end in (-OPEN, OPEN)])
+    return np.clip(np.quantile(values, [tail, 1 - tail], axis=0), -OPEN, OPEN)
 
 
 def _overlap(sides: list[_Side], chance: float) -> Interval:
@@ -168,7 +185,7 @@ def _with_warnings(found: AccuracyMultiplier, sides: list[_Side], seed_sd: float
     if found.slope_interval[0] <= 0 <= found.slope_interval[1]:
         told.append("whether the gain grows with scale is open: the slope's interval holds 0")
     if found.undetermined > 0.01:
-        told.append(f"in {found.undetermined:.0%} of the draws an arm does not rise; left out, so the band is too narrow")
+        told.append(f"in {found.undetermined:.0%} of the draws an arm does not rise; they count as beyond either end of the band")
     return AccuracyMultiplier(**{**{n: getattr(found, n) for n in found.__dataclass_fields__}, "warnings": tuple(told)})
 
 

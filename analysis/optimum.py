@@ -8,7 +8,7 @@ from the best end, and what it finds lower still is polished and taken.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize
@@ -46,6 +46,9 @@ def solve(problem: Problem, log_loss: Floats, *, others: bool = True) -> Optimum
 
     Without `others` only the best projected start is followed (and what the KKT check lets in): quicker, and no runner-ups.
     """
+    order = np.lexsort((log_loss, problem.y, problem.x))  # sums, and so the optimum, are the same whatever the order of the rows
+    problem = replace(problem, x=problem.x[order], y=problem.y[order], members=problem.members[order])
+    log_loss = log_loss[order]
     if others:
         starts, faces = starts_and_faces(problem, log_loss, keep=STARTS)
     else:

@@ -6,6 +6,7 @@ A table needs `num_params`, `tokens`, `loss`; `train_flops` and `flops_budget` a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import fsum
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ from lst.errors import FitError, did_you_mean
 
 BUDGET_GAP = 1.25
 """FLOPs that differ by less than this factor count as one budget where no column names the budget."""
+FARTHEST = 1e60
+"""Largest value of a column, and smallest as 1 over it: powers of what lies beyond would overflow."""
 SAME_RAY = 0.02
 """Scatter of ln D about a line in ln N under which the two cannot be told apart (2%)."""
 
@@ -41,6 +44,8 @@ def column(table: pd.DataFrame, name: str) -> Floats:
         raise FitError(f"the table has no column '{name}'; {did_you_mean(name, [str(c) for c in table.columns])}")
     values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
     wrong = ~(np.isfinite(values) & (values > 0))
+    if not wrong.any() and len(values) and not 1 / FARTHEST < values.min() <= values.max() < FARTHEST:
+        raise FitError(f"{name} spans {values.min():g} to {values.max():g}; give it in units that keep it in 1e-60 to 1e60.")
     if wrong.any():
         row = int(np.argmax(wrong))
         raise FitError(f"{name}={table[name].iloc[row]} in row {row + 1} is not positive and finite; drop the row or correct it.")
@@ -136,7 +141,7 @@ class Frame:
     @classmethod
     def of(cls, points: Points) -> Frame:
         x, y, log_loss = np.log(points.num_params), np.log(points.tokens), np.log(points.loss)
-        means = float(x.mean()), float(y.mean()), float(log_loss.mean())
+        means = fsum(x) / len(x), fsum(y) / len(y), fsum(log_loss) / len(x)  # the same whatever the order of the rows
         return cls(x - means[0], y - means[1], log_loss - means[2], *means)
 
     def surface(self, theta: Floats) -> Floats:

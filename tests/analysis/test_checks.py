@@ -173,3 +173,28 @@ def test_accuracy_multiplier_of_a_known_gain_and_coverage() -> None:
 def test_end_points_that_say_nothing_are_refused(change: object, sentence: str) -> None:
     with pytest.raises(FitError, match=sentence):
         accuracy_multiplier(change(paper()), "lst", chance=0.25)  # type: ignore[operator]
+
+
+def test_any_accuracies_give_a_band_that_json_can_hold_or_a_refusal() -> None:
+    """Random points: an arm may rise on one scale and not on another, or in no draw; the band is then open, not absent."""
+    rng = np.random.default_rng(0)
+    opened = 0
+    for _ in range(60):
+        count = int(rng.integers(4, 20))
+        table = pd.DataFrame({"arm": rng.choice(["baseline", "lst"], count), "accuracy": rng.random(count)})
+        table = table.assign(train_flops=np.exp(rng.uniform(16, 30, count)), n_items=rng.integers(1, 1000, count))
+        try:
+            found = accuracy_multiplier(table, "lst", chance=0.25, draws=100)
+        except FitError:
+            continue
+        json.dumps(found.to_json(), allow_nan=False)
+        opened += found.mean_interval[1] > 1e29
+        assert found.undetermined <= 0.05 or found.mean_interval[1] > 1e29
+    assert opened > 0
+
+
+def test_parabolas_that_fall_below_zero_are_no_losses_to_compare() -> None:
+    sizes = pd.DataFrame({"num_params": [1e8, 1.5e8, 1e9], "loss": [2.0, 0.05, 9.0]})
+    tables = [sizes.assign(arm=arm, train_flops=flops, tokens=1e9) for arm in ("baseline", "lst") for flops in (1e18, 1e19)]
+    with pytest.raises(FitError, match="falls to a loss of -"):
+        compute_multiplier(pd.concat(tables, ignore_index=True), "lst", resamples=0)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import optimize
 
 from analysis import LossSurface, SurfaceFit, fit_loss_surface, fit_power_law
@@ -92,6 +95,43 @@ def test_no_start_of_many_ends_below_the_optimum(delta: float) -> None:
         losses = np.broadcast_to(frame.log_loss, (60, points))
         ends = minimise(problem, starts, losses, np.ones_like(losses))
         assert best <= ends.objective.min() * (1 + 1e-6)
+
+
+TABLES = st.integers(6, 14).flatmap(
+    lambda n: st.tuples(
+        *[st.lists(st.floats(low, high), min_size=n, max_size=n) for low, high in ((16, 23), (18, 28), (-0.3, 0.3))]
+    )
+)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(TABLES, st.sampled_from(["huber", "squares", "loss_squares"]), st.randoms(use_true_random=False))
+def test_any_table_is_fitted_or_refused_whatever_its_rows_order_and_units(
+    logs: tuple[list[float], ...], objective: str, random: Random
+) -> None:
+    """Noise up to 35%: no traceback, no number that JSON lacks, the same fit of shuffled rows and in thousands."""
+    n, d, noise = (np.array(values) for values in logs)
+    table = pd.DataFrame({"num_params": np.exp(n), "tokens": np.exp(d)})
+    table["loss"] = TRUTH.predict(table["num_params"], table["tokens"]) * np.exp(noise)
+    try:
+        fit = fit_loss_surface(table, objective=objective, resamples=5)
+    except FitError:
+        return
+    json.dumps(fit.to_json(), allow_nan=False)
+    order = list(range(len(table)))
+    random.shuffle(order)
+    shuffled = fit_loss_surface(table.iloc[order], objective=objective, resamples=0)
+    np.testing.assert_allclose(shuffled.law.values(), fit.law.values(), rtol=1e-12)
+    thousands = table.assign(num_params=table["num_params"] / 1e3, tokens=table["tokens"] / 1e3)
+    scaled = fit_loss_surface(thousands, objective=objective, resamples=0)
+    assert scaled.objective == pytest.approx(fit.objective, rel=1e-6, abs=1e-18)
+
+
+@pytest.mark.parametrize("factor", [1e80, 1e-80])
+def test_values_that_overflow_are_refused(factor: float) -> None:
+    table = isoflop_table()
+    with pytest.raises(FitError, match="units"):
+        fit_loss_surface(table.assign(loss=table["loss"] * factor))
 
 
 def test_projected_start_of_noise_free_points_is_near_the_optimum() -> None:
