@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from sweeps.columns import EVAL, PlanRow
 from sweeps.plan import Plan
 from sweeps.spend import Ladder, expected_optimum
 from sweeps.study import Length, Matching, StudyConfig
-from sweeps.text import aligned, scientific, short, wrapped
+from sweeps.text import WIDTH, aligned, scientific, short, wrapped
 
 
 def ladder_text(plan: Plan) -> str:
@@ -31,11 +33,15 @@ def ladder_text(plan: Plan) -> str:
 
 
 def explain_text(plan: Plan) -> str:
-    """A line a row: which budget, why this size, what the arm is matched to."""
-    table = [["run", "arm", "size", "because"]]
-    for row in plan.rows:
-        table.append([row.run_id, row.arm, row.size, _because(plan, row)])
-    return aligned(table, left={0, 1, 2, 3})
+    """A line a row, or as many as fit into WIDTH: which budget, why this size, what the arm is matched to."""
+    names = aligned([["run", "arm", "size", ""], *([row.run_id, row.arm, row.size, ""] for row in plan.rows)], left={0, 1, 2})
+    places = names.splitlines()
+    indent = max(map(len, places)) + 2
+    because = ["because", *(_because(plan, row) for row in plan.rows)]
+    return "\n".join(
+        textwrap.fill(reason, WIDTH, initial_indent=place.ljust(indent), subsequent_indent=" " * (indent + 2))
+        for place, reason in zip(places, because, strict=True)
+    )
 
 
 def _because(plan: Plan, row: PlanRow) -> str:

@@ -2,19 +2,24 @@
 
 A new folder is written aside and renamed. An existing plan is compared: the same plan changes no byte (a file that was
 lost or damaged is put back), another one is refused, and `widen` lets a plan grow that keeps all its rows. plan.csv is
-replaced last, so an interrupted widening leaves the old plan. Not here: what the files say (`sweeps.plan`).
+replaced last, so an interrupted widening leaves the old plan. One planner at a time works in a folder; what one that was killed
+left aside goes with the next. Not here: what the files say (`sweeps.plan`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import fcntl
 import functools
+import glob
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,8 @@ STUDY_FILE = "study.yaml"
 REFERENCES = "references.json"
 RUNS = "runs"
 EVALUATION = "eval.json"
+LEFT_SECONDS = 60  # a folder aside that is younger may not have got its lock yet
+ASIDE = ".plan-sweep"  # how the name of a folder ends that is being written
 
 
 class Written(StrEnum):
@@ -92,9 +99,14 @@ def write_plan(out: Path, files: Mapping[str, bytes], references: Callable[[], b
         if out.exists() and not out.is_dir():
             raise PlanError(f"out={out} is a file; choose a folder.")
         if not out.exists() or not any(out.iterdir()):
-            _write_new(out, {**files, **({REFERENCES: references()} if references else {})})
-            return Written.NEW
-        return _write_over(out, files, references, widen=widen)
+            if out.resolve() == Path.cwd():
+                raise PlanError(
+                    f"out={out} is the folder that you are in, and it is empty; give its name from outside, or another."
+                )
+            if _write_new(out.resolve(), {**files, **({REFERENCES: references()} if references else {})}):
+                return Written.NEW
+        with _locked(out):
+            return _write_over(out, files, references, widen=widen)
     except OSError as error:
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another folder"
         raise PlanError(f"out={out} cannot be written ({error.strerror or error}); {remedy} and plan again.") from error
@@ -128,21 +140,55 @@ def from_yaml(text: str) -> dict[str, Any]:
     return root
 
 
-def _write_new(out: Path, files: Mapping[str, bytes]) -> None:
+def _write_new(out: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether `out` is the plan now: another planner may have been there first."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    _remove_leftovers(out)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=ASIDE, dir=out.parent))
     try:
-        (aside / RUNS).mkdir()
-        for name, data in files.items():
-            folder = name.rpartition("/")[0]  # of a run, which has one file
-            if folder:
-                os.mkdir(f"{aside}/{folder}")  # noqa: PTH102  # without a Path for each
-            _write_file(f"{aside}/{name}", data)
-        aside.chmod(0o755)
-        aside.rename(out)
-    except BaseException:
+        with _locked(aside):
+            (aside / RUNS).mkdir()
+            for name, data in files.items():
+                folder = name.rpartition("/")[0]  # of a run, which has one file
+                if folder:
+                    os.mkdir(f"{aside}/{folder}")  # noqa: PTH102  # without a Path for each
+                _write_file(f"{aside}/{name}", data)
+            aside.chmod(0o755)
+            aside.rename(out)
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST) and out.is_dir():
+            return False
         raise
+    return True
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Whether the lock of the folder's one writer is held. Where the filesystem has no locks it is not, and nobody waits."""
+    file = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield _flock(file, wait=wait)
+    finally:
+        os.close(file)
+
+
+def _flock(file: int, *, wait: bool) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what planners of `out` left aside that were killed: it is old, and nobody holds its lock."""
+    for aside in out.parent.glob(f".{glob.escape(out.name)}.*{ASIDE}"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - aside.stat().st_mtime > LEFT_SECONDS:
+                with _locked(aside, wait=False) as left:
+                    if left:
+                        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_file(path: str, data: bytes) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from lst.errors import ConfigError
 from sweeps.admit import AdmissionConfig
+from sweeps.explain import explain_text
 from sweeps.plan import Plan, plan
 
 STUDY: dict[str, Any] = {
@@ -77,3 +78,13 @@ def test_a_triplet_of_learning_rates_scales_every_arm_alike() -> None:
     assert [len(values) for values in lrs] == [1, 1, 1]
     low, middle, high = (values.pop() for values in lrs)
     assert [low / middle, high / middle] == pytest.approx([0.5, 2.0], rel=1e-5)
+
+
+def test_the_reason_of_each_row_fits_into_100_columns() -> None:
+    found = planned({"arms": ["baseline", "lst_curriculum"], "seeds": [0, 1]})
+    lines = explain_text(found).splitlines()
+    assert max(map(len, lines)) <= 100
+    starts = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert starts == ["run", *(row.run_id for row in found.rows)]
+    together = " ".join(" ".join(lines).split())
+    assert together.count("matched to baseline in FLOPs; seed 1 of 2") == 1

@@ -54,13 +54,14 @@ def test_demo_has_27_rows_and_reads_well_at_100_columns(
 def test_every_arm_is_planned_on_the_embedded_corpus(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its 1,000 speech pieces are made by the planner and kept in the user's cache."""
+    """Its 1,000 speech pieces are made by the planner and kept in the user's cache. (Mixtures of every arm: test_export.)"""
     monkeypatch.setenv("LST_CACHE", str(tmp_path / "cache"))
     arms = ["baseline", "bpe", "lst_static", "lst_aligned", "lst_mixed", "lst_curriculum"]
-    lists = [f"arms=[{','.join(arms)}]", "budgets=[2e10]", "sizes=[w8]", "seq_len_units=64"]
+    lists = [f"arms=[{','.join(arms)}]", "budgets=[3e9]", "sizes=[w8]", "seq_len_units=64"]
     options = [
         "evaluation.heldout_documents=4",
         "evaluation.story_items=0",
+        "mixture.interleaved_token_share=1.0",
         "patching.silence=merged",
         "recipe.batch_sequences=2",
     ]

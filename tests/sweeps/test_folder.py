@@ -7,6 +7,9 @@ import dataclasses
 import errno
 import io
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,13 @@ from lst.errors import PlanError
 from sweeps import folder
 from sweeps.columns import COLUMNS, read_rows, rows_to_csv
 from sweeps.diff import describe_diff, diff_plans
-from sweeps.folder import Written, to_yaml
+from sweeps.folder import Written, _locked, to_yaml, write_plan
 from sweeps.measure import Measurements
 from sweeps.plan import Plan, plan, plan_with, read_plan
 from sweeps.reprice import reprice
 from sweeps.study import StudyConfig, study_to_dict
 
+ROOT = Path(__file__).parents[2]
 ONE = {"name": "one", "data": "paper", "units": [1e11], "matching": "unit", "sizes": ["420M"], "recipe": {"name": "paper"}}
 
 
@@ -165,6 +169,74 @@ def test_a_full_disk_leaves_nothing(small_plan: Plan, tmp_path: Path, monkeypatc
         small_plan.write(tmp_path / "s")
     assert len(written) == 3
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_planner_that_is_ended_in_the_middle_leaves_no_plan_and_no_litter(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C takes away what was begun; what kill -9 leaves aside, hidden, goes with the next planner, once it is old."""
+    out, script = tmp_path / "study", tmp_path / "plan.py"
+    script.write_text(
+        "import os, signal, sys\nfrom pathlib import Path\nfrom sweeps import folder\nwrite = folder._write_file\n"
+        f"def dies(path, data):\n    write(path, data)\n    'run.yaml' in path and os.kill(os.getpid(), {int(number)})\n"
+        "folder._write_file = dies\n"
+        "folder.write_plan(Path(sys.argv[1]), {'study.yaml': b'', 'runs/a/run.yaml': b'', 'runs/b/run.yaml': b''}, None)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(script), str(out)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == -number, ended.stderr
+    left = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert [path.name.startswith(".study.") for path in left] == [True] * (number == signal.SIGKILL)
+    files = {"plan.csv": b"x"}
+    for path in left:
+        os.utime(path, (0, 0))
+    assert write_plan(out, files, None) == "new"
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["study"]
+
+
+def test_what_another_planner_is_writing_stays(tmp_path: Path) -> None:
+    aside = tmp_path / ".study.abc.plan-sweep"
+    aside.mkdir()
+    os.utime(aside, (0, 0))
+    with _locked(aside):
+        assert write_plan(tmp_path / "study", {"plan.csv": b"x"}, None) == "new"
+        assert aside.is_dir()
+
+
+def test_of_two_planners_at_once_the_second_finds_the_firsts_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one is done between the look at the folder and the rename."""
+    ours, wider = plan(ONE), plan(ONE | {"seeds": [0, 1]})
+    for theirs, message in ((ours, ""), (wider, "holds another plan")):
+        out, write = tmp_path / str(len(theirs.rows)) / "study", folder._remove_leftovers
+
+        def overtaken(path: Path, theirs: Plan = theirs, write: Any = write) -> None:
+            monkeypatch.setattr(folder, "_remove_leftovers", write)
+            theirs.write(path)
+
+        monkeypatch.setattr(folder, "_remove_leftovers", overtaken)
+        if message:
+            with pytest.raises(PlanError, match=message):
+                ours.write(out)
+        else:
+            assert ours.write(out) == "unchanged"
+        assert read_plan(out).rows == theirs.rows
+        assert [path.name for path in out.parent.iterdir()] == [out.name]
+
+
+def test_the_folder_that_one_is_in_and_a_link_to_an_empty_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(PlanError, match=r"out=\. is the folder that you are in, and it is empty; give its name from outside"):
+        write_plan(Path(), {"plan.csv": b"x"}, None)
+    monkeypatch.chdir(tmp_path)
+    assert write_plan(Path("link"), {"plan.csv": b"x"}, None) == "new"
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "empty" / "plan.csv").read_bytes() == b"x"
 
 
 def test_an_interrupted_widening_leaves_the_old_table(
