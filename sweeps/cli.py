@@ -232,11 +232,13 @@ def _savings(options: argparse.Namespace) -> int:
 
 
 def _statistics(options: argparse.Namespace) -> int:
-    from sweeps.export import study_statistics, write_statistics
+    from sweeps.export import require_new_file, study_statistics, write_statistics
     from sweeps.stated_file import to_plain
 
     overrides = _split_overrides(options.overrides)
     out = overrides.pop("out", None)
+    if out:
+        require_new_file(Path(out))
     stated = study_statistics(compose_study(overrides), name=Path(out).stem if out else "measured")
     if out:
         write_statistics(stated, Path(out))

@@ -95,12 +95,17 @@ def study_statistics(study: StudyConfig, *, name: str) -> StatedStatistics:
     return measure_statistics(dataset, configs, name=name)
 
 
-def write_statistics(stated: StatedStatistics, out: Path) -> None:
-    """Write the file that `data=FILE.yaml` reads. Raises PlanError where it is there already or cannot be written."""
+def require_new_file(out: Path) -> None:
+    """Raises ConfigError on another ending than .yaml, PlanError where the file is there already."""
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"out={out} must end in .yaml, so that data={out} is read as statistics.")
     if out.exists():
         raise PlanError(f"out={out} is there already; delete it, or choose another file.")
+
+
+def write_statistics(stated: StatedStatistics, out: Path) -> None:
+    """Write the file that `data=FILE.yaml` reads. Raises PlanError where it is there already or cannot be written."""
+    require_new_file(out)
     try:
         write_atomically(out, to_yaml(to_plain(stated)).encode())
     except OSError as error:
