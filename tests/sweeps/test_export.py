@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lst.data.shards import open_dataset
+from sweeps import export
 from sweeps.cli import compose_study, main
 from sweeps.export import TOLERANCE, measure_statistics
 from sweeps.measure import Measurements
@@ -66,9 +67,12 @@ def test_a_stated_plan_agrees_with_the_replayed_one_for_every_arm(embedded: Meas
         assert all(x == pytest.approx(y, abs=TOLERANCE) for x, y in shares)
 
 
-def test_the_command_writes_a_file_that_plans(toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_file_that_plans(
+    toy_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "SAMPLE", 64)  # how near the numbers come is the test above
     out = tmp_path / "toy.yaml"
-    call = ["study=fixed_tokens", f"data={toy_dataset}", "seq_len_units=32", "sizes=[w32]"]
+    call = ["study=fixed_tokens", f"data={toy_dataset}", "seq_len_units=32", "sizes=[w32]", "mixture.interleaved_token_share=1.0"]
     assert main(["statistics", *call, f"out={out}"]) == 0
     stated = read_stated(str(out))
     assert f"plan from it with data={out}" in capsys.readouterr().out
