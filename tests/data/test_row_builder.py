@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lst.config import Arm, DataConfig, Format, Patching, PatchingConfig
+from lst.config import Arm, DataConfig, Format, Patching, PatchingConfig, RunConfig
+from lst.data import statistics
 from lst.data.columns import Chunk, Place
 from lst.data.draws import Draws
 from lst.data.interleave import SpokenDocument, SpokenDocuments, interleaved_spans
@@ -24,7 +25,7 @@ from lst.data.stream import Stream
 from lst.data.vocab import Vocabulary
 from tests.data.sharded import without_words, write_shards
 from tests.data.slow_stream import SlowStream, document_spans, interleave, pack_units
-from tests.data.test_stream import run_config
+from tests.data.test_stream import run_config as planned_config
 
 VOCABULARY = Vocabulary(text=50, speech=9)
 CHARACTERS = np.arange(50) % 4  # of each text piece; some have none
@@ -35,6 +36,14 @@ class NoDataset:
 
     class tokenizer:
         characters = CHARACTERS
+
+
+def run_config(*arguments: Any, **sections: Any) -> RunConfig:
+    """A planned run whose shares of formats are solved on a few sequences: any shares do where rows are compared one by one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "MIXTURE_SAMPLE", (32, 32))
+        patch.setattr(statistics, "_mean_tokens", statistics._mean_tokens.__wrapped__)  # what is found so is not remembered
+        return planned_config(*arguments, **sections)
 
 
 def equal_rows(one: PackedRow, two: PackedRow) -> None:
