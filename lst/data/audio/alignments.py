@@ -210,10 +210,10 @@ def _heard(file: Path, line: int, word: Any) -> Heard:
 def _seconds(file: Path, line: int, key: str, value: Any) -> float:
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):  # a whole number of JSON may have thousands of digits
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        raise Malformed(file, line, f"{key} '{value}' is no number of seconds from 0")
+        raise Malformed(file, line, f"{key} '{str(value)[:40]}' is no number of seconds from 0")
     return seconds
 
 

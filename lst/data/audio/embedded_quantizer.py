@@ -23,9 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lst.data.vocab import FRAMES_PER_SECOND
-from lst.errors import DataError
+from lst.errors import DataError, did_you_mean
 
 NUM_CENTRES = 500
+MOST_CENTRES = 1 << 16  # whose numbers 16 bits hold
+CARD_KEYS = ("model", "layer", "k", "rate_hz", "dedup")  # that a card must have
 NUM_COMPONENTS = 64
 _RIDGE = 10.0
 _MAX_FRAMES = 750
@@ -192,14 +194,23 @@ class SpeechTokenizerCard:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             content = content.get("speech_tokenizer", content)
-            card = cls(**content)
+            given = set(content.keys())
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            wanted = "write JSON with model, layer, k, rate_hz, dedup"
+            wanted = f"write JSON with {', '.join(CARD_KEYS)}"
             raise DataError(f"card={file} is no card of a speech tokenizer ({error}); {wanted}.") from error
+        known = [spec.name for spec in dataclasses.fields(cls)]
+        for key in sorted(given - set(known)):
+            raise DataError(f"card={file} has the key '{key}'; {did_you_mean(key, known)}")
+        for key in CARD_KEYS:
+            if key not in given:
+                raise DataError(f"card={file} lacks '{key}'; a card has {', '.join(CARD_KEYS)}.")
+        card = cls(**content)
         for spec in dataclasses.fields(cls):
             kind = {"str": str, "int": int, "bool": bool}.get(str(spec.type), Mapping)
             if not isinstance(getattr(card, spec.name), kind) or (kind is int and isinstance(getattr(card, spec.name), bool)):
                 raise DataError(f"card={file}: {spec.name}={getattr(card, spec.name)!r} must be of type {spec.type}.")
+        if not 1 <= card.k <= MOST_CENTRES:
+            raise DataError(f"card={file}: k={card.k} must lie in 1..{MOST_CENTRES}, for speech tokens are kept in 16 bits.")
         if card.rate_hz != FRAMES_PER_SECOND or card.dedup:
             raise DataError(
                 f"card={file} tells of {card.rate_hz} tokens a second, dedup={card.dedup}; data sets hold {FRAMES_PER_SECOND} a "

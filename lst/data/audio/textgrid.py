@@ -103,7 +103,7 @@ class _Items:
             raise Malformed(self._file, self.line, f"the file ends where a {kind} should stand: it is cut")
         self.line = item[2]
         if item[0] != kind:
-            raise Malformed(self._file, self.line, f"'{item[1][:40]}' stands where a {kind} should")
+            raise Malformed(self._file, self.line, f"'{' '.join(item[1].split())[:40]}' stands where a {kind} should")
         return item[1]
 
     def text(self) -> str:
@@ -117,6 +117,6 @@ class _Items:
 
     def count(self) -> int:
         value = self.number()
-        if value != int(value) or not 0 <= value < 1 << 31:
+        if not 0 <= value < 1 << 31 or value != int(value):
             raise Malformed(self._file, self.line, f"{value:g} stands where a number of things should")
         return int(value)

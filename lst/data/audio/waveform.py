@@ -21,6 +21,7 @@ from lst.errors import DataError
 
 SAMPLE_RATE = 16_000
 SUFFIXES = (".wav", ".flac", ".ogg")
+RATES = (1_000, 1_000_000)  # Hz; resampling takes memory with the rate, and a damaged header may name any
 _BLOCK = 1 << 18  # samples decoded at a time: channels are averaged before the next ones are read
 _UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # of a wav written to a pipe, or with 64-bit sizes
 
@@ -45,7 +46,8 @@ def resample(audio: NDArray[Any], rate: int) -> NDArray[Any]:
 def read_waveform(path: Path, *, max_seconds: float) -> NDArray[np.float32]:
     """The file's mean over channels at 16 kHz, (samples,).
 
-    Raises ValueError with the reason if it is no audio, damaged, cut, empty, silent, not finite or longer than `max_seconds`.
+    Raises ValueError with the reason if it is no audio, damaged, cut, empty, silent, not finite, of an absurd rate or longer than
+    `max_seconds`.
     """
     soundfile = require_soundfile()
     try:
@@ -53,6 +55,8 @@ def read_waveform(path: Path, *, max_seconds: float) -> NDArray[np.float32]:
             raise ValueError("the file is empty")
         with soundfile.SoundFile(str(path)) as file:
             seconds = file.frames / file.samplerate
+            if not RATES[0] <= file.samplerate <= RATES[1]:
+                raise ValueError(f"{file.samplerate:,} Hz are no rate of sound; {RATES[0]:,} to {RATES[1]:,} are read")
             if seconds > max_seconds:
                 raise ValueError(f"{seconds:,.1f} s are longer than max_seconds={max_seconds:g}; cut it into shorter files")
             blocks = [b.mean(axis=1) for b in file.blocks(_BLOCK, dtype="float32", always_2d=True)]

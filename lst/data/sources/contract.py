@@ -203,7 +203,7 @@ def spans_of_seconds(spans: Sequence[tuple[str, Any, Any]], frames: int) -> tupl
     before = 0.0
     for word, start, end in spans:
         for value in (start, end):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ValueError(f"word '{word}' needs seconds from 0 under 'start' and 'end', not {value!r}")
         if end < start:
             raise ValueError(f"word '{word}' ends at {end} s, before it starts at {start} s")

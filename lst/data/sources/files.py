@@ -49,7 +49,7 @@ def files_below(folder: Path) -> Iterator[Path]:
     for at, below, names in os.walk(folder, followlinks=True):
         below[:] = [name for name in below if not name.startswith(".") and not _goes_round(Path(at, name))]
         files = (Path(at, name) for name in names if not name.startswith("."))
-        yield from (file for file in files if file.is_file())
+        yield from (file for file in files if file.is_file() or not file.exists())  # a link to nowhere is for readers to refuse
 
 
 def _goes_round(folder: Path) -> bool:

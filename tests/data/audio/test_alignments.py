@@ -110,6 +110,8 @@ def test_a_textgrid_of_several_tiers_is_read_by_the_tiers_name(tmp_path: Path) -
         ("xmax = 0.75\n", 'xmax = "0.75"\n', 21, "'0.75' stands where a number should"),
         ("intervals: size = 3", "intervals: size = 4", 28, "'IntervalTier' stands where a number should"),
         ("intervals: size = 3", "intervals: size = -3", 14, "-3 stands where a number of things"),
+        ("intervals: size = 3", "intervals: size = 1e400", 14, "inf stands where a number of things"),
+        ("xmin = 0.25", 'xmin = "0.25\n\n5"', 20, "'0.25 5' stands where a number should"),
         ('class = "IntervalTier"', 'class = "Spectrum"', 13, "unknown class 'Spectrum'"),
         ("xmin = 0.25", "xmin = 0.15", 22, "starts at 0.15 s, inside the word before it"),
         ("xmax = 0.75\n", "xmax = 0.05\n", 22, "ends at 0.05 s, before it starts"),
@@ -227,6 +229,7 @@ def test_words_that_were_not_found_have_no_times(tmp_path: Path) -> None:
         ('[{"word": "a", "start": true, "end": 1}]', "start 'True' is no number of seconds"),
         ('[{"word": "a", "start": 1, "end": 0.5}]', "before it starts"),
         ('[{"word": "a", "start": 1}]', "end 'None' is no number"),
+        (f'[{{"word": "a", "start": 1, "end": 1{"0" * 400}}}]', "end '1000000000000000000000000000000000000000' is no number"),
         ('{"tiers": {"phones": {"entries": []}}}', "no tier of words among phones"),
     ],
 )

@@ -155,6 +155,31 @@ def test_a_card_tells_what_made_ready_tokens(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"k": "500"}, "k='500' must be of type int"),
+        ({"k": 0}, "k=0 must lie in 1..65536"),
+        ({"k": 65_537}, "k=65537 must lie in 1..65536, for speech tokens are kept in 16 bits"),
+        ({"layr": 3}, "has the key 'layr'; did you mean 'layer'?"),
+        ({"speech_tokenizer": {"model": "m"}}, "lacks 'layer'; a card has model, layer, k, rate_hz, dedup"),
+        ({"speech_tokenizer": [1]}, "is no card of a speech tokenizer"),
+        ({"rate_hz": 50}, "tells of 50 tokens a second"),
+        ({"dedup": True}, "dedup=True"),
+    ],
+)
+def test_a_card_that_cannot_be_is_one_sentence_without_names_of_the_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, object], reason: str
+) -> None:
+    card = {"model": "m", "layer": 11, "k": 500, "rate_hz": 25, "dedup": False} | change
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    (tmp_path / "in.jsonl").write_text("")
+    assert main([f"input={tmp_path / 'in.jsonl'}", f"out={tmp_path / 'out'}", f"card={tmp_path / 'card.json'}"]) == 2
+    message = capsys.readouterr().err
+    assert reason in message
+    assert "__init__" not in message
+
+
+@pytest.mark.parametrize(
     ("more", "reason"),
     [
         (["layer=0"], "needs kmeans=FILE and layer=N"),

@@ -106,6 +106,15 @@ def test_silence_and_no_samples_are_refused(tmp_path: Path) -> None:
         read(write_audio(tmp_path / "b.wav", np.zeros(0, np.float32)))
 
 
+@pytest.mark.parametrize("rate", [1, 2**31 - 1])
+def test_a_rate_that_a_damaged_header_names_is_refused_before_anything_is_resampled(tmp_path: Path, rate: int) -> None:
+    content = bytearray(write_audio(tmp_path / "a.wav", tones(0.5)).read_bytes())
+    content[24:28] = rate.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(ValueError, match="Hz are no rate of sound"):
+        read(tmp_path / "a.wav", max_seconds=1e9)
+
+
 def test_a_long_file_is_refused_by_its_header(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"3\.0 s are longer than max_seconds=2"):
         read(write_audio(tmp_path / "a.wav", tones(3)), max_seconds=2)

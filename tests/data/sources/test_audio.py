@@ -295,6 +295,13 @@ class Ready:
         yield Refused(block.file, "not JSON", 3)
 
 
+@pytest.mark.parametrize("name", ["t.tsv", "t.csv"])
+def test_the_transcript_of_hours_of_speech_is_read_from_a_table(tmp_path: Path, name: str) -> None:
+    text = " ".join(["speech"] * 40_000)
+    (tmp_path / name).write_text(f"a\t{text}\n" if name.endswith("tsv") else f"a,{text}\n")
+    assert Transcripts(str(tmp_path / name)).text("a") == text
+
+
 def test_alignments_and_transcripts_join_ready_tokens_by_id(tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text("a\tGo do\n")
     (tmp_path / "al.ctm").write_text("a 1 0.1 0.2 go\na 1 0.3 0.3 do\n")

@@ -119,6 +119,8 @@ SECONDS = {
     "negative": ([["a", -0.1, 0.1]], "needs seconds from 0"),
     "a string": ([["a", "0", 0.1]], "needs seconds from 0"),
     "past the end": ([["a", 0.0, 9.0]], "ends at 9.0 s, past the last frame"),
+    "past all numbers": ([["a", 0.0, 10**400]], "past the last frame"),
+    "twice past all numbers": ([["a", 10**399, 10**400]], "past the last frame"),
     "more words than frames": ([["a", 0.0, 0.0]] * 9, "do not fit into 6 frames"),
 }
 

@@ -8,6 +8,7 @@ from lst.data.sources import guess_format
 from lst.data.sources.audio import list_audio
 from lst.data.sources.files import files_below, input_files
 from lst.data.sources.texts import written_source
+from lst.errors import DataError
 
 
 @pytest.fixture
@@ -26,6 +27,14 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folders_files_are_found_behind_links_and_each_once(folder: Path) -> None:
     found = [str(file.relative_to(folder)) for file in files_below(folder)]
     assert sorted(found) == ["a.txt", "deep/b.TXT", "link/c.Txt", "link/d.FLAC"]
+
+
+def test_a_link_that_leads_nowhere_is_kept_to_be_refused_by_name(folder: Path) -> None:
+    (folder / "gone.flac").symlink_to("nowhere.flac")
+    assert list_audio(folder)[1] == ["gone.flac", "link/d.FLAC"]
+    (folder / "gone.txt").symlink_to("nowhere.txt")
+    with pytest.raises(DataError, match=r"gone\.txt cannot be read"):
+        written_source(str(folder), {}).blocks()
 
 
 def test_endings_count_in_letters_of_any_case(folder: Path) -> None:
