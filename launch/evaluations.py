@@ -17,7 +17,7 @@ from lst.plain import content_hash
 from lst.records import CHECKPOINTS, read_json
 
 MODULE = "lst.evals"
-TASKS = ("choices", "asr", "tts")
+TASKS = ("choices", "asr", "tts", "representations")
 NAME = re.compile(r"[0-9A-Za-z_-]{1,200}")
 FOLDER = re.compile(rf"final|budget-[0-9]{{1,12}}|{KEPT.pattern}")
 SHARD = re.compile(r"[0-9]{1,6}/[0-9]{1,6}")
@@ -37,8 +37,9 @@ def evaluation_words(study: Path, row: Row) -> tuple[str, ...]:
         f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in sorted(found["options"].items())
     ]
     words += [f"items={content['items']}"] if content["items"] else []
+    words += [f"shard={content['shard']}"] if of_shard else []
     source = run if last else run / CHECKPOINTS / content["checkpoint"]
-    return MODULE, found["task"], str(source), *words, f"shard={content['shard']}", f"out={run / 'evals' / content['out']}"
+    return MODULE, found["task"], str(source), *words, f"out={run / 'evals' / content['out']}"
 
 
 def _text(value: str | int | float | bool) -> str:

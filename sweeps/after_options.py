@@ -10,7 +10,12 @@ from lst.errors import ConfigError, did_you_mean
 
 TASKS = {
     "finetune": {"asr": "speech, then its transcript", "tts": "a transcript, then its speech"},
-    "eval": {"choices": "item sets", "asr": "word errors", "tts": "generated speech"},
+    "eval": {
+        "choices": "item sets",
+        "asr": "word errors",
+        "tts": "generated speech",
+        "representations": "what patches know of words",
+    },
 }
 
 
@@ -19,7 +24,7 @@ class AfterOptions:
     """What follows every pretraining run of the study."""
 
     kind: str = ""  # finetune | eval; "" = nothing
-    task: str = ""  # asr | tts (finetune), choices | asr | tts (eval)
+    task: str = ""  # asr | tts (finetune), choices | asr | tts | representations (eval)
     steps: tuple[int, ...] = ()  # finetune: optimiser steps, a row each
     batch_sequences: int = 0  # finetune: sequences of a batch
     lr_scale: float = 0.1  # finetune: peak learning rate as a share of the pretraining's (assumed; the paper gives none)
@@ -76,5 +81,7 @@ class AfterOptions:
             )
         if self.every_steps and self.every_flops:
             raise ConfigError("after.every_steps and after.every_flops are given both; give one of them.")
+        if self.shards > 1 and self.task == "representations":
+            raise ConfigError(f"after.shards={self.shards}: representations are made by one process; leave it out.")
         if self.shards < 1:
             raise ConfigError(f"after.shards={self.shards} must be 1 or more.")

@@ -126,7 +126,7 @@ def _planned(study: StudyConfig, parent: PlannedRun, items: ItemSet | None, shar
         "out": f"{name}-{content_hash(decisive)}",
         "shard": shard,
     }
-    tokens = items.scored(after.options) if items else _generated(parent, after.task, after.options)
+    tokens = items.scored(after.options) if items else _spoken(parent, after.task, after.options)
     flops = tokens / after.shards * before.planned_flops / before.tokens / 3  # a training token's, without the backward pass
     what = name + (f" step={step}" if step else "") + ("" if alone else f" {shard}")
     columns = {"run_id": content["run_id"], "status": Status.ADMITTED, "reason": "", "steps": step or before.steps}
@@ -166,17 +166,29 @@ def evaluation_text(content: Mapping[str, Any]) -> str:
 
 def require_options(task: str, options: Mapping[str, Any]) -> None:
     """ConfigError where `python -m lst.evals TASK` would not take these options, or the plan sets them itself."""
-    from lst.evals.asr import AsrConfig
-    from lst.evals.choice_run import ChoiceRunConfig
-    from lst.evals.tts import TtsConfig
-
     for key in SET_BY_THE_PLAN:
         if key in options:
             raise ConfigError(f"after.options.{key} is set by the plan (after.items, after.shards); leave it out.")
+    from_dict(_option_class(task), ({"items": ""} if task == "choices" else {}) | dict(options), "after.options")
+
+
+def _option_class(task: str) -> type[Any]:
+    """The options of a task, as `lst.evals` declares them."""
     if task == "choices":
-        from_dict(ChoiceRunConfig, {"items": "", **options}, "after.options")
-    else:
-        from_dict(AsrConfig if task == "asr" else TtsConfig, dict(options), "after.options")
+        from lst.evals.choice_run import ChoiceRunConfig
+
+        return ChoiceRunConfig
+    if task == "asr":
+        from lst.evals.asr import AsrConfig
+
+        return AsrConfig
+    if task == "tts":
+        from lst.evals.tts import TtsConfig
+
+        return TtsConfig
+    from lst.evals.representations import RepresentationsConfig
+
+    return RepresentationsConfig
 
 
 @lru_cache(maxsize=64)
@@ -218,12 +230,8 @@ def _tokens(part: Any) -> float:
     return len(part.encode()) / BYTES_A_TEXT_TOKEN if isinstance(part, str) else float(len(part))
 
 
-def _generated(parent: PlannedRun, task: str, options: Mapping[str, Any]) -> float:
-    """Tokens of a recognition's or a synthesis' utterances, as the options (or the defaults) have them."""
-    from lst.evals.asr import AsrConfig
-    from lst.evals.tts import TtsConfig
-
-    kind: type[AsrConfig | TtsConfig] = AsrConfig if task == "asr" else TtsConfig
-    config = from_dict(kind, dict(options))
+def _spoken(parent: PlannedRun, task: str, options: Mapping[str, Any]) -> float:
+    """Tokens of the utterances that are heard, spoken or read, as the options (or the defaults) have them."""
+    config = from_dict(_option_class(task), dict(options))
     words = config.words or parent.config.data.pair_words
-    return config.utterances * words * (SPEECH_TOKENS_A_WORD + TEXT_TOKENS_A_WORD)
+    return float(config.utterances * words * (SPEECH_TOKENS_A_WORD + TEXT_TOKENS_A_WORD))

@@ -39,7 +39,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "lst.drawing",
             "lst.data.statistics",
             "lst.data.shards",  # to open the data set that statistics are made of
-            *(f"lst.evals.{task}" for task in ("choice_run", "asr", "tts")),  # options of evaluations that are rows of a plan
+            *(
+                f"lst.evals.{task}" for task in ("choice_run", "asr", "tts", "representations")
+            ),  # options of evaluations that are rows of a plan
         }
     ),
     "launch": frozenset({"lst", "lst.config", "lst.plain", "lst.records", "lst.errors", "sweeps.plan", "sweeps.price"}),

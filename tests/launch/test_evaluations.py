@@ -48,6 +48,15 @@ def test_the_command_is_one_that_lst_evals_takes(study: Path) -> None:
     assert values == {"limit": 4, "score": "loglik_sum", "items": SMOKE, "shard": "1/2", "out": str(out)}
 
 
+@pytest.mark.parametrize("task", ["asr", "tts", "representations"])
+def test_a_task_without_shards_has_a_command_too(tmp_path: Path, task: str) -> None:
+    plan(STUDY | {"after": {"kind": "eval", "task": task, "options": {"utterances": 3}}}).write(tmp_path / "study")
+    _, verb, _, *options = task_of(tmp_path / "study", first_evaluation(tmp_path / "study"))
+    kind = VERBS[verb][0]
+    from_dict(kind, read_options(options, kind))
+    assert [option.partition("=")[0] for option in options] == ["utterances", "out"]
+
+
 def test_it_waits_for_its_parent_and_is_no_canary(study: Path) -> None:
     rows = read_rows(study)
     pretrained, *evaluations = rows

@@ -158,6 +158,8 @@ def test_choices_without_items_stay_in_the_plan_refused() -> None:
         (CHOICES | {"options": {"out": "x"}}, "after.options.out is set by the plan"),
         (CHOICES | {"options": {"directions": "S->S,S->X"}}, "after.options.directions has 'S->X', item set .* has S->S"),
         (CHOICES | {"items": [SMOKE, SMOKE]}, "has an item set twice"),
+        ({"kind": "eval", "task": "representations", "shards": 2}, "representations are made by one process"),
+        ({"kind": "eval", "task": "representations", "options": {"leters": 3}}, "did you mean 'letters'"),
         (CHOICES | {"shards": 0}, "after.shards=0 must be 1 or more"),
         (CHOICES | {"steps": [3]}, "have no meaning for after.kind='eval'"),
         ({"kind": "eval", "task": "asr", "items": [SMOKE]}, "after.items has no meaning for after.task='asr'"),
