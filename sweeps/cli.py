@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 VERBS = ("plan", "diff", "price", "picture", "sizes", "savings", "statistics", "propose")
 PATHS = ("data", "recipe.table", "after.data")  # keys of a study that name files or folders
+OPTIONS = "after.options."
 EXAMPLE = "plan-sweep study=demo out=studies/demo"
 
 
@@ -290,7 +292,11 @@ def compose_study(overrides: dict[str, str]) -> StudyConfig:
         raise ConfigError(f"study is missing; known: {', '.join(study_names())}, as in: {EXAMPLE}")
     require_study_name(name)
     # a path is taken as it stands: Hydra's grammar would stumble over blanks and signs in it
-    paths = {key: overrides.pop(key) for key in PATHS if key in overrides}
+    paths: dict[str, Any] = {key: overrides.pop(key) for key in PATHS if key in overrides}
+    # so is an option of lst.evals, as that command reads it: directions are written S->S,T->T
+    options = [key for key in overrides if key.startswith(OPTIONS)]
+    _require_known_keys(dict.fromkeys(options, ""))
+    paths |= {key: _scalar(overrides.pop(key)) for key in options}
     values = _compose([f"+study={name}"], overrides)
     for key, path in paths.items():
         *section, last = key.split(".")
@@ -300,6 +306,15 @@ def compose_study(overrides: dict[str, str]) -> StudyConfig:
         given = [key.partition(".")[2] for key in overrides if key.startswith("arm_sizes.")]
         values["arm_sizes"] = {arm: values["arm_sizes"][arm] for arm in given}
     return StudyConfig.from_dict(values)
+
+
+def _scalar(text: str) -> str | int | float | bool:
+    """A number, true or false where `text` is one, else the text."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, int | float) and math.isfinite(value) else text
 
 
 def _with_overrides(study: StudyConfig, overrides: dict[str, str]) -> StudyConfig:

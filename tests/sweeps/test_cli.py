@@ -95,6 +95,14 @@ def test_overrides_reach_nested_fields_and_mappings() -> None:
     assert study.data == "a b/c=d(1)"
 
 
+def test_options_of_an_evaluation_are_written_as_its_command_takes_them() -> None:
+    words = {"directions": "S->S,T->T", "limit": "5", "score": "loglik_sum", "dtype": "float64"}
+    study = compose_study({"study": "lst_table12", **{f"after.options.{key}": value for key, value in words.items()}})
+    assert study.after.options == words | {"limit": 5}
+    floats = compose_study({"study": "lst_table12", "after.task": "asr", "after.options.tokens_per_second": "NaN"})
+    assert floats.after.options == {"tokens_per_second": "NaN"}  # of another type than the option is: refused when it is planned
+
+
 def test_an_empty_mapping_clears_the_studys_sizes_of_arms() -> None:
     study = compose_study({"study": "demo", "arm_sizes": "{}"})
     assert study.arm_sizes == {}
