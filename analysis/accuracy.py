@@ -1,4 +1,4 @@
-"""Accuracies of story completion with binomial intervals, beside chance.
+"""Accuracies of choice tasks (stories, item sets) with binomial intervals, beside chance.
 
 Wilson's score interval (Wilson 1927): with p the share of k right answers in n, z the normal quantile,
     (p + z^2/2n +- z sqrt(p (1 - p) / n + z^2/4n^2)) / (1 + z^2/n).
@@ -29,12 +29,23 @@ def wilson_interval(share: float, n: float, level: float) -> tuple[float, float]
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
+def choice_rows(results: pd.DataFrame) -> pd.Series:
+    """Which rows of results.csv are accuracies of choice tasks, and their chance: whole tasks, not their groups."""
+    task = results["task"].astype(str)
+    evaluated = results["evaluation"].notna() & ~task.str.contains("/") if "evaluation" in results else False
+    return (task.str.startswith(PREFIX) | evaluated) & results["metric"].isin(["accuracy", "chance"]) & results["n_items"].notna()
+
+
 def accuracies(runs: pd.DataFrame, results: pd.DataFrame, *, level: float) -> list[dict[str, Any]]:
-    """Each usable run's story accuracies at its final step, with interval, chance, and whether the interval lies above chance."""
+    """Each usable run's accuracies at its final step, with interval, chance, and whether the interval lies above chance.
+
+    Of the trainer's stories, and of item sets evaluated in RUN/evals; of several evaluations of one set the first counts.
+    """
     used = runs[(runs["state"] == "done") & runs["excluded"].isna()]
-    rows = results[results["task"].astype(str).str.startswith(PREFIX)]
+    rows = results[choice_rows(results)]
     rows = rows.merge(used[["run_id", "step", "flops_budget", "num_params"]], on=["run_id", "step"])
     keys = ["run_id", "task", "direction"]
+    rows = rows.drop_duplicates([*keys, "metric"])
     chance = rows[rows["metric"] == "chance"].set_index(keys)["value"]
     found = []
     for row in rows[rows["metric"] == "accuracy"].to_dict("records"):

@@ -117,4 +117,4 @@ def _items(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
         told = str(error).splitlines()[0]
         raise FitError(f"'{path}' is no readable table ({told}); run: fit-scaling collect {folder}") from error
     found = found[found["correct"].notna()].merge(runs[["run_id", "step"]], on=["run_id", "step"])
-    return found.drop_duplicates(["run_id", "task", "direction", "item"], keep="last")
+    return found.drop_duplicates(["run_id", "task", "direction", "item"])  # of several evaluations the first, as in `accuracies`

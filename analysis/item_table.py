@@ -49,11 +49,10 @@ class Answers:
 
 
 def answers_of(items: Sequence[Mapping[str, Any]], step: int, branch: int | None) -> dict[Key, Answers]:
-    """A run's answers at its final step, by item set; of several evaluations of one set the first by name."""
+    """A run's answers at its final step, by item set; of several evaluations of one set the first by its folder's name."""
     found: dict[Key, dict[str, Mapping[str, Any]]] = {}
     chosen: dict[Key, Any] = {}
-    ordered = sorted(items, key=lambda row: str(row.get("evaluation") or ""))
-    for row in ordered:
+    for row in items:
         if row["step"] != step or row.get("branch") != branch or row.get("conditional"):
             continue
         key = (row["task"], row["direction"], str(row.get("score") or ""), str(row.get("items_id") or ""))

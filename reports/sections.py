@@ -14,7 +14,7 @@ from lst.drawing import Panel
 from reports import answer, diagnostics, figures, fit_tables, item_pairs, tables
 from reports.numbers import fixed, is_number, level_name, listed, percent, plural, scientific, text
 from reports.stories import StoryScore
-from reports.study import BASELINE, Study, is_conditional
+from reports.study import BASELINE, STORY_PREFIX, Study, is_conditional
 from reports.tables import Table
 
 EMBEDDED_LIMITS = (
@@ -217,9 +217,13 @@ def loss_section(study: Study) -> Section:
     return Section(anchor="loss", title="Loss against FLOPs", blocks=tuple(blocks))
 
 
+def _stories_title(scores: Sequence[StoryScore]) -> str:
+    return "Story completion" if all(s.task.startswith(STORY_PREFIX) for s in scores) else "Story completion and item sets"
+
+
 def stories_section(study: Study, scores: Sequence[StoryScore]) -> Section:
     caption = (
-        f"Story-completion accuracy of final checkpoints with {level_name(study.fits.level)} binomial intervals "
+        f"Accuracy of final checkpoints with {level_name(study.fits.level)} binomial intervals "
         "(Wilson); the dashed line is chance. Where "
         "arms share a place on the axis, points are moved apart sideways. Endings are ranked by log-likelihood per token."
     )
@@ -236,7 +240,7 @@ def stories_section(study: Study, scores: Sequence[StoryScore]) -> Section:
         blocks.append(Block(kind="table", table=tables.stories_table(scores)))
     if (pairs := item_pairs.table(study)).rows:
         blocks += [_paragraph(item_pairs.sentence(study)), Block(kind="table", table=pairs)]
-    return Section(anchor="stories", title="Story completion", blocks=tuple(blocks))
+    return Section(anchor="stories", title=_stories_title(scores), blocks=tuple(blocks))
 
 
 def multiplier_section(study: Study, target: str) -> Section:

@@ -1,4 +1,4 @@
-"""Story-completion scores: accuracy, its binomial interval (Wilson) and chance, a row a run, task and direction.
+"""Scores of choice tasks (stories, item sets): accuracy, its binomial interval (Wilson), chance; a row a run, task, direction.
 
 Wilson's interval for k right of n at normal quantile z: centre (k + z^2 / 2) / (n + z^2), half-width
 z / (n + z^2) * sqrt(k (n - k) / n + z^2 / 4). It stays inside [0, 1] where the plain one does not.
@@ -49,10 +49,13 @@ def wilson(right: float, items: int, level: float) -> tuple[float, float]:
 
 
 def story_scores(study: Study) -> list[StoryScore]:
-    """Every usable run's last score, in a stable order. Tasks without a recorded chance level are left out."""
-    rows = study.results[study.results["task"].fillna("").str.startswith(STORY_PREFIX)]
+    """Every usable run's last score on stories and on item sets in RUN/evals, in a stable order; of several evaluations of one
+    set the first. Tasks without a recorded chance level, and groups of tasks, are left out."""
+    tasks = study.results["task"].fillna("").astype(str)
+    rows = study.results[tasks.str.startswith(STORY_PREFIX) | (study.results["evaluation"].notna() & ~tasks.str.contains("/"))]
     rows = (
         rows.dropna(subset=["value", "step"])
+        .drop_duplicates(["run_id", "task", "direction", "metric", "step"])
         .sort_values("step", kind="stable")
         .groupby(["run_id", "task", "direction", "metric"])
         .tail(1)

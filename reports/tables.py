@@ -236,7 +236,7 @@ def stories_table(scores: Sequence[StoryScore]) -> Table:
         Column("verdict", "against chance", numeric=False),
     )
     levels = listed(sorted({level_name(s.level) for s in scores}))
-    return Table("stories", f"Story completion on final checkpoints, with {levels} binomial intervals (Wilson).", columns, rows)
+    return Table("stories", f"Accuracy of final checkpoints, with {levels} binomial intervals (Wilson).", columns, rows)
 
 
 def shares_table(study: Study, kind: str) -> Table:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis.accuracy import accuracies
 from analysis.collect import collect, collect_into
 from analysis.item_table import PAIR_COLUMNS, holm
+from analysis.study import read_table
 from lst import records
 from reports import render
 from tests.analysis.study_folder import STEPS, Synthetic, rows, write_study
@@ -76,3 +78,15 @@ def test_the_report_shows_the_pairs_and_how_many_tests_there_are(study: Path) ->
     assert set(told["p_holm"]) == {0.5}
     text = " ".join(page.read_text().split())
     assert "2 comparisons item by item: 0 with p below 0.05 taken alone, where luck gives up to about 0.1; 0 after Holm" in text
+
+
+def test_accuracies_of_item_sets_are_fitted_and_reported_like_those_of_stories(study: Path) -> None:
+    for arm in ("baseline", "lst_static"):
+        write_evaluation(run(study, arm), "aaa", share=0.5)
+        write_evaluation(run(study, arm), "bbb", share=1.0)  # another way of scoring; the first counts
+        write_evaluation(run(study, arm), "ccc", task="hellaswag/group", share=1.0)
+    collect_into(study)
+    scores = accuracies(read_table(study, "runs.csv"), read_table(study, "results.csv"), level=0.9)
+    assert [(s["task"], s["accuracy"], s["chance"], s["n_items"]) for s in scores] == [("hellaswag", 0.5, 0.25, 4)] * 2
+    told = pd.read_csv(render(study).parent / "tables" / "stories.csv")
+    assert told[["task", "accuracy", "chance"]].to_numpy().tolist() == [["hellaswag", 0.5, 0.25]] * 2
