@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from analysis.laws import Floats, floats
-from analysis.solver import IN_D, IN_N, Problem, Solutions, residuals, shapes, system, weighted
+from analysis.solver import IN_D, IN_N, Problem, Scratch, Solutions, residuals, shapes, system, weighted
 
 CACHED = 2**15
 """Points of the problems that are worked on together: their arrays should stay in the processor's cache."""
@@ -72,7 +72,7 @@ class Batch:
         every = len(rows) == len(better)
         for name, new in zip(("theta", "columns", "model", "residual", "value"), moved, strict=True):
             if every:
-                setattr(self, name, new)
+                getattr(self, name)[:] = new
             else:
                 getattr(self, name)[rows] = new[rows]
 
@@ -87,6 +87,7 @@ class Work:
     weight: Floats  # (P, n)
     kept: np.ndarray  # (P, p)
     deltas: Sequence[float]
+    scratch: Scratch
     most: np.ndarray  # steps of each stage
     tolerances: Floats  # of each stage
 
@@ -123,11 +124,12 @@ def minimise(
     limits = np.full(len(deltas), COARSE_STEPS), np.full(len(deltas), COARSE_TOLERANCE)
     limits[0][-1], limits[1][-1] = most, tolerance
     kept = np.zeros(start.shape, dtype=bool) if kept is None else kept
-    work = Work(problem, np.clip(start, *problem.bounds), problem.target(log_loss), weight, kept, deltas, *limits)
     count, last = len(start), len(deltas) - 1
+    room = min(chunk_rows(len(problem.x)), count)
+    at = problem, np.clip(start, *problem.bounds), problem.target(log_loss), weight, kept, deltas
+    work = Work(*at, Scratch.of(problem, room), *limits)
     ends = Solutions(work.start.copy(), np.full(count, np.inf), np.zeros(count, dtype=bool))
-    room = chunk_rows(len(problem.x))
-    begun = min(room, count)
+    begun = room
     batch = work.load(np.arange(begun))
     while len(batch.row):
         over = _advance(work, batch)
@@ -165,9 +167,9 @@ def _next_stage(work: Work, batch: Batch, rows: np.ndarray) -> None:
 def _advance(work: Work, batch: Batch) -> np.ndarray:
     """One step of every problem of the batch, taken where it lowers the objective; (B,) whether its stage is over."""
     problem = work.problem
-    step, gain = _step(problem, batch)
+    step, gain = _step(problem, batch, work.scratch)
     theta = np.clip(batch.theta + step, *problem.bounds)
-    columns, model = shapes(problem, theta)
+    columns, model = shapes(problem, theta, work.scratch)
     residual = residuals(problem, model, batch.target)
     value = weighted(residual, batch.weight, batch.delta)
     better, until = value < batch.value, work.tolerances[batch.stage]
@@ -185,9 +187,9 @@ def _advance(work: Work, batch: Batch) -> np.ndarray:
     return over
 
 
-def _step(problem: Problem, batch: Batch) -> tuple[Floats, Floats]:
+def _step(problem: Problem, batch: Batch, scratch: Scratch) -> tuple[Floats, Floats]:
     """The damped step (B, p), and twice the gain (B,) that its quadratic model predicts."""
-    gradient, hessian = _system(problem, batch, exact=True)
+    gradient, hessian = _system(problem, batch, scratch, exact=True)
     held = _held(problem, batch.theta, gradient)
     held |= batch.kept
     gradient[held] = 0.0
@@ -195,7 +197,7 @@ def _step(problem: Problem, batch: Batch) -> tuple[Floats, Floats]:
     gain = -(step * gradient).sum(1)
     uphill = np.flatnonzero(gain < 0)
     if len(uphill):  # an indefinite Hessian: the reweighted one alone
-        _, hessian = _system(problem, batch.take(uphill), exact=False)
+        _, hessian = _system(problem, batch.take(uphill), scratch, exact=False)
         step[uphill] = _solved(hessian, gradient[uphill], held[uphill])
         gain[uphill] = np.inf
     if problem.tied:
@@ -205,9 +207,9 @@ def _step(problem: Problem, batch: Batch) -> tuple[Floats, Floats]:
     return step, gain
 
 
-def _system(problem: Problem, batch: Batch, *, exact: bool) -> tuple[Floats, Floats]:
+def _system(problem: Problem, batch: Batch, scratch: Scratch, *, exact: bool) -> tuple[Floats, Floats]:
     at = (batch.theta, batch.columns, batch.model, batch.residual, batch.weight, batch.delta, batch.damping)
-    return system(problem, *at, exact=exact)
+    return system(problem, *at, exact=exact, scratch=scratch)
 
 
 def _held(problem: Problem, theta: Floats, gradient: Floats) -> np.ndarray:

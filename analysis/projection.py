@@ -57,7 +57,7 @@ def starts_and_faces(problem: Problem, log_loss: Floats, *, keep: int, points: i
     sums = _Sums(problem, points)
     gram, moment = sums.of(log_loss[None], np.ones((1, len(log_loss))))
     every = range(len(problem.kinds))
-    lattice = sums.lattice(int(np.clip(np.sqrt(SPREAD / len(log_loss)), 1, 6)))
+    lattice = sums.lattice(int(np.clip(np.sqrt(SPREAD / len(log_loss)), 1, 9)))
     starts = sums.starts(gram, moment, every, keep, fill=False, beside=lattice)[0]
     faces = [sums.starts(gram, moment, [k for k in every if k != j], 1, fill=False)[0, 0] for j in every if len(every) > 1]
     return starts, floats(faces).reshape(-1, problem.size)

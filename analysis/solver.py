@@ -136,9 +136,24 @@ def weighted(residual: Floats, weight: Floats, delta: float | Floats) -> Floats:
     return result
 
 
-def shapes(problem: Problem, theta: Floats) -> tuple[Floats, Floats]:
-    """The columns s (P, J, n) and Lhat (P, n) at theta (P, p)."""
-    found = np.empty((len(theta), len(problem.kinds), len(problem.x)))
+@dataclass(frozen=True)
+class Scratch:
+    """Room for the largest arrays of a step, so that no step asks the system for memory: that costs more than arithmetic."""
+
+    columns: Floats  # (P, J, n)
+    slope: Floats  # (P, p, n)
+    bent: Floats  # (P, p, n)
+
+    @classmethod
+    def of(cls, problem: Problem, rows: int) -> Scratch:
+        large = (rows, problem.size, len(problem.x))
+        return cls(np.empty((rows, len(problem.kinds), len(problem.x))), np.empty(large), np.empty(large))
+
+
+def shapes(problem: Problem, theta: Floats, scratch: Scratch | None = None) -> tuple[Floats, Floats]:
+    """The columns s (P, J, n), in `scratch` if there is one, and Lhat (P, n) at theta (P, p)."""
+    scratch = Scratch.of(problem, len(theta)) if scratch is None else scratch
+    found = scratch.columns[: len(theta)]
     for group in problem.groups:
         if group.slot is None:
             found[:, group.columns] = 1.0 if group.members is None else group.members
@@ -201,6 +216,7 @@ def system(
     damping: Floats,
     *,
     exact: bool = True,
+    scratch: Scratch | None = None,
 ) -> tuple[Floats, Floats]:
     """Gradient (P, p), and the Hessian (P, p, p) plus `damping` (P,) times that of iteratively reweighted least squares.
 
@@ -221,14 +237,16 @@ def system(
         bend += second
         if problem.logs:
             bend += psi
-    slope = np.empty((len(theta), problem.size, residual.shape[1]))
+    scratch = Scratch.of(problem, len(theta)) if scratch is None else scratch
+    slope, bent = scratch.slope[: len(theta)], scratch.bent[: len(theta)]
     count = len(problem.kinds)
     if problem.logs:
         np.divide(columns, value[:, None], out=slope[:, :count])
     else:
         slope[:, :count] = columns
     exponent_slopes(problem, theta, slope)
-    hessian: Floats = np.matmul(slope * bend[:, None], np.swapaxes(slope, 1, 2))
+    np.multiply(slope, bend[:, None], out=bent)
+    hessian: Floats = np.matmul(bent, np.swapaxes(slope, 1, 2))
     gradient = np.zeros_like(theta)
     for group in problem.groups:
         sums = (psi[:, None] * slope[:, group.columns]) @ group.moments  # (P, columns, 1 or 3)

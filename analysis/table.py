@@ -117,8 +117,8 @@ def require_spread(points: Points) -> None:
             raise FitError(
                 f"{name} takes only {distinct} distinct value(s); L(N, D) needs three or more to tell asymptote from slope."
             )
-    slope = np.polyfit(x - x.mean(), y - y.mean(), 1)
-    scatter = float(np.std(y - y.mean() - np.polyval(slope, x - x.mean())))
+    away, above = x - x.mean(), y - y.mean()
+    scatter = float(np.std(above - (away @ above) / (away @ away) * away))
     if scatter < SAME_RAY or float(np.std(y - x)) < SAME_RAY:
         ratio = float(np.exp(np.mean(y - x)))
         raise FitError(
