@@ -114,8 +114,7 @@ def accuracy_multiplier(
     rng = np.random.default_rng(0) if rng is None else rng
     drawn = [side.draws(draws, rng) for side in sides]
     flops_of = sides[1].log_flops_at(sides[1].share[None], at, "sigmoid")[0]
-    exact: dict[str, Floats] = {}
-    every: list[Floats] = []
+    exact, every = dict[str, Floats](), list[Floats]()
     for scale in SCALES:
         points = [s.log_flops_at(s.share[None], at, scale)[0] for s in sides]
         exact[scale] = points[0] - points[1]
