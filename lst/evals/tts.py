@@ -96,7 +96,9 @@ def run_tts(source: Path, values: dict[str, Any]) -> str:
     with folder.records(sizes, make) as records:
         if records is None:
             return folder.left
-        metrics = [{**checkpoint.spent, **row, "evaluation_id": folder.id} for row in tts_metrics(records)]
+        about = {"evaluation_id": folder.id, "normaliser": config.normaliser, "patching": records[0]["patching"]}
+        about |= {"conditional": False}  # no speech is generated under aligned patches
+        metrics = [{**checkpoint.spent, **row, **about} for row in tts_metrics(records)]
         folder.finish(checkpoint.about | {"versions": versions(), "test": str(dataset.path)}, records, metrics)
     found = {row["metric"]: row["value"] for row in metrics}
     judged = [f"CER {value:.3f} by {name.removeprefix('cer_')}" for name, value in found.items() if name.startswith("cer_")]

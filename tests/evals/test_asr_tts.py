@@ -136,6 +136,8 @@ def test_tts_writes_units_and_sampling_is_fixed_by_its_seed(checkpoint: Path, tm
     clocks = ("generation_seconds", "vocoder_seconds")
     plain = [[{k: v for k, v in r.items() if k not in clocks} for r in part] for part in rows]
     assert plain[0] == plain[1]
+    stated = {(m["patching"], m["conditional"], m["normaliser"]) for m in read_jsonl(tmp_path / "a" / "eval.jsonl")}
+    assert stated == {("static", False, "plain-english-1")}
     for r in rows[0]:
         assert r["generated_units"] <= -(-r["generated_tokens"] // 4) + 2
     assert json.loads((tmp_path / "a" / "evaluation.json").read_text())["decided_by"]["temperature"] == 1.0
