@@ -156,6 +156,16 @@ def test_alignment_noise_is_a_variant_of_the_aligned_arm_alone() -> None:
     assert "alignment noise" not in {a.name for a in assumptions_touched(planned("lst_table6").study)}
 
 
+def test_figure_5_looks_into_the_runs_of_other_tables() -> None:
+    found = {row.arm: row.run_id for row in planned("lst_figure5").rows}
+    table6, table9 = rows("lst_table6"), rows("lst_table9")
+    assert found == {
+        "lst_aligned": table6["lst_aligned"].run_id,
+        "lst_static": table9["lst_static"].run_id,
+        "lst_curriculum": table9["lst_curriculum"].run_id,
+    }
+
+
 def test_speech_to_text_ratios_change_the_speech_and_not_the_mixture() -> None:
     table = rows("lst_figure6")
     epochs = [table[arm].speech_epochs for arm in ("baseline:1to3", "baseline", "baseline:1to1")]
