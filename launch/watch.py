@@ -6,8 +6,10 @@ A reason says of which class the interruption is, and whether the job is to be q
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -21,6 +23,9 @@ from launch.progress import recorded_step
 
 TOLD_SECONDS = 90.0  # SLURM looks at time limits now and then: a signal so much before our own deadline is for the limit
 CALL_SECONDS = 20
+LIMIT = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +78,20 @@ class Watch:
 
 
 def find_deadline(job: WorkerJob) -> float | None:
-    """When (seconds since the epoch) the run has to save for its time limit, which counts from the allocation's start."""
-    end = None
+    """When (seconds since the epoch) the run has to save for its time limit, which counts from the allocation's start.
+
+    SLURM is asked for start and limit, not for the end: of a job that it is about to preempt that one comes early.
+    """
+    start, seconds = job_start(), 60 * job.timeout_minutes or None
     if job.cluster == "slurm":
-        argv = ["squeue", "--noheader", "--jobs", os.environ.get("SLURM_JOB_ID", ""), "--format=%e"]
+        argv = ["squeue", "--noheader", "--jobs", os.environ.get("SLURM_JOB_ID", ""), "--format=%S|%l"]
         try:
             done = subprocess.run(argv, capture_output=True, text=True, timeout=CALL_SECONDS, check=False)
-            end = parse_time(done.stdout.strip())
+            began, _, limit = done.stdout.strip().partition("|")
+            start, seconds = parse_time(began) or start, parse_limit(limit) or seconds
         except (OSError, subprocess.TimeoutExpired):
-            end = None
-    start = job_start()
-    if end is None and job.timeout_minutes and start is not None:
-        end = start + 60 * job.timeout_minutes
-    return None if end is None else end - job.signal_seconds
+            log.warning("squeue does not tell this job's time limit; cluster.timeout_min counts")
+    return None if start is None or seconds is None else start + seconds - job.signal_seconds
 
 
 def parse_time(text: str) -> float | None:
@@ -94,3 +100,12 @@ def parse_time(text: str) -> float | None:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
+
+
+def parse_limit(text: str) -> float | None:
+    """SLURM's `days-hours:minutes:seconds`, whose leading parts may be absent, in seconds; None for UNLIMITED and the like."""
+    found = LIMIT.fullmatch(text)
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(((24 * days + hours) * 60 + minutes) * 60 + seconds)

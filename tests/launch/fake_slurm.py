@@ -43,7 +43,7 @@ def main(name: str, arguments: list[str]) -> int:
             sys.stdout.write("".join(f"{FIRST_JOB + n}|{re.search('--comment=(.*)', text)[1]}\n" for n, text in scripts))
             return 0
         queue = folder / "queue.txt"
-        sys.stdout.write(queue.read_text() if queue.exists() and "--format=%e" not in arguments else "")
+        sys.stdout.write(queue.read_text() if queue.exists() and "--format=%S|%l" not in arguments else "")
     if name == "scontrol" and arguments == ["show", "config"] and (folder / "site").exists():
         sys.stdout.write(f"ClusterName             = {(folder / 'site').read_text()}\n")
     if name == "scancel" and "--state=PENDING" in arguments:

@@ -15,7 +15,7 @@ from launch.job import WorkerJob, flag_path, raise_flag, write_jobs
 from launch.ledger import Attempt, append_event, read_attempts
 from launch.past import close, close_finished, close_former_life, of_former_life
 from launch.retries import POLICIES, fruitless, may_go_on, stop_if_alike, study_stopped
-from launch.watch import Watch
+from launch.watch import Watch, parse_limit
 from lst.records import write_json
 from tests.launch.study import ROOT, call, lives, make_study, status
 
@@ -96,6 +96,11 @@ def test_the_time_limit_counts_from_the_allocations_start(tmp_path: Path, monkey
     found = looking.reason()  # 1970 is long ago
     assert found is not None
     assert (found.failure, found.again) == ("timeout", True)
+
+
+def test_slurms_time_limits_are_read() -> None:
+    texts = ("1:00", "20:00", "3:20:05", "2-03:00:00", "UNLIMITED", "INVALID", "")
+    assert [parse_limit(text) for text in texts] == [60.0, 1200.0, 12005.0, 183600.0, None, None, None]
 
 
 def test_a_signal_for_a_limit_that_was_lowered_meanwhile_is_told_as_the_time_limit(
