@@ -113,8 +113,8 @@ def accuracy_multiplier(
     at = np.linspace(low, high, POINTS)
     rng = np.random.default_rng(0) if rng is None else rng
     drawn = [side.draws(draws, rng) for side in sides]
-    flops_of = sides[1].log_flops_at(sides[1].share[None], at, "sigmoid")[0]
-    exact, every = dict[str, Floats](), list[Floats]()
+    exact: dict[str, Floats] = {}
+    every: list[Floats] = []
     for scale in SCALES:
         points = [s.log_flops_at(s.share[None], at, scale)[0] for s in sides]
         exact[scale] = points[0] - points[1]
@@ -128,9 +128,9 @@ def accuracy_multiplier(
     lost = [float(1 - f.mean()) for f in fine]
     bands = np.array([_band(e[f], u, level) for e, f, u in zip(every, fine, lost, strict=True)])
     means = np.array([_band(e[f].mean(1), u, level) for e, f, u in zip(every, fine, lost, strict=True)])
-    away = flops_of - flops_of.mean()
-    away /= max(float(away @ away), 1e-12)
-    point = np.ptp(flops_of) < 1e-6  # an overlap of one point leaves any slope open
+    away = sides[1].log_flops_at(sides[1].share[None], at, "sigmoid")[0]
+    point = np.ptp(away) < 1e-6  # an overlap of one point leaves any slope open
+    away = (away - away.mean()) / max(float(len(away) * away.var()), 1e-12)
     slopes = np.array([_band(e[f] @ away, 1.0 if point else u, level) for e, f, u in zip(every, fine, lost, strict=True)])
     found = AccuracyMultiplier(
         accuracies=tuple((chance + (1 - chance) * at).tolist()),
