@@ -163,7 +163,7 @@ def test_results_of_an_earlier_version_are_refused_with_the_remedy(tmp_path: Pat
     write_study(tmp_path, Synthetic(budgets=(1e18,), sizes=1))
     collect_into(tmp_path)
     header, *lines = (tmp_path / "results.csv").read_text().splitlines()
-    (tmp_path / "results.csv").write_text("\n".join([header.replace("branch", "fork"), *lines]))
+    (tmp_path / "results.csv").write_text("\n".join([header.replace("branch", "fork"), *lines, ""]))
     with pytest.raises(FitError, match="has no column 'branch', so an earlier version wrote it; run: fit-scaling collect"):
         fit_study(tmp_path, OPTIONS)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from analysis.collect import collect
+from analysis.collect import collect, collect_into
 from analysis.study import final_losses, read_table, spending_warnings
 from launch.rows import read_rows
 from lst.config import OptimConfig
@@ -116,7 +116,7 @@ def test_a_trained_trunk_gives_each_budget_its_row(planned: Plan, tmp_path: Path
     assert ended is not None
     assert ended["spent_flops"] == pytest.approx(trunk.planned_spent_flops, rel=1e-9)
     collected = collect(out)
-    collected.write(out)
+    collect_into(out)
     runs = collected.runs.set_index("run_id")
     for row in (*branches, trunk):
         found = runs.loc[row.run_id]
