@@ -196,12 +196,12 @@ def test_fine_tuning_is_a_run_after_its_parent(name: str, steps: list[int]) -> N
     assert found.totals.admitted == len(found.rows)
 
 
-def test_an_evaluation_names_its_parent_and_costs_nothing_that_is_known() -> None:
+def test_an_evaluation_without_its_items_names_its_parent_and_costs_nothing_that_is_known() -> None:
     found = planned("lst_table12").rows
-    parents = {row.run_id for row in found if row.kind == "pretrain"}
+    parents = {row.run_id: row.steps for row in found if row.kind == "pretrain"}
     evaluated = [row for row in found if row.kind == "eval"]
-    assert {row.parent_run_id for row in evaluated} == parents
-    assert all(row.planned_flops == row.steps == row.gap == 0 for row in evaluated)
+    assert {row.parent_run_id: row.steps for row in evaluated} == parents  # the step whose weights are evaluated
+    assert all(row.planned_flops == row.planned_spent_flops == row.planned_spent_steps == row.gap == 0 for row in evaluated)
     assert len({row.run_id for row in found}) == len(found)
 
 
