@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SLURM = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_NODELIST", "SLURM_JOB_ID")
-FIRST_PORT, PORTS = 20_000, 20_000  # a job's port is drawn from its number where MASTER_PORT does not say
+# A job's port is drawn from its number where MASTER_PORT does not say: below those that Linux gives to any connection (32,768
+# and up), and another one for each step, so that a port that is taken fails one start and not the next.
+FIRST_PORT, PORTS, STEP = 20_000, 12_000, 997
 WAIT = timedelta(minutes=30)  # for a rank that does not come: a large checkpoint may be verified meanwhile
 FAILURE_BYTES = 4096
 LAST_WORDS_SECONDS = 3.0  # how long rank 0 waits for the reason of a rank that vanished
@@ -61,7 +63,8 @@ class Place:
             return cls()  # a batch script has a SLURM_PROCID too, but only srun starts steps
         place = cls._of(environment, SLURM, "srun")
         host = environment.get("MASTER_ADDR") or first_host(environment["SLURM_STEP_NODELIST"])
-        port = int(environment.get("MASTER_PORT") or FIRST_PORT + place.port % PORTS)
+        step = _number(environment, "SLURM_STEP_ID")
+        port = int(environment.get("MASTER_PORT") or FIRST_PORT + (place.port + STEP * step) % PORTS)
         return cls(rank=place.rank, size=place.size, local=place.local, host=host, port=port)
 
     @classmethod
