@@ -73,12 +73,14 @@ def run_representations(source: Path, values: dict[str, Any]) -> str:
     from lst.evals.checkpoints import own_patching
     from lst.evals.patch_states import unit_states
     from lst.evals.phones import document_phones
+    from lst.evals.tsne import require_scikit_learn
     from lst.evals.unit_probe import phone_labels, probe, shown_occurrences, word_labels, word_metrics
     from lst.evals.utterances import heldout_utterances, open_evaluation
     from lst.train.folder import versions
 
     config = from_dict(RepresentationsConfig, values)
     config.validate()
+    require_scikit_learn()
     checkpoint, dataset, folder, words = open_evaluation("representations", source, asdict(config) | {"shard": "1/1"})
     kind, options = own_patching(checkpoint, config.patching), checkpoint.config.patching
     if folder.is_done:

@@ -9,7 +9,7 @@ import pytest
 
 from lst.errors import DataError
 from lst.evals.embedding_metrics import Geometry, fit_probe, geometry, unit_vectors
-from lst.evals.tsne import gradient, joint_probabilities, tsne
+from lst.evals.tsne import tsne
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:
@@ -70,38 +70,16 @@ def test_a_probe_is_where_its_gradient_is_nought_and_no_seed_or_constant_feature
     assert np.array_equal(fit_probe(x, y, l2=0.02).weight_GK, found.weight_GK)
 
 
-def test_neighbours_have_the_wanted_perplexity() -> None:
-    points = drawn(40, 6, seed=3)
-    p = joint_probabilities(points, 7.0)
-    assert p.sum() == pytest.approx(1, abs=1e-9)
-    assert np.array_equal(p, p.T)
-    assert np.diagonal(p).max() == 0
-    ring = np.stack([np.cos(np.arange(12) * math.tau / 12), np.sin(np.arange(12) * math.tau / 12)], 1)
-    row = joint_probabilities(ring, 4.0)[0] * 12  # all rows are alike, so the joint one is the conditional one
-    assert np.exp(-(row[1:] * np.log(row[1:])).sum()) == pytest.approx(4.0, abs=1e-6)
-
-
-def test_the_gradient_is_that_of_the_divergence() -> None:
-    p, y = joint_probabilities(drawn(12, 5, seed=4), 3.0), drawn(12, 2, seed=5)
-
-    def divergence(places: np.ndarray) -> float:
-        near = 1 / (1 + ((places[:, None] - places) ** 2).sum(-1))
-        np.fill_diagonal(near, 0)
-        off = ~np.eye(12, dtype=bool)
-        return float((p[off] * np.log(p[off] / (near / near.sum())[off])).sum())
-
-    found, step = gradient(p, y), 1e-6
-    for i, axis in ((0, 0), (5, 1), (11, 0)):
-        moved = np.zeros_like(y)
-        moved[i, axis] = step
-        assert found[i, axis] == pytest.approx((divergence(y + moved) - divergence(y - moved)) / (2 * step), abs=1e-7)
-
-
 def test_far_clusters_stay_apart_and_the_picture_is_the_same_each_time() -> None:
     points = np.concatenate([drawn(15, 4, seed=6), drawn(15, 4, seed=7) + 40])
-    places = tsne(points, perplexity=5.0, steps=400)
-    assert np.array_equal(places, tsne(points, perplexity=5.0, steps=400))
+    places = tsne(points, perplexity=5.0)
+    assert np.array_equal(places, tsne(points, perplexity=5.0))
     distance = np.linalg.norm(places[:, None] - places, axis=-1)
     np.fill_diagonal(distance, np.inf)
     assert all((i < 15) == (j < 15) for i, j in enumerate(distance.argmin(1)))
-    assert np.abs(places.mean(0)).max() < 1e-9
+
+
+def test_the_picture_of_words_names_the_extra_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"pip install lst-scaling\[embeddings\]"):
+        tsne(drawn(4, 3))
