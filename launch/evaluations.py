@@ -33,9 +33,7 @@ def evaluation_words(study: Path, row: Row) -> tuple[str, ...]:
         raise LaunchError(f"'{path}' is missing, or not as it was planned; plan the study again with plan-sweep.")
     run = study / RUNS / content["run"]
     last = content["checkpoint"] == "final"  # the run itself says what was spent on its end
-    words = [
-        f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in sorted(found["options"].items())
-    ]
+    words = [f"{key}={_text(value)}" for key, value in sorted(found["options"].items())]
     words += [f"items={content['items']}"] if content["items"] else []
     words += [f"shard={content['shard']}"] if of_shard else []
     source = run if last else run / CHECKPOINTS / content["checkpoint"]
