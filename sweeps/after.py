@@ -26,6 +26,7 @@ from sweeps.estimate import price_run
 from sweeps.evaluations import evaluation_rows
 from sweeps.measure import open_measure
 from sweeps.price import AUTO
+from sweeps.study import Matching
 
 if TYPE_CHECKING:
     from sweeps.measure import Measure
@@ -78,6 +79,7 @@ def _tuned(study: StudyConfig, measure: Measure, parent: PlannedRun, steps: int)
         **price.columns(),
         "run_id": config.run_id,
         "branch": 0,
+        "matching": Matching.UNIT.value,
         "flops_budget": float(allocation.flops),
         "planned_spent_flops": float(allocation.flops),
         "planned_spent_steps": steps,

@@ -18,6 +18,8 @@ TASKS = {
     },
 }
 
+MOST_SHARDS = 1_000  # each is a row, and a process that reads the whole item set
+
 
 @dataclass(frozen=True, kw_only=True)
 class AfterOptions:
@@ -46,6 +48,8 @@ class AfterOptions:
         """Raises ConfigError on a value that cannot be."""
         if self.kind and self.kind not in TASKS:
             raise ConfigError(f"after.kind='{self.kind}' is unknown; {did_you_mean(self.kind, TASKS)}")
+        if self.task and not self.kind:
+            raise ConfigError(f"after.task='{self.task}' has no meaning without after.kind; give after.kind=finetune or eval.")
         tasks = TASKS.get(self.kind, {"": ""})
         if self.task not in tasks:
             raise ConfigError(
@@ -54,6 +58,8 @@ class AfterOptions:
         tuned = self.kind == "finetune"
         if tuned and not (self.steps and min(self.steps) > 0 and self.batch_sequences > 0 and self.lr_scale > 0):
             raise ConfigError("after.kind=finetune needs after.steps, after.batch_sequences and after.lr_scale above 0.")
+        if len(set(self.steps)) < len(self.steps):
+            raise ConfigError(f"after.steps={list(self.steps)} has a length twice; give each once.")
         if not 0 <= self.warmup_steps <= min(self.steps, default=0):
             raise ConfigError(f"after.warmup_steps={self.warmup_steps} must lie between 0 and the fewest of after.steps.")
         if not tuned and (self.steps or self.batch_sequences or self.data or self.evaluate):
@@ -83,5 +89,5 @@ class AfterOptions:
             raise ConfigError("after.every_steps and after.every_flops are given both; give one of them.")
         if self.shards > 1 and self.task == "representations":
             raise ConfigError(f"after.shards={self.shards}: representations are made by one process; leave it out.")
-        if self.shards < 1:
-            raise ConfigError(f"after.shards={self.shards} must be 1 or more.")
+        if not 1 <= self.shards <= MOST_SHARDS:
+            raise ConfigError(f"after.shards={self.shards} must lie between 1 and {MOST_SHARDS:,}.")

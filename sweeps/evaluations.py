@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -88,6 +88,19 @@ def keep_steps(study: StudyConfig, run: PlannedRun) -> PlannedRun:
     config = dataclasses.replace(run.config, execution=dataclasses.replace(run.config.execution, keep_steps=tuple(steps)))
     kept, most = map(rounded, disk_gib(config))
     return dataclasses.replace(run, config=config, row=dataclasses.replace(row, est_kept_gib=kept, est_disk_gib=most))
+
+
+def kept_warnings(study: StudyConfig, rows: Sequence[PlanRow]) -> list[str]:
+    """A sentence where the study evaluates weights on the way, and no run is long enough to have any."""
+    after = study.after
+    trained = [row for row in rows if row.kind == "pretrain" and row.admitted]
+    every = ("steps", after.every_steps) if after.every_steps else ("flops", after.every_flops)
+    longest = max((row.steps if after.every_steps else row.planned_flops for row in trained), default=0.0)
+    if not every[1] or every[1] < longest:
+        return []
+    return [
+        f"after.every_{every[0]}={every[1]:g} is no less than the longest run's {longest:g}: only the last weights are evaluated."
+    ]
 
 
 def evaluation_rows(study: StudyConfig, parent: PlannedRun) -> Iterator[PlannedRun]:
@@ -169,7 +182,11 @@ def require_options(task: str, options: Mapping[str, Any]) -> None:
     for key in SET_BY_THE_PLAN:
         if key in options:
             raise ConfigError(f"after.options.{key} is set by the plan (after.items, after.shards); leave it out.")
-    from_dict(_option_class(task), ({"items": ""} if task == "choices" else {}) | dict(options), "after.options")
+    try:
+        from_dict(_option_class(task), ({"items": ""} if task == "choices" else {}) | dict(options), "after.options").validate()
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith("after.options") else f"after.options.{text}") from error
 
 
 def _option_class(task: str) -> type[Any]:

@@ -165,7 +165,7 @@ def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None
     from sweeps.after import after_runs
     from sweeps.build import build_runs
     from sweeps.columns import BRANCH, EVAL
-    from sweeps.evaluations import keep_steps
+    from sweeps.evaluations import keep_steps, kept_warnings
     from sweeps.spending import choose_ladder, edge_warnings, ladder_levels, levels_of, require_within
 
     def runs_at(levels: Sequence[Level], progress: Progress | None = None) -> tuple[list[PlannedRun], list[str]]:
@@ -189,7 +189,7 @@ def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None
         ladder=ladder,
         run_configs={run.row.run_id: run.config for run in runs if run.row.admitted and run.row.kind not in (BRANCH, EVAL)},
         evaluations={run.row.run_id: run.evaluation for run in runs if run.row.admitted and run.evaluation is not None},
-        warnings=(*warnings, *edge_warnings(study, measure, levels)),
+        warnings=(*warnings, *edge_warnings(study, measure, levels), *kept_warnings(study, rows)),
         _measure=measure,
     )
 

@@ -12,7 +12,7 @@ from lst.assumptions import ASSUMPTIONS, Assumption
 from lst.config import ARM_PATCHING, Arm, Patching
 from lst.ladder import BaselineMatch, named_count
 from sweeps.accounting import accounting_text, speech_text
-from sweeps.columns import EVAL, PlanRow
+from sweeps.columns import EVAL, FINETUNE, PlanRow
 from sweeps.contradictions import contradictions
 from sweeps.plan import Plan
 from sweeps.recipe import recipe_text
@@ -112,7 +112,12 @@ def run_table(rows: Sequence[PlanRow]) -> str:
 def matching_text(study: StudyConfig, rows: Sequence[PlanRow]) -> str:
     """What is equal inside a match group, and for each arm what is not, as ratios to the reference arm."""
     what = f"{MATCHED[study.matching]}; in a sequence: {_context(study)}"
-    rows = [row for row in rows if row.kind == "pretrain"]
+    told = _ratios_text(study, [row for row in rows if row.kind == "pretrain"], what)
+    tuned = [row for row in rows if row.kind == FINETUNE]
+    return "\n\n".join([told, *([_ratios_text(study, tuned, "the steps of fine-tuning, and so its units")] if tuned else [])])
+
+
+def _ratios_text(study: StudyConfig, rows: Sequence[PlanRow], what: str) -> str:
     lines = [wrapped("matched: ", f"{what}. As ratios to {study.reference_arm}, the lowest and the highest:")]
     table = [["arm", "FLOPs", "units", "tokens", "text", "speech", "epochs", "passes"]]
     for arm in study.ordered_arms:

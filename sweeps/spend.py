@@ -19,6 +19,7 @@ from lst.errors import ConfigError, PlanError
 SIGNIFICANT_DIGITS = 2  # of a budget: it is read by people
 LEAST_SIZES = 4  # of a profile: a parabola has three coefficients
 USUAL_SIZES = 5
+MOST_BUDGETS = 100
 _SOLVER_STEPS = 60  # halvings of a bracket: far below the digits that are kept
 
 
@@ -59,8 +60,8 @@ class SpendConfig:
         given = [key for key in totals if getattr(self, key)]
         if len(given) > 1:
             raise ConfigError(f"spend.{given[0]} and spend.{given[1]} are both given; one total decides, so give one.")
-        if self.budgets < 1:
-            raise ConfigError(f"spend.budgets={self.budgets} must be 1 or more.")
+        if not 1 <= self.budgets <= MOST_BUDGETS:
+            raise ConfigError(f"spend.budgets={self.budgets} must lie between 1 and {MOST_BUDGETS}.")
         if self.step <= 1:
             raise ConfigError(f"spend.step={self.step:g} must be over 1; it is the factor from one budget to the next.")
         if not 0 < self.largest_share <= 1:
@@ -170,7 +171,10 @@ def _affordable(config: SpendConfig, ladder: Ladder) -> bool:
 
 def _reachable(config: SpendConfig, params: Mapping[str, int]) -> tuple[float, float]:
     """Top budgets whose whole ladder has its expected optima inside the sizes: the least and the largest, a little inside."""
-    span = config.step ** (config.budgets - 1)
+    try:
+        span = config.step ** (config.budgets - 1)
+    except OverflowError:
+        span = math.inf
     least, most = (6 * config.tokens_per_param * count**2 for count in (min(params.values()), max(params.values())))
     low, high = least * span * 1.06, most / 1.06
     if low > high:

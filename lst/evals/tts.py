@@ -56,7 +56,7 @@ class TtsConfig:
     def validate(self) -> None:
         from lst.checks import require_choice, require_positive, require_seed
         from lst.evals.edit_errors import NORMALISERS
-        from lst.model.generate import Sampling
+        from lst.sampling import Sampling
 
         for key in ("utterances", "seconds_per_word"):
             require_positive(key, getattr(self, key))

@@ -40,6 +40,7 @@ from lst.model.batch import Batch, make_batch
 from lst.model.build import count_parameters
 from lst.model.lst import Baseline, LatentSpeechText
 from lst.model.stepper import Stepper
+from lst.sampling import Sampling
 
 DIRECTIONS = ("S->S", "T->T", "S->T", "T->S")
 _NAMES = {"S": "speech", "T": "text"}
@@ -75,23 +76,6 @@ class Generation:
     @property
     def loglik_sum(self) -> float:
         return math.fsum(self.logliks)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next id is chosen. The distribution is divided by the temperature, then cut by top_k, then by top_p."""
-
-    temperature: float = 0.0  # 0 = the most probable id
-    top_k: int = 0  # so many most probable ids; 0 = all
-    top_p: float = 1.0  # the fewest most probable ids with at least this share of what top_k left
-
-    def validate(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise ConfigError(f"temperature={self.temperature} must be a number from 0 (the most probable id) on.")
-        if self.top_k < 0:
-            raise ConfigError(f"top_k={self.top_k} is negative; give 0 for all ids.")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p={self.top_p} must lie in (0, 1]; give 1 for all ids.")
 
 
 def generate(

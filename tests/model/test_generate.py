@@ -14,8 +14,9 @@ from lst.config import Arm, Patching
 from lst.data.vocab import EOS, SPEECH, TEXT, Vocabulary
 from lst.errors import ConfigError, DataError, RunFailed
 from lst.model import generate, make_batch
-from lst.model.generate import DIRECTIONS, Sampling, Stop, choose
+from lst.model.generate import DIRECTIONS, Stop, choose
 from lst.patching import closing_positions, visible_units
+from lst.sampling import Sampling
 from tests.data.made_up_pieces import made_up_pieces
 from tests.model.decoding_cases import CASES, SPEECH_VOCAB, TEXT_VOCAB, config_of, network
 

@@ -14,6 +14,7 @@ from lst.flops import training_flops
 from sweeps.measure import Measurements
 from sweeps.plan import Plan, plan, plan_with, read_plan
 from sweeps.reprice import reprice
+from sweeps.show import matching_text
 from sweeps.study import StudyConfig
 
 ARMS = ["baseline", "lst_curriculum"]
@@ -62,9 +63,17 @@ def test_fine_tunings_flops_are_those_of_the_very_sequences(measure, small_study
 
 
 def test_equal_steps_of_every_arm_belong_together(measure, small_study) -> None:
-    found = tuned_plan(measure, small_study, steps=[30, 60])
+    found = tuned_plan(measure, small_study, ARMS, steps=[30, 60])
     groups = {(row.match_group, row.steps) for row in found.rows if row.kind == "finetune"}
     assert len(groups) == 2
+    tuned = [row for row in found.rows if row.kind == "finetune"]
+    assert {row.matching for row in tuned} == {"unit"}  # the parents are matched in FLOPs
+    assert len({(row.steps, row.units) for row in tuned}) == 2
+    shown = matching_text(found.study, found.rows).split("\n\n")[1]
+    ratios = {row.steps: row.planned_flops for row in tuned if row.arm == "lst_curriculum"}
+    plain = {row.steps: row.planned_flops for row in tuned if row.arm == "baseline"}
+    assert ratios[30] / plain[30] > 1.1
+    assert f"{min(ratios[s] / plain[s] for s in ratios):.3f}" in shown
     assert found.totals.planned_flops == pytest.approx(sum(row.planned_flops for row in found.rows))
 
 
@@ -97,6 +106,8 @@ def test_other_data_is_read_where_it_is_named(measure, small_study, toy_dataset:
         ({"warmup_steps": 31}, "after.warmup_steps=31 must lie between 0 and the fewest of after.steps"),
         ({"warmup_steps": -1}, "after.warmup_steps=-1 must lie"),
         ({"steps": []}, "after.kind=finetune needs after.steps"),
+        ({"steps": [30, 30]}, r"after.steps=\[30, 30\] has a length twice"),
+        ({"kind": ""}, "after.task='asr' has no meaning without after.kind"),
     ],
 )
 def test_what_cannot_be_is_refused(measure, small_study, after, message) -> None:

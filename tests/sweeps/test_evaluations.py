@@ -117,6 +117,11 @@ def test_weights_on_the_way_are_kept_and_evaluated(every: dict[str, Any]) -> Non
     assert parent.est_kept_gib - before[parent.run_id].est_kept_gib == pytest.approx(len(kept) * weights, rel=0.02)
 
 
+def test_weights_that_no_run_is_long_enough_to_keep_are_told() -> None:
+    found = judged(CHOICES | {"every_steps": 10_000_000})
+    assert any("after.every_steps=1e+07 is no less than the longest run's" in warning for warning in found.warnings)
+
+
 def test_what_is_to_be_done_is_frozen_and_planning_again_changes_no_byte(tmp_path: Path) -> None:
     found = judged(CHOICES)
     assert found.write(tmp_path / "study") == "new"
@@ -156,11 +161,14 @@ def test_choices_without_items_stay_in_the_plan_refused() -> None:
         (CHOICES | {"options": {"scroe": "x"}}, "unknown key 'after.options.scroe'; did you mean 'score'"),
         (CHOICES | {"options": {"limit": "many"}}, "after.options.limit='many' must be of type int"),
         (CHOICES | {"options": {"out": "x"}}, "after.options.out is set by the plan"),
-        (CHOICES | {"options": {"directions": "S->S,S->X"}}, "after.options.directions has 'S->X', item set .* has S->S"),
+        (CHOICES | {"options": {"directions": "S->S,S->X"}}, "after.options.directions='S->X' is unknown"),
         (CHOICES | {"items": [SMOKE, SMOKE]}, "has an item set twice"),
         ({"kind": "eval", "task": "representations", "shards": 2}, "representations are made by one process"),
         ({"kind": "eval", "task": "representations", "options": {"leters": 3}}, "did you mean 'letters'"),
-        (CHOICES | {"shards": 0}, "after.shards=0 must be 1 or more"),
+        (CHOICES | {"shards": 0}, "after.shards=0 must lie between 1 and 1,000"),
+        (CHOICES | {"shards": 1_000_000}, "after.shards=1000000 must lie between 1 and 1,000"),
+        ({"kind": "eval", "task": "asr", "options": {"utterances": -1}}, "after.options.utterances"),
+        ({"kind": "eval", "task": "tts", "options": {"top_p": 0.0}}, "after.options.top_p"),
         (CHOICES | {"steps": [3]}, "have no meaning for after.kind='eval'"),
         ({"kind": "eval", "task": "asr", "items": [SMOKE]}, "after.items has no meaning for after.task='asr'"),
         (CHOICES | {"every_steps": 1}, "keeps the weights of about .* steps of run .*, more than 100"),

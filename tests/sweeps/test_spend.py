@@ -102,7 +102,8 @@ def test_more_budgets_than_the_sizes_can_hold_are_refused() -> None:
         ({"step": 1.0}, "spend.step=1 must be over 1"),
         ({"largest_share": 0.0}, "spend.largest_share=0 must lie in"),
         ({"sizes_per_budget": 3}, "spend.sizes_per_budget=3 is under 4"),
-        ({"budgets": 0}, "spend.budgets=0 must be 1 or more"),
+        ({"budgets": 0}, "spend.budgets=0 must lie between 1 and 100"),
+        ({"budgets": 100_000}, "spend.budgets=100000 must lie between 1 and 100"),
         ({"tokens_per_param": 0.0}, "spend.tokens_per_param=0 must be positive"),
     ],
 )
