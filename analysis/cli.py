@@ -15,14 +15,13 @@ Exit status: 0 done, 1 the work failed, 2 wrong input, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import errno
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lst.errors import FitError, LstError, did_you_mean
+from lst.command import ended
+from lst.errors import FitError, did_you_mean
 
 if TYPE_CHECKING:
     from analysis.power import PowerOptions
@@ -34,26 +33,12 @@ VERBS = ("collect", "fit", "power", "sync", "import")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script; returns the exit status."""
+    return ended("fit-scaling", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     options = _parse(list(sys.argv[1:] if argv is None else argv))
-    try:
-        code = {"collect": _collect, "fit": _fit, "power": _power, "sync": _sync, "import": _import}[options.verb](options)
-        sys.stdout.flush()
-        return code
-    except LstError as error:
-        return _complain(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of our output has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        full = "; free some space and call again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return _complain(f"{error.filename or 'a file'} cannot be read or written ({error.strerror or error}){full}.", 2)
-
-
-def _complain(sentence: str, code: int) -> int:
-    print(f"fit-scaling: {sentence}", file=sys.stderr)
-    return code
+    return {"collect": _collect, "fit": _fit, "power": _power, "sync": _sync, "import": _import}[options.verb](options)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -140,6 +140,8 @@ def read_plan(folder: Path) -> list[dict[str, Any]]:
     missing = [name for name in ("run_id", "arm", "size") if name not in table.columns]
     if missing:
         raise FitError(f"'{path}' has no column '{missing[0]}'; plan the study again.")
+    if cut := records.cut_table(folder, len(table)):
+        raise FitError(f"'{path}' {cut}")
     return [{str(k): v for k, v in row.items()} for row in table.drop_duplicates("run_id").to_dict("records")]
 
 

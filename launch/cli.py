@@ -11,7 +11,6 @@ submit-sweep cancel DIR
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import sys
@@ -19,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lst.errors import ConfigError, LaunchError, LstError
+from lst.command import ended
+from lst.errors import ConfigError, LaunchError
 
 if TYPE_CHECKING:
     from launch.submit import Selection
@@ -30,6 +30,10 @@ LOG_SECONDS = 0.5
 
 def main(argv: Sequence[str] | None = None, *, trainer_argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code. `trainer_argv` replaces the trainer's command, for tests only."""
+    return ended("error", lambda: _main(argv, trainer_argv))
+
+
+def _main(argv: Sequence[str] | None, trainer_argv: Sequence[str] | None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     overrides = [text for text in rest if not text.startswith("-")]
@@ -39,20 +43,8 @@ def main(argv: Sequence[str] | None = None, *, trainer_argv: Sequence[str] | Non
     if overrides:
         arguments.overrides = [*arguments.overrides, *overrides]
     arguments.trainer_argv = trainer_argv
-    try:
-        code: int = arguments.command(arguments)
-        sys.stdout.flush()
-        return code
-    except LstError as error:
-        return _complain(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of our output has left: `submit-sweep status DIR | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        full = " (no space is left: free some and call again)" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return _complain(f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}{full}.", 2)
+    code: int = arguments.command(arguments)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -322,11 +314,6 @@ def _follow_log(study: Path, run_id: str, path: Path, offset: int) -> None:
         if not going:
             return
         time.sleep(LOG_SECONDS)
-
-
-def _complain(sentence: str, code: int) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

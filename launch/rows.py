@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lst.config import RunConfig
 from lst.errors import ConfigError, LaunchError
-from lst.records import CHECKPOINTS, EXIT, RUN_CONFIG, is_whole_text, read_json
+from lst.records import CHECKPOINTS, EXIT, RUN_CONFIG, cut_table, is_whole_text, read_json
 
 PLAN = "plan.csv"
 RUNS = "runs"
@@ -70,6 +70,8 @@ def read_rows(study: Path) -> list[Row]:
                 "plan the study again with plan-sweep."
             )
         records = list(enumerate(table, start=2))
+    if cut := cut_table(study, len(records)):
+        raise LaunchError(f"'{path}' {cut}")
     # a branch is no run of its own: its parent's run yields it
     runs = {record["run_id"]: record.get("parent_run_id") or "" for _, record in records if record.get("kind") == BRANCH}
     rows = [_row(path, number, record, runs) for number, record in records if record.get("kind") != BRANCH]

@@ -18,6 +18,7 @@ from typing import Any
 
 from lst.errors import CheckpointError
 
+STUDY_FILE = "study.yaml"
 RUN_CONFIG = "run.yaml"
 TRAIN_RECORDS = "train.jsonl"
 EVAL_RECORDS = "eval.jsonl"
@@ -28,6 +29,9 @@ LOG = "log.txt"
 LEASE = "lease.json"
 CHECKPOINTS = "checkpoints"
 KEPT_CHECKPOINTS = 2  # that a run in training keeps: the newest, and one before it in case the newest is damaged
+
+PUT_BACK = "plan the study again into the same folder, which puts it back."
+_ROWS = "# rows of plan.csv: "
 
 WALL_CLOCK_FIELDS = frozenset(
     {
@@ -130,6 +134,26 @@ def is_whole_text(path: Path) -> bool:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         return file.read(1) == b"\n"
+
+
+def rows_line(rows: int) -> str:
+    """The last line of study.yaml, a comment: how many rows its plan.csv has."""
+    return f"{_ROWS}{rows}\n"
+
+
+def cut_table(study: Path, rows: int) -> str:
+    """What is wrong where `rows` rows of plan.csv are fewer than study.yaml says; empty where it says nothing, too.
+
+    More are right: a plan that grows gets its table first.
+    """
+    try:
+        *_, last = (study / STUDY_FILE).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return ""
+    planned = last.removeprefix(_ROWS)
+    if planned == last or not planned.isdecimal() or int(planned) <= rows:
+        return ""
+    return f"is cut: it holds {rows} of its {planned} rows; {PUT_BACK}"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

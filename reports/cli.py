@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lst.errors import ConfigError, LstError, did_you_mean
+from lst.command import ended
+from lst.errors import ConfigError, did_you_mean
 
 KEYS = ("title", "target")
 
@@ -31,6 +32,10 @@ def parse_overrides(words: Sequence[str]) -> dict[str, str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit code is returned."""
+    return ended("scaling-report", lambda: _main(arguments))
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="scaling-report",
         description="Write a study's report: one self-contained page, figures as SVG, tables as CSV and LaTeX.",
@@ -39,14 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR", help="the study's folder (with plan.csv)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options of the page")
     options = parser.parse_args(arguments)
-    try:
-        overrides = parse_overrides(options.overrides)
-        print(_render(options.folder, overrides))
-    except LstError as error:
-        print(f"scaling-report: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    print(_render(options.folder, parse_overrides(options.overrides)))
     return 0
 
 

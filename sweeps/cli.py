@@ -28,7 +28,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lst.errors import ConfigError, LstError, did_you_mean
+from lst.command import ended, sigterm_raises
+from lst.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from sweeps.plan import Plan
@@ -41,7 +42,12 @@ EXAMPLE = "plan-sweep study=demo out=studies/demo"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script; returns the exit status (0 done, 1 the work failed, 2 wrong input, 130 interrupted)."""
+    """The console script; returns the exit status (0 done, 1 the work failed, 2 wrong input, 130 or 143 interrupted)."""
+    with sigterm_raises():
+        return ended("plan-sweep", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] not in (*VERBS, "-h", "--help"):
         arguments.insert(0, "plan")
@@ -60,18 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "statistics": _statistics,
         "propose": _propose,
     }[arguments[0]]
-    try:
-        return run(options)
-    except LstError as error:
-        print(f"plan-sweep: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("plan-sweep: interrupted.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # the reader of a pipe went away: nothing is left to tell, and the interpreter must not try again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    return run(options)
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from lst.errors import PlanError
 from lst.plain import changed, kept
+from lst.records import PUT_BACK, cut_table
 
 PLAN_TABLE = "plan.csv"
 FINETUNE = "finetune"  # a value of the column `kind`: a row that starts from its parent_run_id's weights
@@ -168,9 +169,13 @@ def read_rows(folder: Path) -> list[PlanRow]:
         raise PlanError(
             f"'{folder}' has no readable {PLAN_TABLE}; make a plan with: plan-sweep study=NAME out={folder}"
         ) from error
+    if not text.endswith("\n"):
+        raise PlanError(f"'{path}' is torn (its last line has no end); {PUT_BACK}")
     lines = list(csv.reader(io.StringIO(text)))
-    if not lines or tuple(lines[0]) != COLUMNS:
+    if tuple(lines[0]) != COLUMNS:
         raise PlanError(f"'{path}' does not have the columns of this version's plans; plan again into another folder.")
+    if cut := cut_table(folder, len(lines) - 1):
+        raise PlanError(f"'{path}' {cut}")
     return [_read_row(path, number, line) for number, line in enumerate(lines[1:], start=2)]
 
 
@@ -180,8 +185,10 @@ def format_value(value: Any) -> str:
 
 
 def _read_row(path: Path, number: int, line: list[str]) -> PlanRow:
+    if len(line) != len(COLUMNS):
+        raise PlanError(f"'{path}' line {number} is damaged ({len(line)} cells, not {len(COLUMNS)}); {PUT_BACK}")
     try:
         values: dict[str, Any] = {name: of(cell) for (name, of), cell in zip(_column_types().items(), line, strict=True)}
     except ValueError as error:
-        raise PlanError(f"'{path}' line {number} is damaged ({error}); plan again into another folder.") from error
+        raise PlanError(f"'{path}' line {number} is damaged ({error}); {PUT_BACK}") from error
     return PlanRow(**values)

@@ -1,9 +1,10 @@
 """A plan on disk: there whole or not at all, and never in place of another one (docs/run_folder.md).
 
 A new folder is written aside and renamed. An existing plan is compared: the same plan changes no byte (a file that was
-lost or damaged is put back), another one is refused, and `widen` lets a plan grow that keeps all its rows. plan.csv is
-replaced last, so an interrupted widening leaves the old plan. One planner at a time works in a folder; what one that was killed
-left aside goes with the next. Not here: what the files say (`sweeps.plan`).
+lost or damaged is put back), another one is refused, and `widen` lets a plan grow that keeps all its rows. Runs are written
+before plan.csv, and study.yaml, which counts the rows, after it: an interrupted widening leaves a table whose runs are there. One
+planner at a time works in a folder; what one that was killed left aside goes with the next. Not here: what the files say
+(`sweeps.plan`).
 """
 
 from __future__ import annotations
@@ -27,10 +28,9 @@ from typing import Any
 from lst.config import RunConfig
 from lst.errors import PlanError
 from lst.plain import kept, to_dict
-from lst.records import RUN_CONFIG, write_atomically
+from lst.records import RUN_CONFIG, STUDY_FILE, write_atomically
 from sweeps.columns import BRANCH, EVAL, PLAN_TABLE, format_value, read_rows
 
-STUDY_FILE = "study.yaml"
 REFERENCES = "references.json"
 RUNS = "runs"
 EVALUATION = "eval.json"
@@ -106,6 +106,7 @@ def write_plan(out: Path, files: Mapping[str, bytes], references: Callable[[], b
             if _write_new(out.resolve(), {**files, **({REFERENCES: references()} if references else {})}):
                 return Written.NEW
         with _locked(out):
+            _remove_leftovers(out.resolve())
             return _write_over(out, files, references, widen=widen)
     except OSError as error:
         remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another folder"
@@ -204,35 +205,74 @@ def _write_file(path: str, data: bytes) -> None:
 
 def _write_over(out: Path, files: Mapping[str, bytes], references: Callable[[], bytes] | None, *, widen: bool) -> Written:
     same = [name for name, data in files.items() if _content(out / name) == data]
-    identical = {PLAN_TABLE, STUDY_FILE} <= set(same)
-    if not identical:
+    known = _is_the_same(out, files)
+    if not known:
         _require_growth(out, files, widen=widen)
     missing = [name for name in files if name not in same]
-    remake_references = not identical or not (out / REFERENCES).is_file()
-    # configurations first and the table last: a plan.csv never names a run that is not there
-    for name in sorted(missing, key=lambda name: (name == PLAN_TABLE, name == STUDY_FILE, name)):
-        if name == PLAN_TABLE and references:
+    remake_references = not known or not (out / REFERENCES).is_file()
+    # configurations before the table: a plan.csv never names a run that is not there
+    for name in sorted(missing, key=lambda name: (name == STUDY_FILE, name == PLAN_TABLE, name)):
+        if name == PLAN_TABLE and references and remake_references:
             write_atomically(out / REFERENCES, references())
             remake_references = False
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out / name, files[name])
     if remake_references and references:
         write_atomically(out / REFERENCES, references())
-    return Written.UNCHANGED if identical else Written.WIDENED
+    return Written.UNCHANGED if known else Written.WIDENED
+
+
+def _is_the_same(out: Path, files: Mapping[str, bytes]) -> bool:
+    """Whether `out` holds this plan, whose plan.csv and study.yaml may be lost, or cut to their beginning.
+
+    Without its table it is known by its study and runs, without both by its runs alone: their ids are hashes of them.
+    """
+    ours = {name: files.get(name, b"") for name in (PLAN_TABLE, STUDY_FILE)}
+    found = {name: _content(out / name) or b"" for name in ours}
+    if not all(ours[name].startswith(found[name]) for name in ours):
+        return False
+    if found[PLAN_TABLE] == ours[PLAN_TABLE]:
+        return True
+    runs, planned = set(_run_files(out)), {name for name in files if name.startswith(f"{RUNS}/")}
+    return runs <= planned if found[STUDY_FILE] == ours[STUDY_FILE] else bool(runs) and runs == planned
+
+
+def _run_files(out: Path) -> dict[str, str]:
+    """run_id by the file that says what the run is, of the runs that are there."""
+    found = {}
+    for folder in sorted((out / RUNS).iterdir()) if (out / RUNS).is_dir() else ():
+        for name in (run_file(folder.name), evaluation_file(folder.name)):
+            if (out / name).is_file():
+                found[name] = folder.name
+    return found
+
+
+def _planned_files(out: Path) -> dict[str, str]:
+    """The same of the plan in `out`, by its table, else by the runs that are there. Raises PlanError where it is no plan."""
+    try:
+        rows = [row for row in read_rows(out) if row.admitted and row.kind != BRANCH]
+    except PlanError:
+        if runs := _run_files(out):
+            return runs
+        if (out / PLAN_TABLE).is_file():
+            raise
+        raise PlanError(f"out={out} holds other files and no plan of ours; choose another folder.") from None
+    return {
+        (evaluation_file if row.kind == EVAL else run_file)(row.run_id): (
+            f"{row.run_id} ({row.arm}, {row.size}, {row.flops_budget:.3g} FLOPs)"
+        )
+        for row in rows
+    }
 
 
 def _require_growth(out: Path, files: Mapping[str, bytes], *, widen: bool) -> None:
     """PlanError unless `out` holds a plan whose admitted rows all stay, and widening was asked for."""
-    if not (out / PLAN_TABLE).is_file() or not (out / STUDY_FILE).is_file():
-        raise PlanError(f"out={out} holds other files and no plan of ours; choose another folder.")
-    old = [row for row in read_rows(out) if row.admitted and row.kind != BRANCH]
-    lost = [row for row in old if (evaluation_file if row.kind == EVAL else run_file)(row.run_id) not in files]
+    old = _planned_files(out)
+    lost = [run for name, run in old.items() if name not in files]
     if lost:
-        first = lost[0]
         raise PlanError(
-            f"out={out} holds another plan: {len(lost)} of its {len(old)} runs are not in this one, the first is {first.run_id} "
-            f"({first.arm}, {first.size}, {first.flops_budget:.3g} FLOPs); choose another folder "
-            "(with make demo: DIR=studies/NAME), or delete this one."
+            f"out={out} holds another plan: {len(lost)} of its {len(old)} runs are not in this one, the first is {lost[0]}; "
+            "choose another folder (with make demo: DIR=studies/NAME), or delete this one."
         )
     if not widen:
         raise PlanError(

@@ -103,12 +103,14 @@ class Plan:
 
     def files(self) -> dict[str, bytes]:
         """The plan's files by their path in the study's folder, references.json apart."""
+        from lst.records import STUDY_FILE, rows_line
         from sweeps.columns import PLAN_TABLE, rows_to_csv
         from sweeps.evaluations import evaluation_text
-        from sweeps.folder import STUDY_FILE, evaluation_file, run_file, run_yaml, to_yaml
+        from sweeps.folder import evaluation_file, run_file, run_yaml, to_yaml
         from sweeps.study import study_to_dict
 
-        files = {STUDY_FILE: to_yaml(study_to_dict(self.study)), PLAN_TABLE: rows_to_csv(self.rows)}
+        study = to_yaml(study_to_dict(self.study)) + rows_line(len(self.rows))
+        files = {STUDY_FILE: study, PLAN_TABLE: rows_to_csv(self.rows)}
         for run_id, config in self.run_configs.items():
             files[run_file(run_id)] = run_yaml(config)
         for run_id, content in self.evaluations.items():
@@ -196,8 +198,8 @@ def plan_with(study: StudyConfig, measure: Measure, *, progress: Progress | None
 
 def read_plan(folder: Path | str) -> StoredPlan:
     """The plan in a study's folder. Raises PlanError where there is none, or where it is damaged."""
+    from lst.records import PUT_BACK, STUDY_FILE, is_whole_text
     from sweeps.columns import read_rows
-    from sweeps.folder import STUDY_FILE
     from sweeps.study import StudyConfig
     from sweeps.yaml_file import UnreadableError, read_mapping
 
@@ -205,11 +207,13 @@ def read_plan(folder: Path | str) -> StoredPlan:
     rows = read_rows(folder)
     path = folder / STUDY_FILE
     try:
+        if path.is_file() and not is_whole_text(path):
+            raise PlanError(f"'{path}' is torn (its last line has no end); {PUT_BACK}")
         values = read_mapping(path)
     except UnreadableError as error:
-        raise PlanError(f"'{path}' cannot be read ({error}); plan the study again.") from error
+        raise PlanError(f"'{path}' cannot be read ({error}); {PUT_BACK}") from error
     if values is None:
-        raise PlanError(f"'{path}' is no mapping; plan the study again.")
+        raise PlanError(f"'{path}' is no mapping; {PUT_BACK}")
     return StoredPlan(folder=folder, study=StudyConfig.from_dict(values), rows=tuple(rows))
 
 

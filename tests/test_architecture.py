@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "sweeps": frozenset(
         {
             "lst",
+            "lst.command",
             "lst.config",
             "lst.plain",  # dataclasses from and to plain values
             "lst.ladder",  # size -> shape lies with the model, so that lst.config.arm_config needs no planner
@@ -44,9 +45,13 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             ),  # options of evaluations that are rows of a plan
         }
     ),
-    "launch": frozenset({"lst", "lst.config", "lst.plain", "lst.records", "lst.errors", "sweeps.plan", "sweeps.price"}),
-    "analysis": frozenset({"lst", "lst.records", "lst.flops", "lst.errors", "lst.assumptions", "sweeps.plan"}),
-    "reports": frozenset({"lst", "lst.drawing", "lst.errors", "lst.assumptions", "sweeps.plan", "analysis.results"}),
+    "launch": frozenset(
+        {"lst", "lst.command", "lst.config", "lst.plain", "lst.records", "lst.errors", "sweeps.plan", "sweeps.price"}
+    ),
+    "analysis": frozenset({"lst", "lst.command", "lst.records", "lst.flops", "lst.errors", "lst.assumptions", "sweeps.plan"}),
+    "reports": frozenset(
+        {"lst", "lst.command", "lst.drawing", "lst.errors", "lst.assumptions", "sweeps.plan", "analysis.results"}
+    ),
 }
 
 CLI_FILES = frozenset({"sweeps/cli.py", "launch/cli.py", "analysis/cli.py", "reports/cli.py"})

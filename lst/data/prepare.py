@@ -34,6 +34,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from lst.command import ended
 from lst.data.quality import cli as quality
 from lst.data.vocoders.speak import speak
 from lst.errors import ConfigError, LstError, did_you_mean
@@ -133,6 +134,10 @@ class PrepareConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console script; returns the exit status."""
+    return ended("prepare-data", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="prepare-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -146,9 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(a.startswith("eval=") for a in arguments):
             return _prepare_items(arguments)
         return _prepare(_options(arguments))
-    except LstError as error:
-        print(f"prepare-data: {error}", file=sys.stderr)
-        return error.exit_code
+    except BrokenPipeError:
+        raise
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "free some space; " if full else ""

@@ -9,9 +9,10 @@ here: what is said (lst.train.metrics), and the records, which are files.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from typing import TextIO
+
+from lst.command import discard
 
 CLOSED = "warning: nobody reads this run's output any more; it goes on without, and train.jsonl tells how far it is"
 
@@ -34,10 +35,3 @@ def complain(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
     except BrokenPipeError:
         discard(sys.stderr)
-
-
-def discard(stream: TextIO) -> None:
-    """Let the stream go nowhere from now on, what it still holds included: flushing it at the exit would fail as well."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)

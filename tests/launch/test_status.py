@@ -193,7 +193,7 @@ def test_a_full_disk_is_one_sentence_before_anything_starts(
 
     monkeypatch.setattr("launch.submit.take_snapshot", full)
     assert main(["submit", str(tmp_path)]) == 2
-    assert "no space is left: free some and call again" in capsys.readouterr().err
+    assert "free some space and call again" in capsys.readouterr().err
     assert not (tmp_path / "launch/ledger.jsonl").exists()
 
 

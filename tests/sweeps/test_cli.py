@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -282,3 +283,30 @@ def test_a_command_whose_reader_left_is_quiet(small: list[str]) -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["sweeps.cli", "sizes"], "plan-sweep"),
+        (["launch.cli", "status", "DIR"], "error"),
+        (["analysis.cli", "fit", "--help"], ""),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_sentence(tmp_path: Path, command: list[str], name: str, unbuffered: str) -> None:
+    """Told once, not again at the interpreter's exit; argparse itself is quiet where it cannot write its help at once."""
+    (tmp_path / "plan.csv").write_text("run_id,arm,size,steps,planned_flops,gpus,est_gpu_hours,status,reason\n")
+    command = [str(tmp_path) if word == "DIR" else word for word in command]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", *command], cwd=ROOT, env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    says = "the output cannot be read or written (No space left on device); free some space and call again."
+    if name:
+        assert (ended.returncode, ended.stderr) == (2, f"{name}: {says}\n")
+    else:
+        assert "Traceback" not in ended.stderr
+        assert "Exception" not in ended.stderr

@@ -10,14 +10,17 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from analysis.collect import read_plan as collected_plan
+from launch.rows import read_rows as submitted_rows
 from lst.config import RunConfig
-from lst.errors import PlanError
+from lst.errors import FitError, LaunchError, PlanError
 from sweeps import folder
 from sweeps.columns import COLUMNS, read_rows, rows_to_csv
 from sweeps.diff import describe_diff, diff_plans
@@ -155,6 +158,69 @@ def test_a_lost_or_damaged_file_is_put_back(small_plan: Plan, tmp_path: Path) ->
     assert contents(tmp_path / "s") == before
 
 
+@pytest.mark.parametrize("left", [None, 0, 1, 3, 4.5])
+@pytest.mark.parametrize("names", [["plan.csv"], ["study.yaml"], ["plan.csv", "study.yaml"]])
+def test_a_lost_or_cut_table_and_study_are_put_back(
+    small_plan: Plan, tmp_path: Path, names: list[str], left: float | None
+) -> None:
+    """`left` lines of each are there; of the half one, its first characters."""
+    small_plan.write(tmp_path / "s")
+    before = contents(tmp_path / "s")
+    for name in names:
+        if left is None:
+            (tmp_path / "s" / name).unlink()
+        else:
+            lines = before[name].splitlines(keepends=True)
+            (tmp_path / "s" / name).write_bytes(b"".join(lines[: int(left)]) + (lines[4][:9] if left > int(left) else b""))
+    assert small_plan.write(tmp_path / "s") is Written.UNCHANGED
+    assert contents(tmp_path / "s") == before
+
+
+def test_what_is_left_of_another_plan_is_not_taken_for_this_one(small_plan: Plan, wider: Plan, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    wider.write(out)
+    for name in ("plan.csv", "study.yaml"):
+        (out / name).unlink()
+    before = contents(out)
+    for widen in (False, True):
+        with pytest.raises(PlanError, match="another plan: 5 of its 15 runs are not in this one"):
+            small_plan.write(out, widen=widen)
+    assert contents(out) == before
+    first = next(iter(wider.run_configs))
+    (out / "runs" / first / "run.yaml").unlink()
+    with pytest.raises(PlanError, match="though all its 14 runs are in this one too; add --widen"):
+        wider.write(out)
+    assert wider.write(out, widen=True) is Written.WIDENED
+    assert contents(out) == before | contents(tmp_path / "s")
+    assert read_plan(out).rows == wider.rows
+
+
+def test_every_reader_refuses_a_table_that_was_cut_between_two_rows(small_plan: Plan, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    small_plan.write(out)
+    lines = (out / "plan.csv").read_bytes().splitlines(keepends=True)
+    (out / "plan.csv").write_bytes(b"".join(lines[:4]))
+    says = "is cut: it holds 3 of its 10 rows; plan the study again into the same folder, which puts it back"
+    for read, error in (
+        (read_plan, PlanError), (partial(diff_plans, out), PlanError), (submitted_rows, LaunchError), (collected_plan, FitError),
+    ):  # fmt: skip
+        with pytest.raises(error, match=says):
+            read(out)
+    (out / "plan.csv").write_bytes(b"".join(lines) + lines[-1].replace(b"admitted", b"refused"))
+    assert len(read_plan(out).rows) == 11  # a plan that grows gets its table first
+
+
+def test_a_file_that_was_cut_inside_a_line_is_called_torn(small_plan: Plan, tmp_path: Path) -> None:
+    out = tmp_path / "s"
+    small_plan.write(out)
+    for name in ("study.yaml", "plan.csv"):
+        whole = (out / name).read_bytes()
+        (out / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(PlanError, match=rf"{name}' is torn \(its last line has no end\); plan the study again"):
+            read_plan(out)
+        (out / name).write_bytes(whole)
+
+
 def test_a_full_disk_leaves_nothing(small_plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, written = os.write, []
 
@@ -171,15 +237,18 @@ def test_a_full_disk_leaves_nothing(small_plan: Plan, tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_planner_that_is_ended_in_the_middle_leaves_no_plan_and_no_litter(tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C takes away what was begun; what kill -9 leaves aside, hidden, goes with the next planner, once it is old."""
+    """Ctrl-C and SIGTERM take away what was begun; what kill -9 leaves aside, hidden, goes with the next planner, once old."""
     out, script = tmp_path / "study", tmp_path / "plan.py"
     script.write_text(
-        "import os, signal, sys\nfrom pathlib import Path\nfrom sweeps import folder\nwrite = folder._write_file\n"
+        "import os, sys\nfrom pathlib import Path\nfrom lst.command import ended, sigterm_raises\nfrom sweeps import folder\n"
+        "write = folder._write_file\n"
         f"def dies(path, data):\n    write(path, data)\n    'run.yaml' in path and os.kill(os.getpid(), {int(number)})\n"
         "folder._write_file = dies\n"
-        "folder.write_plan(Path(sys.argv[1]), {'study.yaml': b'', 'runs/a/run.yaml': b'', 'runs/b/run.yaml': b''}, None)\n"
+        "files = {'study.yaml': b'', 'runs/a/run.yaml': b'', 'runs/b/run.yaml': b''}\n"
+        "with sigterm_raises():\n"
+        "    sys.exit(ended('plan-sweep', lambda: folder.write_plan(Path(sys.argv[1]), files, None) and 0))\n"
     )
     ended = subprocess.run(
         [sys.executable, str(script), str(out)],
@@ -188,7 +257,7 @@ def test_a_planner_that_is_ended_in_the_middle_leaves_no_plan_and_no_litter(tmp_
         text=True,
         check=False,
     )
-    assert ended.returncode == -number, ended.stderr
+    assert (ended.returncode, ended.stderr) == ({signal.SIGKILL: -9}.get(number, 128 + number), "")
     left = [path for path in tmp_path.iterdir() if path.is_dir()]
     assert [path.name.startswith(".study.") for path in left] == [True] * (number == signal.SIGKILL)
     files = {"plan.csv": b"x"}
@@ -196,6 +265,16 @@ def test_a_planner_that_is_ended_in_the_middle_leaves_no_plan_and_no_litter(tmp_
         os.utime(path, (0, 0))
     assert write_plan(out, files, None) == "new"
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["study"]
+
+
+def test_planning_the_same_again_removes_what_was_left_aside(tmp_path: Path) -> None:
+    files = {"plan.csv": b"x"}
+    write_plan(tmp_path / "study", files, None)
+    aside = tmp_path / ".study.abc.plan-sweep"
+    aside.mkdir()
+    os.utime(aside, (0, 0))
+    assert write_plan(tmp_path / "study", files, None) == "unchanged"
+    assert not aside.exists()
 
 
 def test_what_another_planner_is_writing_stays(tmp_path: Path) -> None:
@@ -265,8 +344,8 @@ def test_a_damaged_table_is_told_by_its_line(small_plan: Plan, tmp_path: Path) -
     small_plan.write(tmp_path / "s")
     path = tmp_path / "s" / "plan.csv"
     lines = path.read_text().splitlines()
-    path.write_text("\n".join([*lines[:2], lines[2].replace(",", ",,", 1), *lines[3:]]))
-    with pytest.raises(PlanError, match="line 3 is damaged"):
+    path.write_text("\n".join([*lines[:2], lines[2].replace(",", ",,", 1), *lines[3:], ""]))
+    with pytest.raises(PlanError, match=rf"line 3 is damaged \({len(COLUMNS) + 1} cells, not {len(COLUMNS)}\); .* puts it back"):
         read_plan(tmp_path / "s")
     path.write_text("a,b\n1,2\n")
     with pytest.raises(PlanError, match="columns"):
