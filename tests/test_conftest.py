@@ -48,7 +48,10 @@ def test_one_worker_has_all_tests_of_the_cluster_and_they_come_first(tmp_path: P
         (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tests" / name).write_text(told)
     shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"TOLD": str(tmp_path / "told")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {
+        "LST_REQUIRE": "",
+        "TOLD": str(tmp_path / "told"),
+    }
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", "--rootdir", "."]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
