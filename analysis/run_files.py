@@ -19,7 +19,6 @@ from analysis import step_records
 from analysis.step_records import is_number, is_whole
 from lst import records
 
-EVALUATIONS, CARD = "evals", "evaluation.json"
 METRIC_KEY, ITEM_KEY = ("step", "task", "direction", "metric"), ("step", "task", "direction", "item")
 OUTCOME = ("correct", "scores", "score", "conditional")
 """What an item's row keeps of its record, beside its key."""
@@ -94,7 +93,8 @@ def evaluation_folders(folder: Path) -> tuple[list[tuple[Path, dict[str, Any]]],
     """The finished evaluations of a run, each with its id and that of its items; and what was left out, in sentences."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     notes = []
-    for path in sorted((folder / EVALUATIONS).glob(f"[!.]*/{CARD}")):  # one in the making has a name with a dot
+    # one in the making has a name with a dot
+    for path in sorted((folder / records.EVALUATIONS).glob(f"[!.]*/{records.EVALUATION_CARD}")):
         card = records.read_json(path) or {}
         name, about = card.get("evaluation_id"), card.get("decided_by")
         if not isinstance(name, str) or not isinstance(about, dict):

@@ -11,10 +11,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from launch.rows import EVALUATION, KEPT, RUN_ID, RUNS, Row
+from launch.rows import KEPT, RUN_ID, RUNS, Row
 from lst.errors import LaunchError
 from lst.plain import content_hash
-from lst.records import CHECKPOINTS, read_json
+from lst.records import CHECKPOINTS, EVALUATION, EVALUATIONS, read_json
 
 MODULE = "lst.evals"
 TASKS = ("choices", "asr", "tts", "representations")
@@ -37,7 +37,7 @@ def evaluation_words(study: Path, row: Row) -> tuple[str, ...]:
     words += [f"items={content['items']}"] if content["items"] else []
     words += [f"shard={content['shard']}"] if of_shard else []
     source = run if last else run / CHECKPOINTS / content["checkpoint"]
-    return MODULE, found["task"], str(source), *words, f"out={run / 'evals' / content['out']}"
+    return MODULE, found["task"], str(source), *words, f"out={run / EVALUATIONS / content['out']}"
 
 
 def _text(value: str | int | float | bool) -> str:

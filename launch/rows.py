@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lst.config import RunConfig
 from lst.errors import ConfigError, LaunchError
-from lst.records import CHECKPOINTS, EXIT, RUN_CONFIG, cut_table, is_whole_text, read_json
+from lst.records import CHECKPOINTS, EVALUATION, EXIT, RUN_CONFIG, cut_table, is_whole_text, read_json
 
 PLAN = "plan.csv"
 RUNS = "runs"
@@ -22,7 +22,6 @@ ADMITTED = "admitted"
 STATED = "stated:"  # how the data_id of stated statistics begins (sweeps/stated_file.py)
 BRANCH, TASK, EVAL = "branch", "task", "eval"  # of the column kind
 RUN_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")
-EVALUATION = "eval.json"  # of an EVAL row (`launch.evaluations`)
 KEPT = re.compile(r"kept-[0-9]{1,12}")  # the folder of a run's weights after so many steps (execution.keep_steps)
 NEEDED = ("run_id", "arm", "size", "steps", "planned_flops", "gpus", "est_gpu_hours", "status", "reason")
 

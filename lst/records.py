@@ -27,6 +27,8 @@ EXIT = "exit.json"
 FAILURE = "failure.json"
 LOG = "log.txt"
 LEASE = "lease.json"
+EVALUATION = "eval.json"  # what a row of kind eval is to evaluate
+EVALUATIONS, EVALUATION_CARD = "evals", "evaluation.json"  # a run's evaluations, a folder each, and what each is of
 CHECKPOINTS = "checkpoints"
 KEPT_CHECKPOINTS = 2  # that a run in training keeps: the newest, and one before it in case the newest is damaged
 

@@ -16,11 +16,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lst
-from lst.errors import ConfigError, DataError
+from lst.errors import ConfigError, DataError, LstError
 from lst.memory import GIB
 from lst.plain import content_hash, from_dict
 from sweeps.columns import BRANCH, EVAL, PlanRow, Status
@@ -34,7 +32,6 @@ SET_BY_THE_PLAN = ("items", "out", "shard")  # options of lst.evals
 MOST_KEPT = 100  # kept steps of a run
 BYTES_A_TEXT_TOKEN = 4  # assumed, of the price alone
 SPEECH_TOKENS_A_WORD, TEXT_TOKENS_A_WORD = 10, 1.5  # the same: 0.4 seconds
-SMOKE = "hellaswag_spoken_smoke"  # the item set that ships (lst.evals.item_set)
 DTYPE = "float32"  # as lst.evals computes by default
 
 _OF_A_TRAINING = (
@@ -210,27 +207,19 @@ def _option_class(task: str) -> type[Any]:
 
 @lru_cache(maxsize=64)
 def open_items(folder: str) -> ItemSet:
-    """What the item set in `folder` is (or SMOKE, which ships). Raises DataError where there is none, or a damaged one."""
-    import pyarrow.parquet as pq
+    """What the item set in `folder` is (or the one that ships). Raises DataError where there is none, or a damaged one."""
     from pyarrow.lib import ArrowException
 
-    from lst.data.shards import MANIFEST, MANIFEST_SUM, manifest_text
+    from lst.evals.item_set import SMOKE, open_item_set
 
-    path = Path(lst.__file__).parent / "evals" / "embedded" if folder == SMOKE else Path(folder)
-    again = "make an item set with: prepare-data eval=FILE out=DIR"
     try:
-        text = (path / MANIFEST).read_text(encoding="utf-8")
-        manifest = json.loads(text)
-        if manifest.get(MANIFEST_SUM) is None or text != manifest_text(manifest):
-            raise ValueError("its checksum differs")
-        table = pq.read_table(path / "items.parquet", columns=["prompt", "texts", "speech"])
-        tokens = {direction: _scored_tokens(table, direction) for direction in manifest["directions"]}
-        name, items_id = re.sub(r"[^0-9A-Za-z_-]+", "-", str(manifest["task"])), str(manifest["items_id"])
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError, ArrowException) as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"after.items has '{folder}', which is no whole item set ({what}); {again}.") from error
-    place = folder if folder == SMOKE else str(path.resolve())
-    return ItemSet(folder=place, task=name, items_id=items_id, rows=len(table), tokens=tokens)
+        found = open_item_set(folder)
+        tokens = {direction: _scored_tokens(found.table, direction) for direction in found.directions}
+    except (LstError, OSError, ArrowException) as error:
+        raise DataError(f"after.items has '{folder}', which is no whole item set: {error}") from error
+    name = re.sub(r"[^0-9A-Za-z_-]+", "-", found.task)
+    place = folder if folder == SMOKE else str(found.path.resolve())
+    return ItemSet(folder=place, task=name, items_id=found.items_id, rows=len(found), tokens=tokens)
 
 
 def _scored_tokens(table: Any, direction: str) -> float:

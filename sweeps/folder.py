@@ -28,12 +28,11 @@ from typing import Any
 from lst.config import RunConfig
 from lst.errors import PlanError
 from lst.plain import kept, to_dict
-from lst.records import RUN_CONFIG, STUDY_FILE, write_atomically
+from lst.records import EVALUATION, RUN_CONFIG, STUDY_FILE, write_atomically
 from sweeps.columns import BRANCH, EVAL, PLAN_TABLE, format_value, read_rows
 
 REFERENCES = "references.json"
 RUNS = "runs"
-EVALUATION = "eval.json"
 LEFT_SECONDS = 60  # a folder aside that is younger may not have got its lock yet
 ASIDE = ".plan-sweep"  # how the name of a folder ends that is being written
 

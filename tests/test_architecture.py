@@ -41,8 +41,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "lst.data.statistics",
             "lst.data.shards",  # to open the data set that statistics are made of
             *(
-                f"lst.evals.{task}" for task in ("choice_run", "asr", "tts", "representations")
-            ),  # options of evaluations that are rows of a plan
+                f"lst.evals.{task}" for task in ("choice_run", "asr", "tts", "representations", "item_set")
+            ),  # options and items of evaluations that are rows of a plan
         }
     ),
     "launch": frozenset(

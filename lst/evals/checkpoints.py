@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lst.config import Patching, RunConfig
 from lst.data.shards import Dataset, open_dataset
 from lst.errors import ConfigError, DataError
-from lst.records import EXIT, RUN_CONFIG, read_json
+from lst.records import EVALUATIONS, EXIT, RUN_CONFIG, read_json
 from lst.weight_files import checkpoint_folder, weights_hash
 
 if TYPE_CHECKING:
@@ -120,5 +120,5 @@ def utterance_dataset(checkpoint: Checkpoint, test: str) -> Dataset:
 def default_out(source: Path, name: str) -> Path:
     """Where a run's evaluation goes. Raises ConfigError for a checkpoint that is no run's folder."""
     if (source / RUN_CONFIG).is_file():
-        return source / "evals" / name
+        return source / EVALUATIONS / name
     raise ConfigError(f"'{source}' is no run's folder, so say where the results go: out=DIR")

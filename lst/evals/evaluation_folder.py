@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 
 from lst.errors import ConfigError, RunFailed
 from lst.plain import content_hash
-from lst.records import EVAL_RECORDS, ITEM_RECORDS, read_json, read_jsonl, write_atomically, write_json
+from lst.records import EVAL_RECORDS, EVALUATION_CARD, ITEM_RECORDS, read_json, read_jsonl, write_atomically, write_json
 
-CARD, PARTS = "evaluation.json", "parts"
+PARTS = "parts"
 Records = list[dict[str, Any]]
 
 
@@ -69,7 +69,7 @@ class EvaluationFolder:
     @property
     def is_done(self) -> bool:
         """Whether just this evaluation stands in `out`."""
-        card = read_json(self.out / CARD)
+        card = read_json(self.out / EVALUATION_CARD)
         return card is not None and card.get("evaluation_id") == self.id
 
     @contextlib.contextmanager
@@ -83,7 +83,7 @@ class EvaluationFolder:
             own = f"lock-{self.shard.number}-of-{self.shard.of}"
             stack.enter_context(self._lock(own, wait=False))
             with self._lock("lock"):
-                if read_json(self.work / CARD) != self.decisive:
+                if read_json(self.work / EVALUATION_CARD) != self.decisive:
                     self._start_anew(own)
             for i in range(self.shard.number - 1, len(sizes), self.shard.of):
                 if self._part(i, sizes[i]) is None:
@@ -101,7 +101,7 @@ class EvaluationFolder:
 
         write_atomically(self.work / ITEM_RECORDS, _lines(records))
         write_atomically(self.work / EVAL_RECORDS, _lines(metrics))
-        write_json(self.work / CARD, dict(card) | {"evaluation_id": self.id, "decided_by": self.decisive})
+        write_json(self.work / EVALUATION_CARD, dict(card) | {"evaluation_id": self.id, "decided_by": self.decisive})
         shutil.rmtree(self.work / PARTS, ignore_errors=True)
         for lock in self.work.glob("lock*"):
             lock.unlink()
@@ -122,7 +122,7 @@ class EvaluationFolder:
                 with self._lock(lock.name, wait=False):
                     pass
         shutil.rmtree(self.work / PARTS, ignore_errors=True)
-        write_json(self.work / CARD, self.decisive)
+        write_json(self.work / EVALUATION_CARD, self.decisive)
 
     def _part(self, number: int, size: int) -> Records | None:
         """The records of a finished part; None where it is missing or damaged."""

@@ -14,9 +14,9 @@ from launch.prepare import task_of
 from launch.rows import Row, read_rows, waits_for
 from lst.errors import LaunchError
 from lst.evals.__main__ import VERBS, read_options
+from lst.evals.item_set import SMOKE
 from lst.plain import from_dict
 from lst.records import write_json
-from sweeps.evaluations import SMOKE
 from sweeps.plan import plan
 
 STUDY: dict[str, Any] = {

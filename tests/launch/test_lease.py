@@ -91,18 +91,25 @@ class Listening:
         self.beat(self.now)
 
 
+def held_elsewhere(path: Path, *, ahead: float, locked: bool = False) -> float:
+    """A lease whose holder is on a machine with its clock `ahead` by so many seconds; its beat by ours."""
+    lease = Lease.acquire(path, beats=True)
+    assert lease is not None
+    if not locked:
+        os.close(lease.file)
+    beat = float(lease.content["beat"])
+    elsewhere(path, beat=beat + ahead)
+    return beat
+
+
 @pytest.mark.parametrize("locked", [True, False])
 @pytest.mark.parametrize("ahead", [-7200.0, 7200.0])
 def test_a_clock_that_is_off_takes_no_run_from_a_holder_that_beats(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float, locked: bool
 ) -> None:
     path = tmp_path / "lease.json"
-    lease = Lease.acquire(path, beats=True)
-    assert lease is not None
-    if not locked:
-        os.close(lease.file)
-    elsewhere(path, beat=lease.content["beat"] + ahead)
-    Listening(monkeypatch, lambda now: elsewhere(path, beat=lease.content["beat"] + ahead + now // 5))
+    beat = held_elsewhere(path, ahead=ahead, locked=locked)
+    Listening(monkeypatch, lambda now: elsewhere(path, beat=beat + ahead + now // 5))
     assert Lease.acquire(path, beats=True) is None
 
 
@@ -111,10 +118,7 @@ def test_a_silent_holder_elsewhere_is_displaced_whatever_its_clock_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float, seconds: float
 ) -> None:
     path = tmp_path / "lease.json"
-    lease = Lease.acquire(path, beats=True)
-    assert lease is not None
-    os.close(lease.file)
-    elsewhere(path, beat=lease.content["beat"] + ahead)
+    held_elsewhere(path, ahead=ahead)
     clock = Listening(monkeypatch)
     again = Lease.acquire(path, beats=True)
     assert again is not None

@@ -126,12 +126,16 @@ def test_preflight_says_what_is_wrong(change: dict[str, object], sentence: str) 
     assert [sentence in found for found in wrong] == ([True] if sentence else [])
 
 
-def test_a_check_whose_job_never_starts_is_told_and_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in install(tmp_path / "slurm").items():
+def install_nodes(folder: Path, monkeypatch: pytest.MonkeyPatch, *nodes: str) -> None:
+    """The fake SLURM with a sinfo that lists `nodes`."""
+    for name, value in install(folder).items():
         monkeypatch.setenv(name, value)
-    sinfo = tmp_path / "slurm/sinfo"
-    sinfo.write_text("#!/bin/sh\necho 'n1|h100|gpu:8|64'\n")
-    sinfo.chmod(0o755)
+    (folder / "sinfo").write_text("#!/bin/sh\n" + "".join(f"echo '{node}'\n" for node in nodes))
+    (folder / "sinfo").chmod(0o755)
+
+
+def test_a_check_whose_job_never_starts_is_told_and_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_nodes(tmp_path / "slurm", monkeypatch, "n1|h100|gpu:8|64")
     (tmp_path / "slurm/queue.txt").write_text("4711 PENDING\n")
     make_study(tmp_path / "study", {"steps": 1}, {"steps": 2}, gpus=4)
     monkeypatch.setattr(preflight, "WAIT_SECONDS", 0)
@@ -142,11 +146,7 @@ def test_a_check_whose_job_never_starts_is_told_and_cancelled(tmp_path: Path, mo
 
 
 def test_a_node_types_job_asks_for_a_node_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in install(tmp_path / "slurm").items():
-        monkeypatch.setenv(name, value)
-    sinfo = tmp_path / "slurm/sinfo"
-    sinfo.write_text("#!/bin/sh\necho 'n1|h100|gpu:8|64'\necho 'n2|h100|gpu:8|64'\necho 'c1|(null)|(null)|128'\n")
-    sinfo.chmod(0o755)
+    install_nodes(tmp_path / "slurm", monkeypatch, "n1|h100|gpu:8|64", "n2|h100|gpu:8|64", "c1|(null)|(null)|128")
     (tmp_path / "study").mkdir()
     found = check_machines(tmp_path / "study", load_cluster(["cluster=slurm", "partition=gpu"]))
     assert [machine["type"] for machine in found] == ["h100, gpu:8, 64 cores", "128 cores"]

@@ -12,8 +12,9 @@ import pytest
 
 import lst
 from lst.errors import ConfigError, DataError, PlanError
+from lst.evals.item_set import SMOKE
 from lst.flops import forward_flops
-from sweeps.evaluations import SMOKE, open_items
+from sweeps.evaluations import open_items
 from sweeps.plan import Plan, plan, read_plan
 from sweeps.reprice import reprice
 
