@@ -2,10 +2,11 @@
 
     python -m analysis.item_pairs EVALUATION_A EVALUATION_B [--json]
 
-Folders of `python -m lst.evals choices`, or of runs, whose items.jsonl are compared item by item (docs/evaluation.md). With b
-items that A alone has right and c that B alone has, of n: the difference of accuracies is (b - c) / n; McNemar's exact test asks
-how likely a split as uneven as b : c is by fair coins (McNemar 1947; two-sided binomial); the interval is the paired bootstrap's
-(Efron 1979): percentiles of the difference over items drawn anew. Both speak of the items, not of seeds.
+Folders of `python -m lst.evals choices` or `representations`, or of runs, whose items.jsonl are compared item by item
+(docs/evaluation.md). With b items that A alone has right and c that B alone has, of n: the difference of accuracies is
+(b - c) / n; McNemar's exact test asks how likely a split as uneven as b : c is by fair coins (McNemar 1947; two-sided binomial);
+the interval is the paired bootstrap's (Efron 1979): percentiles of the difference over items drawn anew. Both speak of the items,
+not of seeds.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from scipy import stats
 
 from analysis.pairs import mean_interval
 from lst import records
-from lst.errors import FitError, LstError
+from lst.command import ended
+from lst.errors import FitError
 
 LEVEL, RESAMPLES, SEED = 0.95, 10_000, 0
+ASKED = ("right", "label")  # what of an item's record says which answer is right: its ending's place, or a probe's label
 Answers = dict[tuple[str, str, str], dict[str, Any]]
 
 
@@ -68,6 +71,12 @@ def paired_accuracies(
                 f"item '{lonely[0][2]}' of {task} {direction} is in one of '{a}' and '{b}' alone; evaluate both on one item set."
             )
         rows = [(ours[key], theirs[key]) for key in keys]
+        other = next((x for x, y in rows if any(x.get(name) != y.get(name) for name in ASKED)), None)
+        if other is not None:
+            raise FitError(
+                f"item '{other['item']}' of {task} {direction} asks for another answer in '{a}' than in '{b}'; evaluate both on "
+                "one item set, with the same options."
+            )
         if any(x["score"] != y["score"] for x, y in rows):
             raise FitError(
                 f"'{a}' decides by {rows[0][0]['score']} and '{b}' by {rows[0][1]['score']}; give both the same score."
@@ -78,7 +87,8 @@ def paired_accuracies(
 
 def read_answers(folder: Path) -> Answers:
     """The items of an evaluation, or of a run's last step, by task, direction and id. Raises FitError where there are none."""
-    rows = [r for r in records.iter_jsonl(folder / records.ITEM_RECORDS) if "correct" in r and r.get("branch") is None]
+    whole = (folder / records.EVALUATION_CARD).is_file()  # an evaluation is of one step, maybe of a branch
+    rows = [r for r in records.iter_jsonl(folder / records.ITEM_RECORDS) if "correct" in r and (whole or "branch" not in r)]
     last = max((r.get("step", 0) for r in rows), default=0)
     found = {(str(r["task"]), str(r["direction"]), str(r["item"])): r for r in rows if r.get("step", 0) == last}
     if not found:
@@ -170,6 +180,10 @@ def describe(found: Sequence[PairedAccuracy]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
+    return ended("error", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m analysis.item_pairs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -177,13 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("b", metavar="EVALUATION_B", type=Path)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args(argv)
-    try:
-        found = paired_accuracies(options.a, options.b)
-        print(json.dumps([asdict(r) for r in found], indent=1) if options.json else describe(found))
-        return 0
-    except LstError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    found = paired_accuracies(options.a, options.b)
+    print(json.dumps([asdict(r) for r in found], indent=1) if options.json else describe(found))
+    return 0
 
 
 if __name__ == "__main__":

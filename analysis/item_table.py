@@ -1,15 +1,17 @@
-"""Arms against the baseline item by item: the rows of item_pairs.csv, made while a study is collected (docs/columns.md).
+"""Arms against each other item by item: the rows of item_pairs.csv, made while a study is collected (docs/columns.md).
 
-A pair is an arm's run and the baseline's of the same match group (or budget), size and seed, both of which enter fits, on an item
-set that both were evaluated on at their final step by the same score. Each pair is McNemar's exact test and a paired bootstrap
+Two runs of one match group (or budget), size and seed are compared, both of which enter fits, on an item set that both were
+evaluated on at their final step by the same score: each arm against the baseline, or, where no baseline has answered these
+items, each arm against each that stands before it in the plan. Each pair is McNemar's exact test and a paired bootstrap
 (`analysis.item_pairs`). A study makes many: `p_holm` are Holm's (1979) p-values over all of them, which keep the chance of one
-false difference among all at the level asked. Answers under aligned patches are made from the future, so they are in no pair.
+false difference among all at the level asked. Answers under aligned patches are made from the future, so they are paired with
+answers under aligned patches alone (`conditional`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ PAIR_COLUMNS = [
     *(
         "arm",
         "run_id",
+        "against",
         "baseline_run_id",
         "size",
         "seed",
@@ -31,16 +34,16 @@ PAIR_COLUMNS = [
         "items_id",
     ),
     *("n_items", "accuracy", "baseline_accuracy", "difference", "low", "high", "level", "only_arm", "only_baseline", "p_value"),
-    *("p_holm", "tests"),
+    *("p_holm", "tests", "conditional"),
 ]
-Key = tuple[str, str, str, str]  # task, direction, score, items_id
+Key = tuple[str, str, str, str, bool]  # task, direction, score, items_id, conditional
 
 
 @dataclass(frozen=True)
 class Answers:
     """A run's answers on one item set, a bit an item, in the order of the items' names."""
 
-    items: bytes  # hash of the names
+    items: bytes  # hash of the names, and of what each asks for where its record tells (a probe's label)
     count: int
     right: np.ndarray  # packed bits
 
@@ -53,9 +56,10 @@ def answers_of(items: Sequence[Mapping[str, Any]], step: int, branch: int | None
     found: dict[Key, dict[str, Mapping[str, Any]]] = {}
     chosen: dict[Key, Any] = {}
     for row in items:
-        if row["step"] != step or row.get("branch") != branch or row.get("conditional"):
+        if row["step"] != step or row.get("branch") != branch:
             continue
-        key = (row["task"], row["direction"], str(row.get("score") or ""), str(row.get("items_id") or ""))
+        words = (str(row.get(name) or "") for name in ("task", "direction", "score", "items_id"))
+        key: Key = (*words, bool(row.get("conditional")))  # type: ignore[assignment]
         if chosen.setdefault(key, row.get("evaluation")) == row.get("evaluation"):
             found.setdefault(key, {})[str(row["item"])] = row
     return {key: _packed(rows) for key, rows in found.items()}
@@ -63,22 +67,17 @@ def answers_of(items: Sequence[Mapping[str, Any]], step: int, branch: int | None
 
 def _packed(rows: Mapping[str, Mapping[str, Any]]) -> Answers:
     names = sorted(rows)
-    digest = hashlib.sha256("\0".join(names).encode()).digest()
+    digest = hashlib.sha256("\0".join(f"{name}\0{rows[name].get('label', '')}" for name in names).encode()).digest()
     return Answers(digest, len(names), np.packbits([bool(rows[name]["correct"]) for name in names]))
 
 
 def pair_rows(runs: Sequence[Mapping[str, Any]], answers: Mapping[str, Mapping[Key, Answers]]) -> list[dict[str, Any]]:
     """The rows of item_pairs.csv, of runs (rows of runs.csv) whose answers are known by run_id."""
-    known = [run for run in runs if not run["excluded"] and answers.get(run["run_id"])]
-    baselines: dict[tuple[str, ...], Mapping[str, Any]] = {}
-    for run in known:
-        if run["arm"] == BASELINE:
-            baselines.setdefault(_place(run), run)
-    found = []
-    for run in known:
-        other = baselines.get(_place(run))
-        if run["arm"] != BASELINE and other is not None:
-            found += _pairs(run, other, answers[run["run_id"]], answers[other["run_id"]])
+    places: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        if not run["excluded"] and answers.get(run["run_id"]):
+            places.setdefault(_place(run), []).append(run)
+    found = [row for beside in places.values() for row in _pairs(beside, answers)]
     for row, p in zip(found, holm([row["p_value"] for row in found]), strict=True):
         row |= {"p_holm": p, "tests": len(found)}
     return found
@@ -88,26 +87,34 @@ def _place(run: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(value) for value in (run.get("match_group") or run.get("flops_budget"), run["size"], run.get("seed")))
 
 
-def _pairs(
-    run: Mapping[str, Any], other: Mapping[str, Any], ours: Mapping[Key, Answers], theirs: Mapping[Key, Answers]
-) -> list[dict[str, Any]]:
+def _pairs(beside: Sequence[Mapping[str, Any]], answers: Mapping[str, Mapping[Key, Answers]]) -> Iterator[dict[str, Any]]:
+    """The rows of runs that stand beside each other."""
+    ordered = sorted(beside, key=lambda run: run["arm"] != BASELINE)
+    for place, run in enumerate(ordered):
+        for key, mine in answers[run["run_id"]].items():
+            before = [o for o in ordered[:place] if o["arm"] != run["arm"] and _same(mine, answers[o["run_id"]].get(key))]
+            others = before[:1] if before and before[0]["arm"] == BASELINE else before
+            for other in others:
+                yield _row(run, other, key, mine, answers[other["run_id"]][key])
+
+
+def _same(ours: Answers, theirs: Answers | None) -> bool:
+    return theirs is not None and theirs.items == ours.items
+
+
+def _row(run: Mapping[str, Any], other: Mapping[str, Any], key: Key, ours: Answers, theirs: Answers) -> dict[str, Any]:
     from analysis.item_pairs import compare  # scipy
 
-    found = []
-    for key, mine in ours.items():
-        if key not in theirs or theirs[key].items != mine.items:
-            continue
-        task, direction, score, items_id = key
-        pair = compare(mine.bits(), theirs[key].bits(), task=task, direction=direction, score=score, conditional=False)
-        found.append(
-            {name: run.get(name) for name in ("arm", "run_id", "size", "seed", "match_group", "flops_budget")}
-            | {"baseline_run_id": other["run_id"], "items_id": items_id or None, "score": score or None}
-            | {"task": task, "direction": direction, "n_items": pair.n_items, "accuracy": pair.accuracy_a}
-            | {"baseline_accuracy": pair.accuracy_b, "difference": pair.difference, "level": pair.level}
-            | {"low": pair.interval[0], "high": pair.interval[1], "p_value": pair.p_value}
-            | {"only_arm": pair.only_a, "only_baseline": pair.only_b}
-        )
-    return found
+    task, direction, score, items_id, conditional = key
+    pair = compare(ours.bits(), theirs.bits(), task=task, direction=direction, score=score, conditional=conditional)
+    return (
+        {name: run.get(name) for name in ("arm", "run_id", "size", "seed", "match_group", "flops_budget")}
+        | {"against": other["arm"], "baseline_run_id": other["run_id"], "items_id": items_id or None, "score": score or None}
+        | {"task": task, "direction": direction, "n_items": pair.n_items, "accuracy": pair.accuracy_a}
+        | {"baseline_accuracy": pair.accuracy_b, "difference": pair.difference, "level": pair.level}
+        | {"low": pair.interval[0], "high": pair.interval[1], "p_value": pair.p_value}
+        | {"only_arm": pair.only_a, "only_baseline": pair.only_b, "conditional": conditional}
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

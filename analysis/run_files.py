@@ -20,7 +20,7 @@ from analysis.step_records import is_number, is_whole
 from lst import records
 
 METRIC_KEY, ITEM_KEY = ("step", "task", "direction", "metric"), ("step", "task", "direction", "item")
-OUTCOME = ("correct", "scores", "score", "conditional")
+OUTCOME = ("correct", "scores", "score", "conditional", "label")
 """What an item's row keeps of its record, beside its key."""
 
 
@@ -135,7 +135,7 @@ def once(rows: Iterable[dict[str, Any]], key: tuple[str, ...], needed: tuple[str
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("task", "direction", "metric", "score", "patching", "items_id"), (str,)),
+    **dict.fromkeys(("task", "direction", "metric", "score", "patching", "items_id", "label"), (str,)),
     **dict.fromkeys(("value", "n_items", *step_records.NUMBERS), (int, float)),
     **{"step": (int,), "branch": (int,), "item": (str, int), "scores": (list,), "conditional": (bool,)},
 }

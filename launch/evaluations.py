@@ -13,11 +13,11 @@ from typing import Any
 
 from launch.rows import KEPT, RUN_ID, RUNS, Row
 from lst.errors import LaunchError
+from lst.evals.tasks import TASKS
 from lst.plain import content_hash
 from lst.records import CHECKPOINTS, EVALUATION, EVALUATIONS, read_json
 
 MODULE = "lst.evals"
-TASKS = ("choices", "asr", "tts", "representations")
 NAME = re.compile(r"[0-9A-Za-z_-]{1,200}")
 FOLDER = re.compile(rf"final|budget-[0-9]{{1,12}}|{KEPT.pattern}")
 SHARD = re.compile(r"[0-9]{1,6}/[0-9]{1,6}")

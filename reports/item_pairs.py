@@ -1,4 +1,4 @@
-"""Arms against the baseline item by item: the table of item_pairs.csv, and what so many tests can say together.
+"""Arms against each other item by item: the table of item_pairs.csv, and what so many tests can say together.
 
 The tests are those of `fit-scaling collect`: McNemar's exact test, a paired bootstrap, Holm's correction over all of them.
 """
@@ -16,25 +16,34 @@ LEVEL = 0.05
 def table(study: Study) -> Table:
     """A row a pair of runs, task and direction; no rows where nothing can be paired."""
     share, small = percent(1), fixed(4)
-    rows = [row | {"interval": interval(row["low"], row["high"], share)} for row in records(study.item_pairs)]
+    rows = [
+        row
+        | {"interval": interval(row["low"], row["high"], share), "patches": "aligned" if row.get("conditional") is True else ""}
+        for row in records(study.item_pairs)
+    ]
     return Table(
         name="item-pairs",
-        caption="Accuracy of each arm's run against the baseline's of the same match group, size and seed, on the same items.",
+        caption=(
+            "Accuracy of each arm's run against another's of the same match group, size and seed, on the same items: the "
+            "baseline's, or each arm's where no baseline has answered them. Under aligned patches both were given the future."
+        ),
         columns=(
             Column("arm", "arm", numeric=False),
+            Column("against", "against", numeric=False),
             Column("size", "size", numeric=False),
             Column("flops_budget", "budget (FLOPs)", scientific),
             Column("task", "task", numeric=False),
             Column("direction", "direction", lambda value: text(value).replace("->", "→"), numeric=False),
             Column("n_items", "items", count),
             Column("accuracy", "accuracy", share),
-            Column("baseline_accuracy", "baseline", share),
+            Column("baseline_accuracy", "the other's", share),
             Column("difference", "difference", share),
             Column("interval", f"{level_name(float(rows[0]['level']))} interval" if rows else "interval", numeric=False),
             Column("only_arm", "only the arm is right", count),
-            Column("only_baseline", "only the baseline", count),
+            Column("only_baseline", "only the other", count),
             Column("p_value", "McNemar p", small),
             Column("p_holm", "Holm p", small),
+            Column("patches", "patches", numeric=False),
         ),
         rows=tuple(rows),
     )

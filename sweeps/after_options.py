@@ -7,15 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lst.errors import ConfigError, did_you_mean
+from lst.evals.tasks import TASKS as EVALUATIONS
 
 TASKS = {
     "finetune": {"asr": "speech, then its transcript", "tts": "a transcript, then its speech"},
-    "eval": {
-        "choices": "item sets",
-        "asr": "word errors",
-        "tts": "generated speech",
-        "representations": "what patches know of words",
-    },
+    "eval": {name: task.about for name, task in EVALUATIONS.items()},
 }
 
 MOST_SHARDS = 1_000  # each is a row, and a process that reads the whole item set

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lst.errors import ConfigError, DataError, LstError
+from lst.evals.tasks import TASKS
 from lst.memory import GIB
 from lst.plain import content_hash, from_dict
 from sweeps.columns import BRANCH, EVAL, PlanRow, Status
@@ -180,29 +181,10 @@ def require_options(task: str, options: Mapping[str, Any]) -> None:
         if key in options:
             raise ConfigError(f"after.options.{key} is set by the plan (after.items, after.shards); leave it out.")
     try:
-        from_dict(_option_class(task), ({"items": ""} if task == "choices" else {}) | dict(options), "after.options").validate()
+        from_dict(TASKS[task].options, ({"items": ""} if task == "choices" else {}) | dict(options), "after.options").validate()
     except ConfigError as error:
         text = str(error)
         raise ConfigError(text if text.startswith("after.options") else f"after.options.{text}") from error
-
-
-def _option_class(task: str) -> type[Any]:
-    """The options of a task, as `lst.evals` declares them."""
-    if task == "choices":
-        from lst.evals.choice_run import ChoiceRunConfig
-
-        return ChoiceRunConfig
-    if task == "asr":
-        from lst.evals.asr import AsrConfig
-
-        return AsrConfig
-    if task == "tts":
-        from lst.evals.tts import TtsConfig
-
-        return TtsConfig
-    from lst.evals.representations import RepresentationsConfig
-
-    return RepresentationsConfig
 
 
 @lru_cache(maxsize=64)
@@ -238,6 +220,6 @@ def _tokens(part: Any) -> float:
 
 def _spoken(parent: PlannedRun, task: str, options: Mapping[str, Any]) -> float:
     """Tokens of the utterances that are heard, spoken or read, as the options (or the defaults) have them."""
-    config = from_dict(_option_class(task), dict(options))
+    config = from_dict(TASKS[task].options, dict(options))
     words = config.words or parent.config.data.pair_words
     return float(config.utterances * words * (SPEECH_TOKENS_A_WORD + TEXT_TOKENS_A_WORD))

@@ -40,13 +40,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "lst.drawing",
             "lst.data.statistics",
             "lst.data.shards",  # to open the data set that statistics are made of
-            *(
-                f"lst.evals.{task}" for task in ("choice_run", "asr", "tts", "representations", "item_set")
-            ),  # options and items of evaluations that are rows of a plan
+            "lst.evals.tasks",  # options and items of evaluations that are rows of a plan
+            "lst.evals.item_set",
         }
     ),
     "launch": frozenset(
-        {"lst", "lst.command", "lst.config", "lst.plain", "lst.records", "lst.errors", "sweeps.plan", "sweeps.price"}
+        {
+            *("lst", "lst.command", "lst.config", "lst.plain", "lst.records", "lst.errors", "lst.evals.tasks"),
+            *("sweeps.plan", "sweeps.price"),
+        }
     ),
     "analysis": frozenset({"lst", "lst.command", "lst.records", "lst.flops", "lst.errors", "lst.assumptions", "sweeps.plan"}),
     "reports": frozenset(

@@ -29,6 +29,7 @@ from lst.plain import content_hash
 from lst.records import EVAL_RECORDS, EVALUATION_CARD, ITEM_RECORDS, read_json, read_jsonl, write_atomically, write_json
 
 PARTS = "parts"
+WEIGHTS = ("step", "branch")  # of the run, where the checkpoint's folder tells them
 Records = list[dict[str, Any]]
 
 
@@ -96,10 +97,11 @@ class EvaluationFolder:
             yield None if left else [record for part in parts if part is not None for record in part]
 
     def finish(self, card: Mapping[str, Any], records: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]]) -> None:
-        """Write items, metrics and card, and give the folder its name."""
+        """Write items, metrics and card, and give the folder its name. Each item says of which weights its answer is."""
         from lst.train.layout import flush_to_disk
 
-        write_atomically(self.work / ITEM_RECORDS, _lines(records))
+        weights = {name: card[name] for name in WEIGHTS if name in card}
+        write_atomically(self.work / ITEM_RECORDS, _lines([weights | dict(record) for record in records]))
         write_atomically(self.work / EVAL_RECORDS, _lines(metrics))
         write_json(self.work / EVALUATION_CARD, dict(card) | {"evaluation_id": self.id, "decided_by": self.decisive})
         shutil.rmtree(self.work / PARTS, ignore_errors=True)

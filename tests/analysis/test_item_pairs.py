@@ -63,12 +63,23 @@ def test_a_runs_last_step_is_taken(tmp_path: Path) -> None:
     assert (found.accuracy_a, found.only_a) == (1.0, 1)
 
 
+def test_an_evaluation_of_a_branch_is_compared_and_a_runs_branches_are_not(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a", [1, 1], branch=20), write(tmp_path / "b", [0, 1])
+    with pytest.raises(FitError, match="has no items"):
+        paired_accuracies(a, b)
+    (a / "evaluation.json").write_text("{}")
+    (found,) = paired_accuracies(a, b)
+    assert (found.accuracy_a, found.only_a) == (1.0, 1)
+
+
 @pytest.mark.parametrize(
     ("other", "changes", "reason"),
     [
         ([1, 0], {}, "item '2' of t S->S is in one of"),
         ([1, 0, 1], {"score": "loglik_gain"}, "decides by loglik_sum and .* by loglik_gain"),
         ([1, 0, 1], {"task": "u"}, "share no task and direction"),
+        ([1, 0, 1], {"right": 1}, "item '0' of t S->S asks for another answer"),
+        ([1, 0, 1], {"label": "word"}, "item '0' of t S->S asks for another answer"),
     ],
 )
 def test_what_is_not_the_same_is_not_compared(tmp_path: Path, other: list[int], changes: dict[str, Any], reason: str) -> None:

@@ -61,6 +61,42 @@ def test_what_does_not_compare_makes_no_pair(study: Path, odd: str) -> None:
     assert len(collect(study).pairs) == 0
 
 
+ARMS = Synthetic(arms={"lst_aligned": 1.0, "lst_static": 1.0, "lst_curriculum": 1.0}, budgets=(1e18,), sizes=1, stories=False)
+
+
+def probed(study: Path, arm: str, name: str, labels: str, share: float, *, conditional: bool = False) -> None:
+    """What `python -m lst.evals representations` leaves: an item a unit, with the label that is right."""
+    run_folder = study / "runs" / next(row.run_id for row, _ in rows(ARMS) if row.arm == arm)
+    path = write_evaluation(run_folder, name, task="probe", share=share) / records.ITEM_RECORDS
+    items = records.read_jsonl(path)
+    path.unlink()
+    with records.JsonLinesWriter(path) as file:
+        for item, label in zip(items, labels, strict=True):
+            file.write(item | {"label": label, "conditional": conditional})
+
+
+def test_without_a_baseline_arms_are_paired_with_each_other_where_their_items_are_the_same(tmp_path: Path) -> None:
+    study = write_study(tmp_path, ARMS)
+    probed(study, "lst_static", "aaa", "abcd", 0.5)
+    probed(study, "lst_curriculum", "bbb", "abcd", 1.0)
+    probed(study, "lst_curriculum", "ccc", "wxyz", 0.75, conditional=True)  # the same run under aligned patches
+    probed(study, "lst_aligned", "ddd", "wxyz", 0.25, conditional=True)
+    pairs = collect(study).pairs
+    compared = [(p["arm"], p["against"], p["conditional"], p["accuracy"], p["baseline_accuracy"]) for _, p in pairs.iterrows()]
+    assert compared == [
+        ("lst_curriculum", "lst_static", False, 1.0, 0.5),
+        ("lst_curriculum", "lst_aligned", True, 0.75, 0.25),
+    ]
+    assert set(pairs["tests"]) == {2}
+
+
+def test_units_with_other_labels_are_other_items(tmp_path: Path) -> None:
+    study = write_study(tmp_path, ARMS)
+    probed(study, "lst_static", "aaa", "abcd", 0.5)
+    probed(study, "lst_curriculum", "bbb", "abce", 1.0)
+    assert len(collect(study).pairs) == 0
+
+
 def test_holm_corrects_step_down() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.5]) == [1.0, 1.0]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.run_files import item_rows
 from lst.data.shards import open_dataset
 from lst.errors import LstError
 from lst.evals import choice_run
@@ -128,6 +129,9 @@ def test_a_runs_evaluation_goes_into_its_folder_and_names_its_options(
     rows = [read_jsonl(f / "eval.jsonl")[0] for f in folders]
     assert {r["score"] for r in rows} == {"loglik_sum", "loglik_gain"}
     assert all((r["step"], r["train_flops"], r["units"]) == (12, 5.0, 7) for r in rows)
+    items_of = [item_rows(f) for f in folders]  # as a study is collected: an item without its step would be lost
+    assert [len(found) for found in items_of] == [10, 10]
+    assert {row["step"] for found in items_of for row in found} == {12}
 
 
 WRONG = [
@@ -207,6 +211,14 @@ def test_alignment_noise_moves_aligned_patches_alike_for_all_endings_and_is_stat
     own = export_checkpoint(build_model(config), config, tmp_path / "trained-with-noise")
     run_choices(own, given | {"out": str(tmp_path / "own")})
     assert read_jsonl(tmp_path / "own" / "items.jsonl") == rows["40,80"]  # by default as in the run
+
+
+def test_a_result_that_cannot_be_written_is_one_sentence_of_wrong_input(
+    checkpoints: dict[str, Path], items: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["choices", str(checkpoints["baseline"]), f"items={items}", f"out={tmp_path / 'file' / 'o'}"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}")
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:

@@ -13,8 +13,9 @@ from launch.evaluations import evaluation_words
 from launch.prepare import task_of
 from launch.rows import Row, read_rows, waits_for
 from lst.errors import LaunchError
-from lst.evals.__main__ import VERBS, read_options
+from lst.evals.__main__ import read_options
 from lst.evals.item_set import SMOKE
+from lst.evals.tasks import TASKS
 from lst.plain import from_dict
 from lst.records import write_json
 from sweeps.plan import plan
@@ -40,7 +41,7 @@ def test_the_command_is_one_that_lst_evals_takes(study: Path) -> None:
     row = first_evaluation(study)
     module, verb, source, *options = task_of(study, row)
     assert (module, verb, source) == ("lst.evals", "choices", str(study / "runs" / row.parent))
-    kind = VERBS[verb][0]
+    kind = TASKS[verb].options
     values = read_options(options, kind)
     from_dict(kind, values)
     content = json.loads((study / "runs" / row.run_id / "eval.json").read_text())
@@ -52,7 +53,7 @@ def test_the_command_is_one_that_lst_evals_takes(study: Path) -> None:
 def test_a_task_without_shards_has_a_command_too(tmp_path: Path, task: str) -> None:
     plan(STUDY | {"after": {"kind": "eval", "task": task, "options": {"utterances": 3}}}).write(tmp_path / "study")
     _, verb, _, *options = task_of(tmp_path / "study", first_evaluation(tmp_path / "study"))
-    kind = VERBS[verb][0]
+    kind = TASKS[verb].options
     from_dict(kind, read_options(options, kind))
     assert [option.partition("=")[0] for option in options] == ["utterances", "out"]
 
