@@ -2,7 +2,7 @@
 
     jsonl        {"id", "prompt", "endings": [...], "label": 0, "group", "pair"}, a part being text or {"text", "audio",
                  "speech_tokens", "words": [[first, last], ...]}; without a prompt the endings are whole sequences
-    hellaswag    the published JSON lines: ctx, endings, label (and ind or doc_id)
+    hellaswag    the published JSON lines: ctx, endings, label (and doc_id or id; else its line is its name)
     storycloze   the published CSV: InputSentence1..4, RandomFifthSentenceQuiz1, 2, AnswerRightEnding (1 or 2)
     zerospeech   gold.csv of sWUGGY or sBLIMP (ZeroSpeech 2021), with audio=FOLDER or tokens=FILE
     salmon       a folder of SALMon: a folder a part, sample_N_*.wav in pairs, of which the first by name is right
@@ -27,6 +27,7 @@ from lst.data.sources.base import Refused, require_utf8
 from lst.errors import DataError, did_you_mean
 
 AUDIO = (".wav", ".flac", ".ogg")
+ITEM_KEYS, PART_KEYS = ("id", "prompt", "endings", "label", "group", "pair"), ("text", "audio", "speech_tokens", "words")
 FREQUENCY_BANDS = ((1, "oov"), (5, "1-5"), (20, "6-20"), (100, "21-100"))  # ZeroSpeech's, each below its number
 
 
@@ -68,7 +69,19 @@ def read_items(format_: str, file: Path, *, audio: Path | None = None, tokens: P
     }
     if format_ not in readers:
         raise DataError(f"format={format_} is unknown; {did_you_mean(format_, readers)}")
-    return readers[format_]()
+    return _once(file, readers[format_]())
+
+
+def _once(file: Path, items: Reader) -> Reader:
+    """The items; one whose id an earlier one has is refused: records and pairs of evaluations go by it."""
+    lines: dict[str, int] = {}
+    for item in items:
+        if isinstance(item, Found) and item.id in lines:
+            yield Refused(file, f"its id '{item.id}' is that of line {lines[item.id]}; give each item its own", item.line)
+            continue
+        if isinstance(item, Found):
+            lines[item.id] = item.line
+        yield item
 
 
 def guess_format(file: Path) -> str:
@@ -98,7 +111,7 @@ def _lines(file: Path, item: Callable[[Mapping[str, Any], int, Path], Found]) ->
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = _parsed(line)
             if not isinstance(record, dict):
                 raise ValueError("the line is no JSON object")
             yield item(record, number, file.parent)
@@ -108,29 +121,65 @@ def _lines(file: Path, item: Callable[[Mapping[str, Any], int, Path], Found]) ->
             yield Refused(file, str(error), number)
 
 
+def _parsed(line: str) -> Any:
+    """The JSON of a line. Raises ValueError on a key that stands twice in one object, of which Python would take the last."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            raise ValueError(f"it has '{next(key for key in keys if keys.count(key) > 1)}' twice")
+        return found
+
+    return json.loads(line, object_pairs_hook=once)
+
+
+def _known_keys(record: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raises ValueError on another key: a prompt that is spelt 'promt' would be no prompt, and the item another one."""
+    for key in record:
+        if key not in known:
+            raise ValueError(f"it has an unknown key '{key}'; {did_you_mean(key, known)}")
+
+
+def _name(record: Mapping[str, Any], key: str, otherwise: object = "") -> str:
+    """A name as text. Raises ValueError where it is neither text nor a whole number."""
+    value = record.get(key, otherwise)
+    if not isinstance(value, str) and type(value) is not int:
+        raise ValueError(f"'{key}' must be text, not {json.dumps(value)[:60]}")
+    return str(value)
+
+
+def _written(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be text, not {json.dumps(value)[:60]}")
+    return value
+
+
 def _jsonl_item(record: Mapping[str, Any], line: int, folder: Path) -> Found:
+    _known_keys(record, ITEM_KEYS)
     endings, prompt = record["endings"], record.get("prompt")
     if not isinstance(endings, list) or len(endings) < 2:
         raise ValueError(f"'endings' must be a list of two or more, not {str(endings)[:60]}")
     parts = [_part(p, folder) for p in ([] if prompt is None else [prompt]) + endings]
     return Found(
-        str(record.get("id", line)), tuple(parts), prompt is not None, _label(record["label"], len(endings)), line,
-        str(record.get("group", "")), str(record.get("pair", "")),
+        _name(record, "id", line), tuple(parts), prompt is not None, _label(record["label"], len(endings)), line,
+        _name(record, "group"), _name(record, "pair"),
     )  # fmt: skip
 
 
 def _part(value: Any, folder: Path) -> Part:
     if isinstance(value, str):
         return Part(text=value)
-    if not isinstance(value, dict) or set(value) - {"text", "audio", "speech_tokens", "words"}:
-        raise ValueError(f"a prompt or ending must be text, or have text, audio, speech_tokens, words: {str(value)[:80]}")
+    if not isinstance(value, dict):
+        raise ValueError(f"a prompt or ending must be text, or have {', '.join(PART_KEYS)}: {str(value)[:80]}")
+    _known_keys(value, PART_KEYS)
     tokens, words = value.get("speech_tokens"), value.get("words")
     for name, numbers in (("speech_tokens", tokens), ("words", words)):
         if numbers is not None and not _whole_numbers(numbers, pairs=name == "words"):
             raise ValueError(f"'{name}' must be a list of {'[first, last] frames' if name == 'words' else 'whole numbers'}")
     return Part(
-        str(value.get("text", "")),
-        folder / str(value["audio"]) if "audio" in value else None,
+        _written(value.get("text", ""), "'text'"),
+        folder / _written(value["audio"], "'audio'") if "audio" in value else None,
         None if tokens is None else np.asarray(tokens, np.int64).reshape(-1),
         None if words is None else np.asarray(words, np.int64).reshape(-1, 2),
     )
@@ -159,9 +208,9 @@ def _hellaswag_item(record: Mapping[str, Any], line: int, _: Path) -> Found:
     endings = record["endings"]
     if not isinstance(endings, list) or len(endings) != 4:
         raise ValueError(f"HellaSwag items have 4 endings, not {len(endings) if isinstance(endings, list) else 'none'}")
-    name = record.get("doc_id", record.get("id", line))
-    texts = [without_brackets(str(text)) for text in (record["ctx"], *endings)]
-    return Found(str(name), tuple(Part(text=t) for t in texts), True, _label(record["label"], 4), line)
+    name = _name(record, "doc_id" if "doc_id" in record else "id", line)
+    texts = [without_brackets(_written(text, "'ctx' and each ending")) for text in (record["ctx"], *endings)]
+    return Found(name, tuple(Part(text=t) for t in texts), True, _label(record["label"], 4), line)
 
 
 def without_brackets(text: str) -> str:
@@ -170,23 +219,35 @@ def without_brackets(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def _rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV file with a header. Raises DataError if a column is missing."""
+def _rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]] | Refused]:
+    """(line, row) of a CSV file with a header. Raises DataError if a column is missing, or there twice."""
     with file.open(encoding="utf-8", newline="") as opened:
         reader = csv.DictReader(opened)
-        missing = [name for name in wanted if name not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"eval={file} has no column '{missing[0]}'; its columns are {', '.join(reader.fieldnames or ())}.")
+        columns = list(reader.fieldnames or ())
+        for name in wanted:
+            if columns.count(name) != 1:
+                told = f"has column '{name}' {columns.count(name)} times" if name in columns else f"has no column '{name}'"
+                raise DataError(f"eval={file} {told}; its columns are {', '.join(columns)}.")
         for row in reader:
-            yield reader.line_num, {key: value or "" for key, value in row.items() if isinstance(key, str)}
+            if None in row or None in row.values():
+                yield Refused(file, f"it has {'more' if None in row else 'fewer'} cells than the header", reader.line_num)
+            else:
+                yield reader.line_num, row
 
 
 def _storycloze(file: Path) -> Reader:
     prompt = [f"InputSentence{i}" for i in range(1, 5)]
     endings = ["RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2"]
-    for line, row in _rows(file, [*prompt, *endings, "AnswerRightEnding"]):
+    for found in _rows(file, [*prompt, *endings, "AnswerRightEnding"]):
+        if isinstance(found, Refused):
+            yield found
+            continue
+        line, row = found
         try:
             right = _label(row["AnswerRightEnding"], 2, first=1)
+            empty = [name for name in (*prompt, *endings) if not row[name].strip()]
+            if empty:
+                raise ValueError(f"its {empty[0]} is empty")
         except ValueError as error:
             yield Refused(file, str(error), line)
             continue
@@ -229,25 +290,32 @@ def read_tokens(file: Path) -> dict[str, NDArray[np.int64]]:
             continue
         try:
             if line.lstrip()[:1] == "{":
-                record = json.loads(line)
+                record = _parsed(line)
                 name, values = str(record["id"]), record["speech_tokens"]
             else:
                 name, _, numbers = line.strip().partition("\t")
                 values = [int(n) for n in numbers.replace(",", " ").split()]
             if not _whole_numbers(values, pairs=False):
                 raise ValueError("speech tokens must be whole numbers from 0")
+            name = name.removesuffix(".wav")
+            if name in found:
+                raise ValueError(f"recording '{name}' stands twice")
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"tokens={file}:{number}: {error}; write NAME<tab>1,2,3 or JSON with id and speech_tokens."
             ) from error
-        found[name.removesuffix(".wav")] = np.asarray(values, np.int64)
+        found[name] = np.asarray(values, np.int64)
     return found
 
 
 def _zerospeech(file: Path, sounds: _Sounds) -> Reader:
     """Pairs of rows with one id and voice (and, of sBLIMP, type and subtype), of which one is correct."""
     pairs: dict[tuple[str, ...], list[tuple[int, dict[str, str]]]] = {}
-    for line, row in _rows(file, ["id", "filename", "voice", "correct"]):
+    for found in _rows(file, ["id", "filename", "voice", "correct"]):
+        if isinstance(found, Refused):
+            yield found
+            continue
+        line, row = found
         key = tuple(row.get(name, "") for name in ("type", "subtype", "id", "voice"))
         pairs.setdefault(key, []).append((line, row))
     for (kind, subtype, number, voice), rows in pairs.items():

@@ -20,7 +20,9 @@ def read(format_: str, file: Path, **given: Path) -> list[Found | Refused]:
 
 
 def test_hellaswag_lines_are_items_of_four_endings(tmp_path: Path) -> None:
-    file = write_lines(tmp_path / "val.jsonl", [GOOD, GOOD | {"label": "3", "ctx": "How to cook [title] Boil [step] water."}])
+    file = write_lines(
+        tmp_path / "val.jsonl", [GOOD, GOOD | {"doc_id": 8, "label": "3", "ctx": "How to cook [title] Boil [step] water."}]
+    )
     assert guess_format(file) == "hellaswag"
     first, second = read("hellaswag", file)
     assert isinstance(first, Found)
@@ -41,11 +43,12 @@ def test_brackets_go_as_in_the_usual_preparation() -> None:
         ({"label": "x"}, "label 'x' is no whole number"),
         ({"endings": ["a", "b"]}, "HellaSwag items have 4 endings, not 2"),
         ({"ctx": None}, "it has no 'ctx'"),
+        ({"endings": ["a", "b", 3, "d"]}, "'ctx' and each ending must be text, not 3"),
     ],
 )
 def test_a_bad_line_is_refused_by_its_number(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     bad = {k: v for k, v in (GOOD | change).items() if v is not None}
-    found = read("hellaswag", write_lines(tmp_path / "val.jsonl", [GOOD, bad, GOOD]))
+    found = read("hellaswag", write_lines(tmp_path / "val.jsonl", [GOOD, bad, GOOD | {"doc_id": 8}]))
     (refused,) = (f for f in found if isinstance(f, Refused))
     assert refused.line == 2
     assert str(refused).startswith(f"{tmp_path / 'val.jsonl'}:2: ")
@@ -62,6 +65,15 @@ def test_torn_json_is_refused(tmp_path: Path) -> None:
     assert found[1].line == 2
 
 
+@pytest.mark.parametrize("part", ['"label": 0, "label": 1', '"label": 0, "prompt": {"text": "a", "text": "b"}'])
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, part: str) -> None:
+    file = tmp_path / "items.jsonl"
+    file.write_text('{"endings": ["a", "b"], ' + part + "}\n")
+    (refused,) = read("jsonl", file)
+    assert isinstance(refused, Refused)
+    assert (refused.line, refused.reason) == (1, f"it has '{'text' if 'text' in part else 'label'}' twice")
+
+
 def test_storycloze_labels_count_from_one(tmp_path: Path) -> None:
     head = "InputStoryid,InputSentence1,InputSentence2,InputSentence3,InputSentence4,RandomFifthSentenceQuiz1,"
     head += "RandomFifthSentenceQuiz2,AnswerRightEnding\n"
@@ -74,6 +86,22 @@ def test_storycloze_labels_count_from_one(tmp_path: Path) -> None:
     assert [p.text for p in first.parts[1:]] == ["Right.", "Wrong."]
     assert isinstance(second, Refused)
     assert (second.line, second.reason) == (3, "label 3 is not one of its 2 endings (1..2)")
+
+
+def test_rows_of_another_width_or_without_a_sentence_are_refused_and_columns_that_stand_twice(tmp_path: Path) -> None:
+    names = [*(f"InputSentence{i}" for i in range(1, 5)), "RandomFifthSentenceQuiz1", "RandomFifthSentenceQuiz2"]
+    head, file = ",".join(["InputStoryid", *names, "AnswerRightEnding"]), tmp_path / "cloze.csv"
+    file.write_text(f"{head}\ns1,a,b,c,d,e,f,1,more\ns2,a,b,c,d,e,f\ns3,a,,c,d,e,f,1\ns4,a,b,c,d,e,f,1\n")
+    *refused, good = read("storycloze", file)
+    assert [(r.line, r.reason) for r in refused if isinstance(r, Refused)] == [
+        (2, "it has more cells than the header"),
+        (3, "it has fewer cells than the header"),
+        (4, "its InputSentence2 is empty"),
+    ]
+    assert isinstance(good, Found)
+    file.write_text(f"{head},AnswerRightEnding\n")
+    with pytest.raises(DataError, match="has column 'AnswerRightEnding' 2 times"):
+        read("storycloze", file)
 
 
 @pytest.fixture
@@ -168,6 +196,13 @@ def test_slamkit_pairs_have_a_prompt_where_there_is_a_mutual(tmp_path: Path) -> 
     assert isinstance(eight, Found)
     assert (eight.prompt, len(eight.parts)) == (False, 2)
     assert isinstance(nine, Refused)
+
+
+def test_a_recording_that_stands_twice_in_a_tokens_file_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.txt"
+    file.write_text("a.wav\t1,2\na\t3\n")
+    with pytest.raises(DataError, match=r"tokens.txt:2: recording 'a' stands twice"):
+        read_tokens(file)
 
 
 def test_tokens_file_names_its_bad_line(tmp_path: Path) -> None:

@@ -64,7 +64,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a token out of range": ({"prompt": {"text": "a", "speech_tokens": [501]}}, r"speech token 501, outside 0..500"),
     "speech in one part alone": ({"prompt": "only text"}, "some of its parts have speech and others have none"),
     "words outside": ({"prompt": {"text": "a", "speech_tokens": [1], "words": [[0, 1]]}}, "lie outside its span of 1"),
-    "an unknown key": ({"prompt": {"txt": "a"}}, "must be text, or have text, audio"),
+    "an unknown key of a part": ({"prompt": {"txt": "a"}}, "unknown key 'txt'; did you mean 'text'"),
+    "an unknown key": ({"promt": "a"}, "unknown key 'promt'; did you mean 'prompt'"),
+    "text that is none": ({"prompt": {"text": None}}, "'text' must be text, not null"),
+    "a group that is no name": ({"group": ["a"]}, "'group' must be text"),
+    "another's id": ({"id": "i0"}, "its id 'i0' is that of line 1"),
     "no UTF-8": ({"prompt": {"text": "\ud800", "speech_tokens": [1]}}, "no UTF-8 text"),
 }
 
