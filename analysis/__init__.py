@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from analysis.arm_tests import exponent_test
     from analysis.checks import held_out, influence
     from analysis.compare import compute_multiplier
-    from analysis.endpoints import AccuracyMultiplier, accuracy_multiplier
+    from analysis.endpoints import accuracy_multiplier
     from analysis.fit import fit_loss_surface, fit_power_law
-    from analysis.form_results import FormFit
+    from analysis.form_results import AccuracyMultiplier, FormFit
     from analysis.isoflop import fit_isoflop
     from analysis.laws import LossSurface, PowerLaw
     from analysis.overtraining import fit_overtraining, fit_repetition
@@ -28,7 +28,7 @@ _HOME = {
     "fit_accuracy": "analysis.accuracy_fit",
     "fit_overtraining": "analysis.overtraining",
     "fit_repetition": "analysis.overtraining",
-    "AccuracyMultiplier": "analysis.endpoints",
+    "AccuracyMultiplier": "analysis.form_results",
     "accuracy_multiplier": "analysis.endpoints",
     "exponent_test": "analysis.arm_tests",
     "held_out": "analysis.checks",

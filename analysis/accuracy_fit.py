@@ -34,6 +34,8 @@ AGAINST = {"loss": "accuracy_of_loss", "flops": "accuracy_of_flops"}
 SCATTERED = 2.0
 FLAT, STEEPEST = 1e-6, 60.0
 """Slopes over the range of the data: what is none but for rounding, and the bound: a step."""
+APART = {"loss": 1e-3, "flops": 0.05}
+"""Natural logs of x that differ by less are one: runs of one budget tell nothing of what more FLOPs would do."""
 
 
 def fit_accuracy(
@@ -76,10 +78,11 @@ def fit_accuracy(
     if len(shares):
         drawn, converged = _solve(z, shares, counts, chance, ceiling, best)
         samples = _law(drawn[converged & (np.abs(drawn[:, 1]) > FLAT)], centre, width)
+    intervals = _intervals(samples, level)
     return FormFit(
         form=AGAINST[against],
         law=law,
-        intervals=_intervals(samples, level),
+        intervals=intervals,
         ranges={against: extent(raw)},
         extra={"dispersion": dispersion},
         samples=np.insert(samples, 2, [[chance], [ceiling]], axis=1) if len(samples) else None,
@@ -92,17 +95,37 @@ def fit_accuracy(
         interval_method=method if len(samples) else "none",
         resamples=len(shares),
         failed=len(shares) - len(samples),
-        warnings=_warnings(best[1], dispersion, len(x), len(shares), len(samples), resamples),
+        warnings=_warnings(best[1], intervals, dispersion, len(x), len(shares), len(samples), resamples),
     )
 
 
 def _intervals(samples: Floats, level: float) -> dict[str, Interval]:
+    """Of midpoint and slope; where the slope's holds 0 the midpoint may lie anywhere, and has none."""
     names = ("midpoint", "slope") if len(samples) else ()
-    return {name: percentile_interval(samples[:, i], level) for i, name in enumerate(names)}
+    found = {name: percentile_interval(samples[:, i], level) for i, name in enumerate(names)}
+    return {"slope": found["slope"]} if found and _holds_0(found) else found
 
 
-def _warnings(slope: float, dispersion: float, n: int, done: int, kept: int, asked: int) -> tuple[str, ...]:
+def _holds_0(intervals: dict[str, Interval]) -> bool:
+    low, high = intervals.get("slope", (1.0, 1.0))
+    return low <= 0 <= high
+
+
+def distinct(x: Floats, apart: float) -> int:
+    """How many of the values can be chosen so that their logs lie at least `apart`."""
+    found, last = 0, -np.inf
+    for value in np.sort(np.log(x)):
+        if value - last >= apart:
+            found, last = found + 1, value
+    return found
+
+
+def _warnings(
+    slope: float, intervals: dict[str, Interval], dispersion: float, n: int, done: int, kept: int, asked: int
+) -> tuple[str, ...]:
     told = interval_warnings(n, 2, done, done - kept, asked)
+    if _holds_0(intervals):
+        told.insert(0, "the slope's interval holds 0: these runs cannot tell whether accuracy rises, nor where its midpoint lies")
     if dispersion > SCATTERED:
         told.insert(0, f"runs scatter {dispersion:.2g} times as much as binomial items would")
     if abs(slope) >= STEEPEST * (1 - 1e-6):
@@ -119,8 +142,9 @@ def _columns(
     if not 0 <= chance < ceiling <= 1:
         raise FitError(f"chance={chance}, ceiling={ceiling}: give 0 <= chance < ceiling <= 1, as 0.25 for four endings.")
     x = column(table, column_of_x)
-    if (distinct := len(np.unique(np.round(np.log(x), 9)))) < 3:
-        raise FitError(f"{distinct} distinct values of {against}: a sigmoid needs three or more; add runs.")
+    if (told := distinct(x, APART[against])) < 3:
+        values = f"{told} distinct value{'s' * (told != 1)} of {against}"
+        raise FitError(f"{values}, to {APART[against]:.1%}: a sigmoid needs three or more; add runs.")
     return x, read_shares(table, accuracy), column(table, items)
 
 

@@ -19,6 +19,7 @@ from analysis.accuracy import accuracies
 from analysis.accuracy_fit import fit_accuracy
 from analysis.collect import ITEMS
 from analysis.endpoints import accuracy_multiplier
+from analysis.form_results import FormFit
 from analysis.item_pairs import paired_by_item
 from analysis.pairs import matched_runs
 from lst.errors import FitError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 LOSS_OF = {"S->S": "speech", "T->T": "text"}
 """Direction -> the held-out loss that its accuracy is a law of; other directions: `MIXED`, the first that was evaluated."""
 MIXED = ("interleaved", "mixture")
-LEAST_DRAWS = 100
+LEAST_DRAWS, BAND_POINTS = 100, 25
 
 
 def accuracy_parts(
@@ -89,7 +90,17 @@ def _laws(rows: pd.DataFrame, options: FitOptions, about: dict[str, str]) -> dic
             lambda a=against, g=rng: fit_accuracy(rows, chance=chance, against=a, rng=g, **options.bootstrap),  # type: ignore[misc]
         )
         found[f"of_{against}"] = None if law is None else law.to_json(samples=False)
+        found[f"of_{against}_band"] = None if law is None else _band(law, against)
     return found | {"warnings": warnings}
+
+
+def _band(law: FormFit, against: str) -> dict[str, list[float]] | None:
+    """The law's interval along the data: `at` (losses, or FLOPs), `low` and `high`; None where it was not resampled."""
+    if law.samples is None:
+        return None
+    at = np.geomspace(*law.ranges[against], BAND_POINTS)
+    low, high = np.array([law.interval("value", x) for x in at]).T
+    return {"at": at.tolist(), "low": low.tolist(), "high": high.tolist()}
 
 
 def _comparison(

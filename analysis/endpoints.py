@@ -17,14 +17,14 @@ share would narrow the difference; they are taken as independent, which widens i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from analysis.accuracy_fit import read_shares, require_above_chance
 from analysis.diagnose import check_options
+from analysis.form_results import AccuracyMultiplier
 from analysis.laws import Floats, floats
 from analysis.results import Interval
 from analysis.table import arm_rows, column
@@ -40,51 +40,6 @@ OPEN = float(np.log(1e30))
 """ln of the multiplier at which a band is open: the draws say nothing."""
 EDGE = 1e-4
 """Shares are kept this far from chance and from 1: a drawn accuracy below chance has no place on two of the scales."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AccuracyMultiplier:
-    """FLOPs the baseline needs for an accuracy, over FLOPs the arm needs; above 1 the arm wins."""
-
-    accuracies: tuple[float, ...]  # inside the overlap, from the lowest
-    multiplier: tuple[float, ...]  # on the sigmoid's scale
-    low: tuple[float, ...]  # band over draws and scales
-    high: tuple[float, ...]
-    mean: float  # geometric mean over the overlap, sigmoid
-    mean_interval: Interval
-    by_scale: dict[str, float]  # the mean on each scale, without noise; without those on which an arm does not rise
-    slope_interval: Interval  # of d ln multiplier / d ln C over the overlap: does the gain grow?
-    overlap: Interval
-    level: float
-    draws: int
-    undetermined: float  # share of draws in which an arm does not rise: any multiplier goes
-    warnings: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Self:
-        """The result that `to_json` wrote. Raises FitError on keys that are missing or unknown."""
-        if wrong := sorted(set(cls.__dataclass_fields__) ^ set(content)):
-            raise FitError(
-                f"the JSON of an accuracy multiplier lacks, or should lack, {', '.join(wrong)}; write it with to_json()."
-            )
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in content.items()}
-        return cls(**values)
-
-    def interval(self) -> Interval:
-        """Interval of the geometric mean over the overlap."""
-        return self.mean_interval
-
-    def __repr__(self) -> str:
-        (low, high), (least, most), (down, up) = self.mean_interval, self.overlap, self.slope_interval
-        lines = [
-            f"AccuracyMultiplier: {self.mean:.3g}x [{low:.3g}, {high:.3g}] over accuracies {least:.3g} to {most:.3g}",
-            "  by scale: " + ", ".join(f"{name} {value:.3g}x" for name, value in self.by_scale.items()),
-            f"  d ln multiplier / d ln C in [{down:+.3g}, {up:+.3g}]; {self.level:.0%} bands",
-        ]
-        return "\n".join(lines + [f"  ! {w}" for w in self.warnings])
 
 
 def accuracy_multiplier(

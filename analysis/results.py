@@ -19,6 +19,8 @@ from lst.errors import FitError
 Interval = tuple[float, float]
 HOW = {"huber": "Huber on log loss", "squares": "least squares", "absolute": "least absolute deviation of log loss"}
 HOW |= {"loss_squares": "least squares of the loss itself", "binomial": "binomial likelihood"}
+TOKENS_PER_SECOND = 25
+"""Speech tokens of a second (PAPER: 25 Hz), for D in seconds."""
 
 
 def percentile_interval(samples: Floats, level: float) -> Interval:

@@ -28,6 +28,7 @@ from analysis.fit import fit_loss_surface, fit_power_law
 from analysis.isoflop import fit_isoflop
 from analysis.laws import LossSurface
 from analysis.pairs import paired_differences
+from analysis.results import TOKENS_PER_SECOND
 from analysis.shared import COMPUTE, SEPARATE, fit_shared_exponents
 from analysis.table_files import require_whole
 from lst import records
@@ -47,8 +48,6 @@ CONDITIONAL_ARMS = ("lst_aligned",)
 N_KINDS = {"total": "num_params", "non_embedding": "num_non_embedding_params", "global": "num_params_global"}
 D_KINDS = {"tokens": "tokens", "units": "units", "seconds": "speech_seconds"}
 C_KINDS = ("exact", "six_nd")
-TOKENS_PER_SECOND = 25
-"""Speech tokens of a second (PAPER: 25 Hz)."""
 GROUPS = ("embedding", "encoder", "global", "decoder", "head")
 NAMED, STRONG = 10, float(np.log(1.25))
 """Influential runs that are listed, and the change of ln N* from which one is a warning: a quarter."""

@@ -17,7 +17,7 @@ __all__ = ["render"]
 def render(folder: str | Path, *, title: str = "", target: str = "mixture") -> Path:
     """Write the report of the study in `folder` and return the path of its page, `folder`/report/index.html.
 
-    `title` replaces the page's title; `target` is the loss that leads the page (mixture, speech or text). Rendering
+    `title` replaces the page's title; `target` is the loss that leads the page (mixture, speech, text or interleaved). Rendering
     twice gives the same bytes. Raises DataError where `folder` holds no plan.csv or a file of it is damaged.
     """
     from reports.page import render as render_page

@@ -1,7 +1,7 @@
 """`scaling-report DIR [key=value ...]`: write DIR/report/index.html from the files of earlier stages and print its path.
 
-Keys: `title` (the page's title), `target` (mixture, speech or text: the loss that leads the page). Heavy imports happen
-after the arguments are read. Exit codes: 0 done, 2 wrong input, 130 interrupted.
+Keys: `title` (the page's title), `target` (mixture, speech, text or interleaved: the loss that leads the
+page). Heavy imports happen after the arguments are read. Exit codes: 0 done, 2 wrong input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog="scaling-report",
         description="Write a study's report: one self-contained page, figures as SVG, tables as CSV and LaTeX.",
-        epilog="keys: title=TEXT (the page's title), target=mixture|speech|text (the loss that leads the page)",
+        epilog="keys: title=TEXT (the page's title), target=mixture|speech|text|interleaved (the loss that leads the page)",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="the study's folder (with plan.csv)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="options of the page")

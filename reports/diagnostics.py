@@ -13,7 +13,7 @@ import pandas as pd
 
 from lst.drawing import MUTED, PANEL, PAPER, Panel, arm_style, drawing, legend_below, new_panel, slug
 from reports import style
-from reports.figures import FLOPS_LABEL
+from reports.figures import FLOPS_LABEL, flops_label
 from reports.numbers import clipped, listed, percent, plural, scientific, short
 from reports.study import GROUPS, Study
 from reports.style import log_x
@@ -54,7 +54,7 @@ def residual_panels(study: Study, target: str) -> list[Panel]:
         return []
     panels = []
     with drawing():
-        for column, label, formatter in (("num_params", "parameters", short), ("flops", FLOPS_LABEL, scientific)):
+        for column, label, formatter in (("num_params", "parameters", short), ("flops", flops_label(study), scientific)):
             figure, axes = new_panel(f"against {label}", label, "residual of ln loss (%)")
             axes.axhline(0, color=MUTED, linewidth=1.2)
             for arm in dict.fromkeys(table["arm"]):

@@ -35,8 +35,13 @@ PARAMS_LABELS = {
 BAND = 0.16  # opacity of an interval's band
 
 
+def flops_label(study: Study) -> str:
+    """What C is in the fits, for an axis or a sentence."""
+    return "6 N D (approximate FLOPs)" if study.fits.six_nd else FLOPS_LABEL
+
+
 def isoflop_panels(study: Study, target: str) -> list[Panel]:
-    """Loss against N, a panel an arm, a colour a budget, with the fitted parabolas and their minima's intervals."""
+    """Loss against N, a panel an arm, a colour a budget, with the fitted parabolas or cubics and their minima's intervals."""
     fits = {f.arm: f for f in study.fits.arms if f.target == target and f.isoflop is not None}
     n_kind = next((f.n_kind for f in fits.values()), "num_params")
     final = study.final(target)
@@ -67,7 +72,7 @@ def sizes_per_budget(final: pd.DataFrame, arm: str) -> int:
 
 
 def _draw_profile(axes: Axes, profile: Profile, trained: np.ndarray, colour: str) -> None:
-    """The parabola over the trained sizes, and its minimum with both intervals, if the minimum lies inside."""
+    """The fitted curve over the trained sizes, and its minimum with both intervals, if the minimum lies inside."""
     if len(trained) == 0:
         return
     n = np.geomspace(trained.min(), trained.max(), 48)
@@ -90,12 +95,11 @@ def _same_y(axes: Axes, values: pd.Series, *, pad: float = 0.08) -> None:
 
 def _isoflop_description(arm: str, target: str, rows: pd.DataFrame, profiles: Sequence[Profile]) -> str:
     said = [
-        f"at {scientific(p.budget)} FLOPs the parabola's minimum is {p.minimum.value:.3f} nats at "
-        f"{short(p.optimum.value)} parameters"
+        f"at {scientific(p.budget)} FLOPs the fitted minimum is {p.minimum.value:.3f} nats at {short(p.optimum.value)} parameters"
         for p in profiles
         if p.inside
     ]
-    tail = "; ".join(said) if said else "no parabola has its minimum inside the trained sizes"
+    tail = "; ".join(said) if said else "no fitted curve has its minimum inside the trained sizes"
     return f"{target} loss of {arm} against parameters, {plural(len(rows), 'run')}, a colour for each budget: {tail}."
 
 
@@ -107,7 +111,7 @@ def loss_panels(study: Study) -> list[Panel]:
             final = study.final(target)
             if final.empty:
                 continue
-            figure, axes = new_panel(f"{target} loss", FLOPS_LABEL, LOSS_LABEL)
+            figure, axes = new_panel(f"{target} loss", flops_label(study), LOSS_LABEL)
             for arm in study.arms:
                 rows = final[final["arm"] == arm]
                 if len(rows):
@@ -246,21 +250,21 @@ def _story_description(task: str, direction: str, scores: Sequence[StoryScore]) 
     )
 
 
-def multiplier_panels(comparisons: Sequence[Comparison], target: str) -> list[Panel]:
+def multiplier_panels(comparisons: Sequence[Comparison], target: str, flops: str = FLOPS_LABEL) -> list[Panel]:
     """The compute multiplier along the overlap, and one summary line a comparison."""
     panels = []
     with drawing():
         curves = [c for c in comparisons if c.target == target and len(c.curve) >= 2]
         if curves:
-            panels.append(_multiplier_curve(curves, target))
+            panels.append(_multiplier_curve(curves, target, flops))
         estimated = [c for c in comparisons if is_number(c.multiplier.value)]
         if estimated:
             panels.append(_multiplier_forest(estimated))
     return panels
 
 
-def _multiplier_curve(curves: Sequence[Comparison], target: str) -> Panel:
-    figure, axes = new_panel(f"along the overlap ({target})", f"{curves[0].baseline}'s {FLOPS_LABEL}", "compute multiplier (×)")
+def _multiplier_curve(curves: Sequence[Comparison], target: str, flops: str) -> Panel:
+    figure, axes = new_panel(f"along the overlap ({target})", f"{curves[0].baseline}'s {flops}", "compute multiplier (×)")
     axes.axhline(1, color=MUTED, linewidth=1.2)
     for curve in curves:
         colour, marker = arm_style(curve.arm)

@@ -124,7 +124,7 @@ def minima_table(fits: Sequence[ArmFit]) -> Table:
     )
     return Table(
         "minima",
-        "Minima of the isoFLOP parabolas with bootstrap intervals; a dash where the minimum is not inside the trained sizes.",
+        "Minima of the isoFLOP profiles with bootstrap intervals; a dash where the minimum is not inside the trained sizes.",
         columns,
         tuple(rows),
     )

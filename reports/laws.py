@@ -2,7 +2,7 @@
 
 A reader of one file through `analysis.results`' types (its shape: docs/fitting.md), not a fitter: what is absent stays
 absent and the page says so. Equations: L(N, D) = E + A / N^alpha + B / D^beta (loss in nats a token, N parameters,
-D tokens); an isoFLOP profile is a parabola of the loss in ln N at one budget; L(C) = asymptote + scale * C^exponent.
+D tokens); an isoFLOP profile is a parabola or cubic of the loss in ln N at one budget; L(C) = asymptote + scale * C^exponent.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 from analysis.results import Interval, IsoflopFit, MultiplierCurve, PowerLawFit, SharedFit, SurfaceFit
 from lst.errors import DataError, LstError
+from reports import accuracy_laws
+from reports.accuracy_laws import AccuracyComparison, AccuracyLaw
 from reports.numbers import as_float, is_number
 
 SURFACE_PARAMETERS = ("E", "A", "B", "alpha", "beta")
@@ -61,6 +63,7 @@ class ArmFit:
                 minimum=as_estimate(p.optimal_loss, p.optimal_loss_interval),
                 floor=p.parabola.floor,
                 curvature=p.parabola.curvature,
+                skew=getattr(p.parabola, "skew", 0.0),
                 log_optimum=p.parabola.log_optimal_params,
                 status=p.status,
             )
@@ -68,7 +71,7 @@ class ArmFit:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The parabola of one budget: loss(N) = floor + curvature * (ln N - log_optimum)^2."""
+    """The fit of one budget: loss(N) = floor + curvature u^2 + skew u^3, u = ln N - log_optimum; a parabola's skew is 0."""
 
     budget: float  # FLOPs, as planned
     flops: float  # FLOPs, geometric mean of the runs'
@@ -76,6 +79,7 @@ class Profile:
     minimum: Estimate  # loss at the optimum, nats a token
     floor: float
     curvature: float
+    skew: float
     log_optimum: float
     status: str  # interior, below_smallest, above_largest, not_convex
 
@@ -85,7 +89,8 @@ class Profile:
         return self.status == "interior" and is_number(self.optimum.value)
 
     def loss(self, params: float) -> float:
-        return self.floor + self.curvature * (math.log(params) - self.log_optimum) ** 2
+        away = math.log(params) - self.log_optimum
+        return self.floor + self.curvature * away**2 + self.skew * away**3
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,15 @@ class Fits:
     arms: tuple[ArmFit, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     pairs: tuple[MatchedPairs, ...] = ()
+    accuracy_laws: tuple[AccuracyLaw, ...] = ()
+    accuracy_comparisons: tuple[AccuracyComparison, ...] = ()
     level: float = DEFAULT_LEVEL  # nominal coverage of the intervals
     warnings: tuple[str, ...] = ()  # of the study as a whole
+
+    @property
+    def six_nd(self) -> tuple[str, str] | None:
+        """The columns N and D where C is 6 N D in these fits; None where C is FLOPs as spent."""
+        return next(((f.n_kind, f.d_kind) for f in self.arms if f.flops_convention == "six_nd"), None)
 
     def of(self, arm: str, target: str) -> ArmFit | None:
         """The fit of an arm's target, if there is one."""
@@ -157,9 +169,19 @@ def read_fits(path: Path) -> Fits:
         pairs = tuple(_matched(entry) for entry in content.get("comparisons", []) if entry.get("matched"))
         level = float(content.get("options", {}).get("level", DEFAULT_LEVEL))
         warnings = tuple(str(w) for w in content.get("warnings", ()))
+        of_accuracy = accuracy_laws.read_laws(content), accuracy_laws.read_comparisons(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, LstError) as problem:
         raise DataError(f"'{path}' cannot be read ({problem}); write it again with fit-scaling fit.") from problem
-    return Fits(present=True, arms=arms, comparisons=comparisons, pairs=pairs, level=level, warnings=warnings)
+    return Fits(
+        present=True,
+        arms=arms,
+        comparisons=comparisons,
+        pairs=pairs,
+        accuracy_laws=of_accuracy[0],
+        accuracy_comparisons=of_accuracy[1],
+        level=level,
+        warnings=warnings,
+    )
 
 
 def _arm_fit(entry: Mapping[str, Any]) -> ArmFit:

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from lst.drawing import page_style, svg_file, svg_inline
 from lst.errors import ConfigError, DataError, did_you_mean
 from reports import answer, sections
-from reports.sections import Block, Section
+from reports.blocks import Block, Section
 from reports.stories import story_scores
 from reports.study import TARGETS, Study, read_study
 from reports.tables import Table

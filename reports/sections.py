@@ -7,15 +7,12 @@ shown, what was matched, and at which nominal level the intervals are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
-from lst.drawing import Panel
-from reports import answer, diagnostics, figures, fit_tables, item_pairs, tables
+from reports import accuracy, answer, diagnostics, figures, fit_tables, item_pairs, tables
+from reports.blocks import Block, Section, figure_block, gap, matched_words, paragraph, table_block
 from reports.numbers import fixed, is_number, level_name, listed, percent, plural, scientific, text
 from reports.stories import StoryScore
 from reports.study import BASELINE, STORY_PREFIX, Study, is_conditional
-from reports.tables import Table
 
 EMBEDDED_LIMITS = (
     "The speech is synthetic: a few text-to-speech voices reading public-domain books.",
@@ -35,31 +32,6 @@ STUDY_LIMITS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """One thing on the page; `number` is given when the page is put together."""
-
-    lead: bool = False  # the first panel of a figure is the main one, drawn larger
-    kind: Literal["text", "gap", "list", "facts", "commands", "table", "figure"]
-    text: str = ""
-    lines: tuple[str, ...] = ()
-    pairs: tuple[tuple[str, str], ...] = ()
-    table: Table | None = None
-    panels: tuple[Panel, ...] = ()
-    caption: str = ""
-    tables: tuple[str, ...] = ()  # names of tables that hold the figure's numbers
-    number: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A heading and its blocks."""
-
-    anchor: str
-    title: str
-    blocks: tuple[Block, ...] = field(default=())
-
-
 def all_sections(study: Study, target: str, scores: Sequence[StoryScore]) -> Iterator[Section]:
     """The page from top to bottom, each section as it is made."""
     yield matched_section(study)
@@ -67,6 +39,7 @@ def all_sections(study: Study, target: str, scores: Sequence[StoryScore]) -> Ite
     yield loss_section(study)
     yield stories_section(study, scores)
     yield multiplier_section(study, target)
+    yield accuracy.section(study, scores)
     yield residuals_section(study, target)
     yield curves_section(study)
     yield shares_section(study)
@@ -76,31 +49,8 @@ def all_sections(study: Study, target: str, scores: Sequence[StoryScore]) -> Ite
     yield reproduce_section(study)
 
 
-SECTIONS = 12
+SECTIONS = 13
 """How many `all_sections` gives."""
-
-
-def _paragraph(said: str) -> Block:
-    return Block(kind="text", text=said)
-
-
-def _gap(said: str) -> Block:
-    return Block(kind="gap", text=said)
-
-
-def _table(table: Table, otherwise: str) -> Block:
-    return Block(kind="table", table=table) if table.rows else _gap(otherwise)
-
-
-def _figure(panels: list[Panel], caption: str, otherwise: str, *names: str, lead: bool = False) -> Block:
-    return Block(kind="figure", panels=tuple(panels), caption=caption, tables=names, lead=lead) if panels else _gap(otherwise)
-
-
-def _matched_words(study: Study) -> str:
-    matching = answer.matching_of(study)
-    return (
-        f"Runs of one match group have {answer.MATCHED[matching]} (matching: {matching})." if matching in answer.MATCHED else ""
-    )
 
 
 def is_embedded(study: Study) -> bool:
@@ -135,10 +85,10 @@ def matched_section(study: Study) -> Section:
             + "; a patched arm sees more tokens in one." * ("units" in contexts)
             + "." * ("units" not in contexts)
         )
-    blocks = [_paragraph(" ".join(said))] if said else []
+    blocks = [paragraph(" ".join(said))] if said else []
     if matching not in answer.MATCHED:
-        blocks.append(_gap("The plan names no single matching, so what is equal between arms is not known."))
-    blocks.append(_table(table, "The plan has no run to compare."))
+        blocks.append(gap("The plan names no single matching, so what is equal between arms is not known."))
+    blocks.append(table_block(table, "The plan has no run to compare."))
     return Section(anchor="matched", title="What was matched and what was not", blocks=tuple(blocks))
 
 
@@ -151,16 +101,17 @@ def isoflop_section(study: Study, target: str) -> Section:
     lines = "Points are runs at their last held-out evaluation."
     if fitted:
         curvature = {f.isoflop.curvature.replace("_", " ") for f in fitted if f.isoflop}
+        shapes = sorted({f"{f.isoflop.shape}s" for f in fitted if f.isoflop})
         lines += (
-            f" Curves are parabolas in ln N ({listed(sorted(curvature))} curvature); stars are minima inside the "
+            f" Curves are {listed(shapes)} in ln N ({listed(sorted(curvature))} curvature); stars are minima inside the "
             f"trained sizes with {listed(sorted(levels))} bootstrap intervals in both directions."
         )
     caption = (
         f"Held-out {target} loss against model size at each budget, a panel an arm, on one vertical scale. "
-        f"{lines} {_matched_words(study)}"
+        f"{lines} {matched_words(study)}"
     )
     blocks = [
-        _figure(
+        figure_block(
             panels,
             caption,
             f"No arm has two complete sizes at one budget, so there is no isoFLOP curve of the {target} loss.",
@@ -169,7 +120,7 @@ def isoflop_section(study: Study, target: str) -> Section:
     ]
     for arm in drawn:
         if panels and arm not in {f.arm for f in fitted}:
-            blocks.append(_gap(f"{arm}: no parabola, so its points stand alone. {answer.why_no_parabola(study, target, arm)}"))
+            blocks.append(gap(f"{arm}: no parabola, so its points stand alone. {answer.why_no_parabola(study, target, arm)}"))
     outside = [
         f"{f.arm} at {scientific(p.budget)} FLOPs ({p.status.replace('_', ' ')})"
         for f in fitted
@@ -178,13 +129,13 @@ def isoflop_section(study: Study, target: str) -> Section:
     ]
     if outside:
         blocks.append(
-            _paragraph(
+            paragraph(
                 f"No minimum inside the trained sizes: {listed(outside)}; the optimum there is not known, only on "
                 "which side it lies."
             )
         )
     if single and panels:
-        blocks.append(_paragraph(f"{listed(single)}: one size a budget, so no isoFLOP curve; the runs stand in the next figure."))
+        blocks.append(paragraph(f"{listed(single)}: one size a budget, so no isoFLOP curve; the runs stand in the next figure."))
     return Section(anchor="isoflop", title="IsoFLOP curves", blocks=tuple(blocks))
 
 
@@ -193,27 +144,29 @@ def loss_section(study: Study) -> Section:
     levels = sorted({level_name(f.isoflop.level) for f in study.fits.arms if f.isoflop})
     band = f" Bands and bars are {listed(levels)} bootstrap intervals of the minima." if levels else ""
     caption = (
-        "Held-out loss against training FLOPs by arm, for the training mixture, for speech and for text. Pale points are runs. "
+        "Held-out loss against training FLOPs by arm, for the training mixture (joint) and by modality. Pale points are runs. "
         "Full points are isoFLOP minima or, where no minimum lies inside the trained sizes, the best run of each budget, as the "
         "legend says. "
         "Lines are the fitted L(C); where none could be fitted, full points are joined."
         f"{band} Grey lines: n-gram models counted on the training split and scored on the same held-out tokens. "
-        f"{_matched_words(study)}"
+        f"{matched_words(study)}"
     )
-    blocks = [_figure(panels, caption, "No held-out loss has been collected.", "losses", "references", lead=True)]
+    blocks = [
+        figure_block(panels, caption, "No held-out loss has been collected.", "losses", "references", lead=len(panels) % 2 == 1)
+    ]
     verdicts = answer.reference_verdicts(study)
-    blocks.append(_paragraph(answer.reference_sentence(study)))
+    blocks.append(paragraph(answer.reference_sentence(study)))
     if verdicts:
         blocks.append(Block(kind="table", table=fit_tables.references_table(verdicts)))
     conditional = [a for a in study.arms if is_conditional(a)]
     if conditional:
         blocks.append(
-            _paragraph(
+            paragraph(
                 f"The loss of {listed(conditional)} is conditional on alignments made from the future; it is shown "
                 "but compared with nothing."
             )
         )
-    blocks.append(_table(tables.losses_table(study), "No complete run has a held-out loss."))
+    blocks.append(table_block(tables.losses_table(study), "No complete run has a held-out loss."))
     return Section(anchor="loss", title="Loss against FLOPs", blocks=tuple(blocks))
 
 
@@ -227,11 +180,11 @@ def stories_section(study: Study, scores: Sequence[StoryScore]) -> Section:
         "(Wilson); the dashed line is chance. Where "
         "arms share a place on the axis, points are moved apart sideways. Endings are ranked by log-likelihood per token."
     )
-    blocks = [_figure(figures.story_panels(scores), caption, "No story-completion item has been scored.", "stories")]
+    blocks = [figure_block(figures.story_panels(scores), caption, "No story-completion item has been scored.", "stories")]
     if scores:
         above = [s for s in scores if s.low > s.chance]
         blocks.append(
-            _paragraph(
+            paragraph(
                 f"{len(above)} of {plural(len(scores), 'score')} have an interval above chance. At this level about "
                 "one interval in "
                 f"{round(2 / (1 - study.fits.level))} lies above chance by luck alone."
@@ -239,7 +192,7 @@ def stories_section(study: Study, scores: Sequence[StoryScore]) -> Section:
         )
         blocks.append(Block(kind="table", table=tables.stories_table(scores)))
     if (pairs := item_pairs.table(study)).rows:
-        blocks += [_paragraph(item_pairs.sentence(study)), Block(kind="table", table=pairs)]
+        blocks += [paragraph(item_pairs.sentence(study)), Block(kind="table", table=pairs)]
     return Section(anchor="stories", title=_stories_title(scores), blocks=tuple(blocks))
 
 
@@ -249,15 +202,17 @@ def multiplier_section(study: Study, target: str) -> Section:
     caption = (
         f"Compute multiplier: FLOPs that {BASELINE} needs for an arm's loss, over the arm's FLOPs, only inside the "
         "overlap of losses that both "
-        f"reach; above 1 the arm needs fewer. Bands and bars are {levels} bootstrap intervals. {_matched_words(study)}"
+        f"reach; above 1 the arm needs fewer. Bands and bars are {levels} bootstrap intervals. {matched_words(study)}"
     )
     otherwise = "No compute multiplier: " + (
         "fits.json is missing." if not study.fits.present else "no two arms have fitted losses that overlap."
     )
-    blocks = [_figure(figures.multiplier_panels(found, target), caption, otherwise, "multipliers")]
+    blocks = [
+        figure_block(figures.multiplier_panels(found, target, figures.flops_label(study)), caption, otherwise, "multipliers")
+    ]
     if any(c.method == "shared exponents" for c in found):
         blocks.append(
-            _paragraph(
+            paragraph(
                 "Separate curves for each arm are free and noisy; shared exponents (one E, α and β, an efficiency an "
                 "arm) are steadier and assume more. Both are shown."
             )
@@ -273,7 +228,7 @@ def residuals_section(study: Study, target: str) -> Section:
         "trend is what the law does not hold."
     )
     otherwise = "No loss surface has been fitted, so there are no residuals."
-    block = _figure(diagnostics.residual_panels(study, target), caption, otherwise, "residuals")
+    block = figure_block(diagnostics.residual_panels(study, target), caption, otherwise, "residuals")
     table = fit_tables.residuals_table(diagnostics.residual_table(study, target))
     blocks = [block, *([Block(kind="table", table=table)] if table.rows else [])]
     return Section(anchor="residuals", title="Residuals of the loss surfaces", blocks=tuple(blocks))
@@ -285,9 +240,9 @@ def curves_section(study: Study) -> Section:
         "means over short stretches, strong: over longer ones); "
         f"the first {percent(0)(diagnostics.FIRST_SHARE)} of each run's FLOPs are left out."
     )
-    blocks = [_figure(diagnostics.curve_panels(study), caption, "No training records have been collected.")]
+    blocks = [figure_block(diagnostics.curve_panels(study), caption, "No training records have been collected.")]
     if len(study.curves):
-        blocks.append(_paragraph(answer.curves_sentence(study)))
+        blocks.append(paragraph(answer.curves_sentence(study)))
     return Section(anchor="curves", title="Training curves", blocks=tuple(blocks))
 
 
@@ -302,11 +257,11 @@ def shares_section(study: Study) -> Section:
     blocks = (
         []
         if kind == "flops_share"
-        else [_gap("The plan has no FLOP shares by module group; shares of parameters stand in their place.")]
+        else [gap("The plan has no FLOP shares by module group; shares of parameters stand in their place.")]
     )
-    blocks.append(_figure(panels, caption, "The plan has no counts by module group.", "shares"))
+    blocks.append(figure_block(panels, caption, "The plan has no counts by module group.", "shares"))
     if panels:
-        blocks.append(_paragraph(answer.shares_sentence(diagnostics.group_shares(study.plan, kind), what)))
+        blocks.append(paragraph(answer.shares_sentence(diagnostics.group_shares(study.plan, kind), what)))
         blocks.append(Block(kind="table", table=tables.shares_table(study, kind)))
     title = "FLOPs by module group" if kind == "flops_share" else "Parameters by module group"
     return Section(anchor="shares", title=title, blocks=tuple(blocks))
@@ -318,18 +273,18 @@ def plan_section(study: Study) -> Section:
     excluded = int((study.runs["state"] == "done").sum()) - len(study.usable())
     kept = f"{excluded} of the done runs excluded" if excluded else "no done run is excluded"
     said = f"{plural(len(study.plan), 'run')}: {listed(counted)}; {kept} from figures and fits."
-    blocks = [_paragraph(said), Block(kind="table", table=tables.plan_table(study))]
+    blocks = [paragraph(said), Block(kind="table", table=tables.plan_table(study))]
     left_out = tables.states_table(study)
-    blocks.append(_table(left_out, "")) if left_out.rows else blocks.append(_paragraph("No run is left out."))
+    blocks.append(table_block(left_out, "")) if left_out.rows else blocks.append(paragraph("No run is left out."))
     return Section(anchor="plan", title="The plan and its runs", blocks=tuple(blocks))
 
 
 def fits_section(study: Study) -> Section:
     table = fit_tables.fits_table(study.fits.arms)
-    blocks = [_table(table, "No loss surface has been fitted.")]
+    blocks = [table_block(table, "No loss surface has been fitted.")]
     warnings = _grouped_warnings(study)
     if warnings:
-        blocks += [_paragraph("Further warnings:"), Block(kind="list", lines=tuple(warnings))]
+        blocks += [paragraph("Further warnings:"), Block(kind="list", lines=tuple(warnings))]
     minima = fit_tables.minima_table(study.fits.arms)
     if minima.rows:
         blocks.append(Block(kind="table", table=minima))
@@ -380,14 +335,14 @@ def reproduce_section(study: Study) -> Section:
     pairs += [(f"{package} (training)", ", ".join(versions)) for package, versions in study.versions.items()]
     blocks = [Block(kind="facts", pairs=tuple(pairs))]
     if not study.versions:
-        blocks.append(_gap("No run has left an exit record, so the versions it was trained with are not known."))
+        blocks.append(gap("No run has left an exit record, so the versions it was trained with are not known."))
     commands = (f"plan-sweep study={study.name} out=DIR", *LATER_COMMANDS)
     blocks.append(Block(kind="commands", text="\n".join(commands)))
     overridden = (
         "If the plan was made with overrides, they stand in study.yaml of the study's folder; each run's "
         "frozen configuration is in runs/RUN_ID/run.yaml."
     )
-    blocks.append(_paragraph(overridden))
+    blocks.append(paragraph(overridden))
     return Section(anchor="reproduce", title="Versions and how to reproduce", blocks=tuple(blocks))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.results import TOKENS_PER_SECOND
 from lst.errors import DataError
 from reports.laws import Fits, read_fits
 
@@ -27,6 +28,7 @@ TARGETS = {
     "mixture": ("heldout_mixture", "nats_per_token"),
     "speech": ("heldout_speech", "nats_per_token"),
     "text": ("heldout_text", "nats_per_token"),
+    "interleaved": ("heldout_interleaved", "nats_per_token"),
 }
 """Target -> task and metric of results.csv."""
 
@@ -104,13 +106,18 @@ class Study:
         return self.runs[(self.runs["state"] == "done") & ~excluded]
 
     def final(self, target: str) -> pd.DataFrame:
-        """The last evaluation of `target` of each usable run, joined to its row of `runs`: column `loss` (nats a token)."""
+        """The last evaluation of `target` of each usable run, joined to its row of `runs`: column `loss` (nats a token); `flops`
+        and `speech_seconds` as the fits count them."""
         task, metric = TARGETS[target]
         rows = self.results[(self.results["task"] == task) & (self.results["metric"] == metric)]
         rows = rows.dropna(subset=["value", "step"]).sort_values(["run_id", "step"]).groupby("run_id", sort=False).tail(1)
         columns = {"value": "loss", "train_flops": "evaluated_flops"}
         joined = self.usable().merge(rows[["run_id", "value", "train_flops", "n_items"]].rename(columns=columns), on="run_id")
         joined["flops"] = joined["evaluated_flops"].fillna(joined["train_flops"]).fillna(joined["planned_flops"])
+        joined["speech_seconds"] = joined["speech_tokens"] / TOKENS_PER_SECOND
+        if self.fits.six_nd is not None:
+            n, d = (joined[kind] for kind in self.fits.six_nd)
+            joined["flops"] = 6 * n * d
         return joined.dropna(subset=["flops"]).reset_index(drop=True)
 
 

@@ -52,7 +52,16 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     ),
     "analysis": frozenset({"lst", "lst.command", "lst.records", "lst.flops", "lst.errors", "lst.assumptions", "sweeps.plan"}),
     "reports": frozenset(
-        {"lst", "lst.command", "lst.drawing", "lst.errors", "lst.assumptions", "sweeps.plan", "analysis.results"}
+        {
+            "lst",
+            "lst.command",
+            "lst.drawing",
+            "lst.errors",
+            "lst.assumptions",
+            "sweeps.plan",
+            "analysis.results",
+            "analysis.form_results",
+        }
     ),
 }
 

@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis.collect import ITEMS, collect_into
-from analysis.endpoints import AccuracyMultiplier
-from analysis.form_results import FormFit
+from analysis.form_results import AccuracyMultiplier, FormFit
 from analysis.forms import ChanceSigmoid
 from analysis.item_pairs import paired_by_item
 from analysis.results import SurfaceFit

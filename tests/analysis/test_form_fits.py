@@ -126,7 +126,7 @@ def test_accuracy_at_chance_is_refused() -> None:
         ({"accuracy": 45.0}, {}, "shares in 0..1, not percent"),
         ({}, {"chance": 1.0}, "chance=1.0"),
         ({}, {"against": "los"}, "did you mean 'loss'"),
-        ({"loss": 2.5}, {}, "1 distinct values of loss"),
+        ({"loss": 2.5}, {}, "1 distinct value of loss"),
     ],
 )
 def test_unusable_accuracies_are_refused(change: dict[str, float], options: dict[str, object], sentence: str) -> None:
@@ -175,3 +175,21 @@ def test_least_absolute_deviation_ignores_an_outlier_and_reports_the_sum_of_devi
     assert fit.objective == pytest.approx(np.log(1.1), rel=1e-4)
     assert fit.delta is None
     assert "least absolute deviation" in repr(fit)
+
+
+def test_runs_of_one_budget_have_no_law_of_compute() -> None:
+    """Their FLOPs differ by rounding of steps; what more FLOPs would do they cannot say."""
+    flops = [1e18, 1.001e18, 1.002e18, 1.0005e18]
+    table = pd.DataFrame({"train_flops": flops, "accuracy": [0.4, 0.45, 0.5, 0.42], "n_items": 1000})
+    with pytest.raises(FitError, match=r"1 distinct value of flops, to 5.0%"):
+        fit_accuracy(table, chance=0.25, against="flops", resamples=0)
+
+
+def test_a_slope_that_may_be_0_leaves_the_midpoint_without_an_interval() -> None:
+    losses = np.linspace(2.2, 2.4, 6)
+    table = pd.DataFrame({"loss": losses, "accuracy": [0.42, 0.38, 0.41, 0.36, 0.40, 0.37], "n_items": 200})
+    fit = fit_accuracy(table, chance=0.25, resamples=200)
+    assert set(fit.intervals) == {"slope"}
+    assert fit.intervals["slope"][0] <= 0 <= fit.intervals["slope"][1]
+    assert "cannot tell whether accuracy rises" in fit.warnings[0]
+    assert "held" not in next(line for line in repr(fit).splitlines() if "midpoint" in line)

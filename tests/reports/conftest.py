@@ -26,7 +26,7 @@ def make_study(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def study_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole study with one failed and one refused run, and its report. Tests must not change it."""
-    folder = write_study(tmp_path_factory.mktemp("known") / "study", Truth(failed=(FAILED,), refused=(REFUSED,)))
+    folder = write_study(tmp_path_factory.mktemp("known") / "study", Truth(failed=(FAILED,), refused=(REFUSED,), graded=True))
     render(folder)
     return folder
 

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.form_results import AccuracyMultiplier, FormFit
+from analysis.forms import ChanceSigmoid
 from analysis.laws import IsoflopParabola, LossSurface
 from analysis.results import IsoflopFit, IsoflopProfile, MultiplierCurve, SharedFit, SurfaceFit
 
@@ -24,8 +26,12 @@ EFFICIENCY = 1.3
 NOISE = 0.004
 BUDGETS = (1e13, 3e13, 1e14)
 SIZES = {"w32": 70_000, "w48": 160_000, "w64": 400_000, "w96": 1_100_000}
-OFFSETS = {"mixture": 0.0, "speech": -0.4, "text": 0.5}
-TASKS = {"mixture": ("heldout_mixture", "ST->ST"), "speech": ("heldout_speech", "S->S"), "text": ("heldout_text", "T->T")}
+OFFSETS = {"mixture": 0.0, "speech": -0.4, "text": 0.5, "interleaved": -0.1}
+DIRECTIONS = {"mixture": "ST->ST", "speech": "S->S", "text": "T->T", "interleaved": "ST->ST"}
+TASKS = {target: (f"heldout_{target}", direction) for target, direction in DIRECTIONS.items()}
+GRADED, GRADED_ITEMS = "story_graded", 4000
+OF_LOSS = ChanceSigmoid(midpoint=4.0, slope=-4.0, chance=0.25)
+"""The accuracy on GRADED of every run, a law of its text loss."""
 LEVEL = 0.9
 SAME_IN_RUNS = (
     "run_id", "study", "arm", "size", "seed", "matching", "match_group", "num_params", "num_non_embedding_params",
@@ -42,6 +48,7 @@ class Truth:
     failed: tuple[str, ...] = ()  # keys arm/size/index of the budget
     refused: tuple[str, ...] = ()
     stories: bool = True
+    graded: bool = False  # stories at every budget, whose accuracies are OF_LOSS of the text loss; and their laws in fits.json
     flops_shares: bool = True
     data: str = "embedded"
     matching: str = "flop"
@@ -118,6 +125,8 @@ def write_study(folder: Path, truth: Truth | None = None) -> Path:
         if not failed and truth.stories and row["flops_budget"] == BUDGETS[-1]:
             scored, single = story_rows(row, noise)
             results, items = results + scored, items + single
+        if not failed and truth.graded:
+            results += graded_rows(row)
     pd.DataFrame(runs).to_csv(folder / "runs.csv", index=False)
     pd.DataFrame(results).assign(branch=None).to_csv(folder / "results.csv", index=False)
     pd.DataFrame(attempts).to_csv(folder / "attempts.csv", index=False)
@@ -209,6 +218,15 @@ def story_rows(row: dict[str, Any], noise: np.random.Generator) -> tuple[list[di
     return scored, single
 
 
+def graded_rows(row: dict[str, Any]) -> list[dict[str, Any]]:
+    loss = true_loss(row["arm"], row["num_params"], row["tokens"]) + OFFSETS["text"]
+    own = np.random.default_rng(int(row["run_id"][:3]))  # of its own, so that no other number changes
+    share = own.binomial(GRADED_ITEMS, float(OF_LOSS.predict(loss))) / GRADED_ITEMS
+    values = {"accuracy": share, "chance": OF_LOSS.chance}
+    common = {**spent(row), "task": GRADED, "direction": "T->T", "n_items": GRADED_ITEMS}
+    return [{**common, "metric": metric, "value": value} for metric, value in values.items()]
+
+
 BASIS = {
     "n": 12, "loss": "huber", "delta": 1e-3, "objective": 1.2e-4, "residual_spread": 0.002, "level": LEVEL,
     "interval_method": "bootstrap", "resamples": 200, "failed": 0,
@@ -287,4 +305,54 @@ def fits_content(truth: Truth) -> dict[str, Any]:
             comparisons.append(
                 {**names, "curve": multiplier_curve(*truth.multiplier).to_json(), "shared": shared, "warnings": []}
             )
-    return {"fits": fits, "comparisons": comparisons}
+    return {"fits": fits, "comparisons": comparisons} | (accuracy_content(arms) if truth.graded else {})
+
+
+def accuracy_content(arms: list[str]) -> dict[str, Any]:
+    """Laws of GRADED for each arm with four sizes, in the loss for all, in ln C for the baseline alone; of others a refusal."""
+    laws = []
+    for arm in arms:
+        about = {"arm": arm, "task": GRADED, "direction": "T->T", "loss_target": "text", "chance": OF_LOSS.chance}
+        refused = "no law of accuracy in flops: accuracy does not rise as FLOPs grow: no such law holds here."
+        of_flops = form_fit("accuracy_of_flops", ChanceSigmoid(31.3, 0.9, 0.25), {"flops": (1e13, 1e14)})
+        base = arm == "baseline"
+        laws.append(
+            about | {"flops_convention": "exact", "warnings": [] if base else [refused]}
+            | {"of_loss": form_fit("accuracy_of_loss", OF_LOSS, {"loss": (3.6, 5.0)}), "of_loss_band": BAND_OF_LOSS}
+            | {"of_flops": of_flops if base else None, "of_flops_band": None}
+        )  # fmt: skip
+    items = {"pairs": 12, "n_items": GRADED_ITEMS, "difference": 0.03, "interval": [0.01, 0.05], "level": LEVEL, "p": 0.01}
+    names = {"baseline": "baseline", "arm": "lst_static", "task": GRADED, "direction": "T->T"}
+    compared = [names | {"curve": accuracy_multiplier().to_json(), "items": items, "warnings": []}]
+    compared.append(
+        names
+        | {
+            "arm": "lst_curriculum",
+            "curve": None,
+            "items": None,
+            "warnings": [
+                "no compute multiplier in accuracy: arm 'lst_curriculum' has one amount of FLOPs; it needs two or more."
+            ],
+        }
+    )
+    return {"accuracy_laws": laws, "accuracy_comparisons": compared}
+
+
+BAND_OF_LOSS = {
+    "at": [3.6, 4.3, 5.0], "low": [0.85, 0.4, 0.255], "high": [0.9, 0.45, 0.275],
+}  # fmt: skip
+
+
+def form_fit(form: str, law: ChanceSigmoid, ranges: dict[str, tuple[float, float]]) -> dict[str, Any]:
+    intervals = {"midpoint": around(law.midpoint, 0.01), "slope": (law.slope - 0.2, law.slope + 0.2)}
+    told = BASIS | {"loss": "binomial", "delta": None}
+    return FormFit(**told, form=form, law=law, intervals=intervals, ranges=ranges, extra={"dispersion": 1.1}).to_json()
+
+
+def accuracy_multiplier() -> AccuracyMultiplier:
+    """1.3 with a band that is open at its upper end for the highest accuracy."""
+    return AccuracyMultiplier(
+        accuracies=(0.4, 0.5, 0.6), multiplier=(1.3, 1.3, 1.3), low=(1.1, 1.1, 1e-30), high=(1.5, 1.6, 1e30), mean=1.3,
+        mean_interval=(1.12, 1e30), by_scale={"sigmoid": 1.3, "linear": 1.28}, slope_interval=(-0.2, 0.3), overlap=(0.4, 0.6),
+        level=LEVEL, draws=200, undetermined=0.08, warnings=("seed_sd=0: the band knows no scatter between seeds",),
+    )  # fmt: skip

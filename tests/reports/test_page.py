@@ -94,6 +94,7 @@ def test_every_part_is_there(page_text: str) -> None:
         "Loss against FLOPs",
         "Story completion",
         "Compute multiplier",
+        "Laws of accuracy",
         "Residuals of the loss surfaces",
         "Training curves",
         "FLOPs by module group",
@@ -103,7 +104,7 @@ def test_every_part_is_there(page_text: str) -> None:
         "Versions and how to reproduce",
     ]
     numbers = [int(n) for n in re.findall(r"<figcaption><b>Figure (\d+)\.", page_text)]
-    assert numbers == list(range(1, 8))
+    assert numbers == list(range(1, 11))
 
 
 def test_failed_and_refused_runs_appear_with_their_reasons(page_text: str) -> None:

@@ -17,7 +17,7 @@ def test_fitted_study_is_read_whole_and_finds_the_truth(make_study: Callable[...
     content = fit_study(folder, FitOptions(resamples=40))
     write_fits(folder, content)
     study = read_study(folder)
-    assert len(study.fits.arms) == len(content["fits"]) == 9
+    assert len(study.fits.arms) == len(content["fits"]) == 12
     assert study.fits.level == 0.9
     found = answer.leading_comparison(study, "mixture", "lst_static")
     assert found is not None
