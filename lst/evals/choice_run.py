@@ -24,7 +24,7 @@ from lst.plain import from_dict
 if TYPE_CHECKING:
     from lst.data.boundary_noise import NoiseRange
     from lst.evals.checkpoints import Checkpoint
-    from lst.evals.choices import ChoiceOptions
+    from lst.evals.choices import ChoiceItem, ChoiceOptions
     from lst.evals.heldout import Metric
     from lst.evals.item_set import ItemSet
 
@@ -55,8 +55,11 @@ class ChoiceRunConfig:
         from lst.checks import require_choice
         from lst.evals.choices import DIRECTIONS, ChoiceOptions
 
-        for direction in filter(None, self.directions.split(",")):
+        asked = [direction for direction in self.directions.split(",") if direction]
+        for direction in asked:
             require_choice("directions", direction, DIRECTIONS)
+        if len(set(asked)) < len(asked):
+            raise ConfigError(f"directions={self.directions} has a direction twice; give each once.")
         require_choice("patching", self.patching, ("auto", "static", "aligned"))
         if self.limit < 0:
             raise ConfigError(f"limit={self.limit} must not be negative.")
@@ -70,7 +73,7 @@ def run_choices(source: Path, values: dict[str, Any]) -> str:
     config = from_dict(ChoiceRunConfig, {"items": "", **values})
     options = config.validate()
     from lst.evals.checkpoints import default_out, open_checkpoint, own_patching
-    from lst.evals.choices import score_choices
+    from lst.evals.choices import check_choices, score_choices
     from lst.evals.evaluation_folder import EvaluationFolder, evaluation_id
     from lst.evals.item_set import open_item_set
     from lst.evals.scoring import Scorer
@@ -96,10 +99,14 @@ def run_choices(source: Path, values: dict[str, Any]) -> str:
     parts = [_Part(d, first, min(PART, count - first)) for d in directions for first in range(0, count, PART)]
     scorer = Scorer(checkpoint.model, checkpoint.config, device=checkpoint.device, kind=kind, dtype=config.dtype)  # type: ignore[arg-type]
 
+    def chosen(part: _Part) -> list[ChoiceItem]:
+        return items.choices(part.direction, checkpoint.dataset.tokenizer, first=part.first, count=part.size, noise=noise)
+
+    for part in parts:  # before the first is scored: what cannot be scored is refused at once, and nothing is left behind
+        check_choices(chosen(part), options)
+
     def make(number: int) -> list[dict[str, Any]]:
-        direction, first, size = parts[number]
-        chosen = items.choices(direction, checkpoint.dataset.tokenizer, first=first, count=size, noise=noise)
-        return score_choices(scorer, chosen, options)
+        return score_choices(scorer, chosen(parts[number]), options)
 
     with folder.records([part.size for part in parts], make) as records:
         if records is None:
@@ -133,10 +140,16 @@ def _noise(config: ChoiceRunConfig, checkpoint: Checkpoint, kind: Patching) -> N
 
 
 def _directions(config: ChoiceRunConfig, items: ItemSet, checkpoint: Checkpoint) -> list[str]:
-    """Those asked for, or all that the items allow. Raises ConfigError where patches need word spans that the items have not."""
-    from lst.evals.checkpoints import own_patching
+    """Those asked for, or all that the items allow, in the order of all.
 
-    asked = [d for d in config.directions.split(",") if d] or items.directions
+    Raises ConfigError where the items have not what they need, or not the word spans that patches need.
+    """
+    from lst.evals.checkpoints import own_patching
+    from lst.evals.choices import DIRECTIONS
+
+    asked = [d for d in DIRECTIONS if d in config.directions.split(",")] or items.directions
+    for direction in asked:
+        items.require_direction(direction)
     kind = own_patching(checkpoint, config.patching)
     spoken = [d for d in asked if "S" in d]
     if kind is Patching.ALIGNED and spoken and not items.manifest["aligned"]:

@@ -26,7 +26,7 @@ from lst.config import Patching
 from lst.data.interleave import Document, Segment
 from lst.data.pack import PackedRow
 from lst.data.vocab import FRAMES_PER_SECOND
-from lst.errors import ConfigError
+from lst.errors import ConfigError, DataError
 from lst.evals.scoring import Scored, Scorer
 
 SCORES = ("loglik_sum", "loglik_per_token", "loglik_per_second", "loglik_per_byte", "loglik_gain")
@@ -134,12 +134,11 @@ def score_choices(scorer: Scorer, items: Sequence[ChoiceItem], options: ChoiceOp
 
     Batches, padding and the order of items change no score by more than rounding, and no decision: where the deciding scores
     of the right and the best wrong ending are nearer than rounding could tell (CLOSE), the item is scored again with every
-    sequence in a forward pass of its own. Raises ConfigError where the deciding score is not defined for an item.
+    sequence in a forward pass of its own. Raises as `check_choices`.
     """
-    options.validate()
+    check_choices(items, options)
     run, places = _Pass(scorer, options.join), []
     for item in items:
-        _require_score(item, options.score)
         prompt, removed = _shortened(item, options.context_tokens)
         given = [run.place(prompt, ending) for ending in item.endings]
         alone = [] if prompt is None else [run.place(None, ending) for ending in item.endings]
@@ -153,6 +152,21 @@ def score_choices(scorer: Scorer, items: Sequence[ChoiceItem], options: ChoiceOp
     if near:
         run.again(sorted(near))
     return [_record(run, item, at, options) for item, at in zip(items, places, strict=True)]
+
+
+def check_choices(items: Sequence[ChoiceItem], options: ChoiceOptions) -> None:
+    """Raises ConfigError where the deciding score is not defined for an item or its context does not fit, DataError where one
+    of its parts has no token: some texts have none in a tokenizer that drops characters."""
+    options.validate()
+    for item in items:
+        for name, part in (("prompt", item.prompt), *((f"ending {i}", ending) for i, ending in enumerate(item.endings))):
+            if part is not None and not len(part.tokens):
+                raise DataError(
+                    f"item '{item.item}' of {item.task} {item.direction}: its {name} has no token in the data set's tokenizer; "
+                    "prepare the items without it."
+                )
+        _require_score(item, options.score)
+        _shortened(item, options.context_tokens)
 
 
 def decide(scores: Sequence[float], right: int) -> tuple[bool, bool]:
@@ -198,7 +212,7 @@ def _require_score(item: ChoiceItem, score: str) -> None:
     if score not in defined:
         raise ConfigError(
             f"score={score} is not defined for item '{item.item}' of {item.task} {item.direction}; "
-            f"choose one of {', '.join(defined)}."
+            f"choose one of {', '.join(defined)}, or leave {item.direction} out of directions=."
         )
 
 

@@ -192,16 +192,20 @@ class ItemSet:
                 "prepare the items with the data's quantizer."
             )
 
-    def choices(
-        self, direction: str, tokenizer: TextTokenizer, *, first: int = 0, count: int | None = None, noise: NoiseRange = (0, 0)
-    ) -> list[ChoiceItem]:
-        """The items from `first` on in one direction, in the set's order; borders of words moved by `noise` milliseconds, each
-        inside its part (lst.data.boundary_noise). Raises ConfigError on a direction that they do not have."""
+    def require_direction(self, direction: str) -> None:
+        """Raises ConfigError where the items have not the text or the speech for it."""
         if direction not in self.directions:
             raise ConfigError(
                 f"directions={direction}: item set '{self.path}' has {', '.join(self.directions)}; choose among these, or "
                 "prepare it with speech (voice=) or text."
             )
+
+    def choices(
+        self, direction: str, tokenizer: TextTokenizer, *, first: int = 0, count: int | None = None, noise: NoiseRange = (0, 0)
+    ) -> list[ChoiceItem]:
+        """The items from `first` on in one direction, in the set's order; borders of words moved by `noise` milliseconds, each
+        inside its part (lst.data.boundary_noise). Raises ConfigError on a direction that they do not have."""
+        self.require_direction(direction)
         rows = self.table.slice(first, count).to_pylist()
         return [_choice(self.task, direction, row, tokenizer, noise) for row in rows]
 

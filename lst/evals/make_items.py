@@ -21,18 +21,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lst.errors import ConfigError, DataError
+from lst.errors import ConfigError, DataError, LstError
 from lst.plain import content_hash, from_dict, to_dict
 
 if TYPE_CHECKING:
     from lst.data.audio.quantizers import AudioQuantizer
     from lst.data.sources.base import Refused
-    from lst.evals.item_formats import Found, Part
+    from lst.evals.found_items import Found, Part
     from lst.evals.item_set import Item
     from lst.evals.voices import Voice
 
 EXAMPLE = "prepare-data eval=items.jsonl out=items/mine"
-FORMATS = ("auto", "jsonl", "hellaswag", "storycloze", "zerospeech", "salmon", "slamkit")
+AUTO = "auto"
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class ItemsConfig:
     eval: str  # the benchmark's file or folder
     out: str  # new folder of the item set
     task: str = ""  # its name in every record; default: the file's
-    format: str = "auto"  # one of FORMATS
+    format: str = AUTO  # one of lst.evals.item_formats.FORMATS; or the file tells
     audio: str = ""  # format=zerospeech: folder of the recordings
     tokens: str = ""  # format=zerospeech: or their ready tokens
     card: str = ""  # JSON that tells what made ready speech tokens
@@ -71,10 +71,11 @@ class ItemsConfig:
     def validate(self) -> None:
         """Raises ConfigError."""
         from lst.checks import require_choice, require_seed
+        from lst.evals.item_formats import FORMATS
 
         if not self.eval or not self.out:
             raise ConfigError(f"give eval=FILE and out=DIR, for example: {EXAMPLE}")
-        require_choice("format", self.format, FORMATS)
+        require_choice("format", self.format, (AUTO, *FORMATS))
         require_choice("refuse", self.refuse, ("stop", "skip"))
         require_seed("seed", self.seed)
         for key in ("max_words", "sample"):
@@ -97,9 +98,12 @@ def prepare_items(values: dict[str, Any]) -> str:
         require_new(out)
     maker = _Maker(config)
     found = maker.wanted()
-    rows, refused = maker.make(found)
-    rows, refused = _of_one_kind(rows, refused)
-    _judge(config, refused, len(rows) + len(refused))
+    try:
+        rows, refused = _of_one_kind(Path(config.eval), *maker.make(found))
+        _judge(config, refused, len(rows) + len(refused))
+    except LstError:
+        maker.drop_empty_work()
+        raise
     from lst.evals.item_set import write_item_set
 
     about = maker.about() | {"refused": [str(r) for r in refused], "refused_share": len(refused) / (len(rows) + len(refused))}
@@ -109,7 +113,8 @@ def prepare_items(values: dict[str, Any]) -> str:
     left = f", {len(refused)} refused" if refused else ""
     left += f", {maker.left_out} left out by max_words and sample" if maker.left_out else ""
     directions = ", ".join(manifest["directions"])
-    return f"{out}: {len(rows):,} items of '{manifest['task']}' ({directions}){left} (items_id {manifest['items_id']})."
+    made = f"{len(rows):,} item{'' if len(rows) == 1 else 's'} of '{manifest['task']}'"
+    return f"{out}: {made} ({directions}){left} (items_id {manifest['items_id']})."
 
 
 class _Maker:
@@ -120,7 +125,7 @@ class _Maker:
         from lst.evals.item_set import is_task_name
 
         self.config, self.file = config, Path(config.eval)
-        format_ = config.format if config.format != "auto" else guess_format(self.file) if self.file.exists() else "jsonl"
+        format_ = config.format if config.format != AUTO else guess_format(self.file) if self.file.exists() else "jsonl"
         audio, tokens = (Path(p) if p else None for p in (config.audio, config.tokens))
         self.read = list(read_items(format_, self.file, audio=audio, tokens=tokens))
         if not self.read:
@@ -145,6 +150,8 @@ class _Maker:
             generator = np.random.Generator(np.random.Philox(key=config.seed))
             short = [short[i] for i in sorted(generator.permutation(len(short))[: config.sample])]
         self.left_out = len(read) - len(short)
+        if not short:
+            raise DataError(f"max_words={config.max_words} leaves none of the {len(read)} items of {self.file}; give more, or 0.")
         return short
 
     def make(self, found: Sequence[Found | Refused]) -> tuple[list[dict[str, Any]], list[Refused]]:
@@ -183,6 +190,13 @@ class _Maker:
                 writer.write(record)
             yield record
 
+    def drop_empty_work(self) -> None:
+        """Take the work file away where it has no finished item to go on from."""
+        from lst.records import iter_jsonl
+
+        if all("refused" in record for record in list(iter_jsonl(self.work))[1:]):
+            self.work.unlink(missing_ok=True)
+
     def about(self) -> dict[str, Any]:
         """What the manifest says beside the items."""
         card = self._quantizer.card.to_dict() if self._quantizer else self._card()
@@ -198,7 +212,7 @@ class _Maker:
 
     def _open(self, found: Sequence[Found | Refused]) -> None:
         """Load the engine and the quantizer if any item needs them."""
-        from lst.evals.item_formats import Found
+        from lst.evals.found_items import Found
 
         parts = [part for item in found if isinstance(item, Found) for part in item.parts]
         ready, heard = any(p.tokens is not None for p in parts), any(p.audio is not None and p.tokens is None for p in parts)
@@ -207,6 +221,8 @@ class _Maker:
             raise DataError(
                 f"eval={self.config.eval} has ready speech tokens and parts that need a quantizer; give all of one kind."
             )
+        if self.config.card and not ready and not (heard or silent):
+            raise ConfigError(f"card={self.config.card} is about ready speech tokens, and {self.file} has none; leave it out.")
         if self.config.card and (heard or silent):
             raise ConfigError(f"card={self.config.card} is about ready tokens; of audio the quantizer tells its own card.")
         self._speech_vocab = self.config.speech_vocab or (self._card() or {}).get("k", 501)
@@ -225,15 +241,15 @@ class _Maker:
 
     def _record(self, item: Found | Refused) -> dict[str, Any]:
         from lst.data.sources.base import Refused
-        from lst.evals.item_formats import check_found
+        from lst.evals.found_items import check_found
 
         if isinstance(item, Refused):
             return {"refused": item.reason, "file": str(item.file), "line": item.line}
         try:
             check_found(item)
-            return self._item(item).row()
+            return self._item(item).row() | {"line": item.line}
         except (ValueError, DataError) as error:
-            return {"refused": f"item '{item.id}': {error}", "file": str(self.file), "line": item.line}
+            return {"refused": f"item '{item.id}': {str(error).rstrip('.')}", "file": str(self.file), "line": item.line}
 
     def _item(self, item: Found) -> Item:
         """Raises ValueError or DataError with the reason."""
@@ -269,7 +285,10 @@ class _Maker:
             return None, None
         spans = None
         if part.audio is not None:
-            audio = read_waveform(part.audio, max_seconds=self.config.max_seconds)
+            try:
+                audio = read_waveform(part.audio, max_seconds=self.config.max_seconds)
+            except ValueError as error:
+                raise ValueError(f"{name}, '{part.audio}': {error}") from error
         else:
             assert self._voice is not None
             audio, spans = self._voice.say(part.text)
@@ -305,17 +324,17 @@ def _quantizer(config: ItemsConfig) -> AudioQuantizer:
     return quantizer_of(PrepareConfig(out=config.out, input=config.eval, **{name: getattr(config, name) for name in shared}))
 
 
-def _of_one_kind(rows: list[dict[str, Any]], refused: list[Refused]) -> tuple[list[dict[str, Any]], list[Refused]]:
-    """Where most items have speech, or text, those that have none are refused."""
+def _of_one_kind(file: Path, rows: list[dict[str, Any]], refused: list[Refused]) -> tuple[list[dict[str, Any]], list[Refused]]:
+    """Items that have speech (or text) among more that have none, or the other way round, are refused: a set is of one kind."""
     from lst.data.sources.base import Refused
 
-    for name in ("speech", "texts"):
-        having = [row for row in rows if row[name]]
-        if having and len(having) < len(rows):
-            few = [row for row in rows if not row[name]]
-            what = "text" if name == "texts" else "speech"
-            refused = refused + [Refused(Path("items"), f"item '{row['id']}' has no {what}, and others have") for row in few]
-            rows = having
+    for name, what in (("speech", "speech"), ("texts", "text")):
+        having, lacking = ([row for row in rows if bool(row[name]) is there] for there in (True, False))
+        if not having or not lacking:
+            continue
+        rows, few = (having, lacking) if len(having) >= len(lacking) else (lacking, having)
+        told = f"has no {what}, and most others have" if few is lacking else f"has {what}, and most others have none"
+        refused = refused + [Refused(file, f"item '{row['id']}' {told}", row["line"]) for row in few]
     return rows, refused
 
 

@@ -14,6 +14,7 @@ import torch
 
 from analysis.run_files import item_rows
 from lst.data.shards import open_dataset
+from lst.data.text import TextTokenizer
 from lst.errors import LstError
 from lst.evals import choice_run
 from lst.evals.__main__ import main
@@ -145,6 +146,9 @@ WRONG = [
     ("lst_aligned", {"boundary_noise_ms": "40,20"}, "is no range of milliseconds"),
     ("baseline", {"dtype": "float16"}, "dtype=float16 is unknown"),
     ("baseline", {"data": "embedded"}, "the checkpoint was trained on"),
+    ("baseline", {"directions": "T->T,T->T"}, "directions=T->T,T->T has a direction twice"),
+    ("baseline", {"score": "loglik_per_second"}, "score=loglik_per_second is not defined for item 'i0' of cloze T->T"),
+    ("baseline", {"context_tokens": 8}, "context_tokens=8 has no room for an ending"),
     ("baseline", {"scores": "x"}, "unknown key 'scores'; did you mean 'score'"),
     ("baseline", {"out": ""}, "is no run's folder, so say where the results go"),
 ]  # fmt: skip
@@ -157,7 +161,25 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     given = {"items": str(items), "out": str(tmp_path / "o")} | options if options else {}
     with pytest.raises(LstError, match=reason.replace("(", r"\(")):
         run_choices(checkpoints[arm], given)
-    assert not (tmp_path / "o").exists()
+    assert list(tmp_path.iterdir()) == []  # refused before anything was scored
+
+
+def test_the_order_of_directions_is_no_other_evaluation(checkpoints: dict[str, Path], items: Path, tmp_path: Path) -> None:
+    for name, directions in (("a", "S->S,T->T"), ("b", "T->T,S->S")):
+        run_choices(checkpoints["baseline"], {"items": str(items), "out": str(tmp_path / name), "directions": directions})
+    one, other = (json.loads((tmp_path / name / "evaluation.json").read_text())["evaluation_id"] for name in "ab")
+    assert one == other
+
+
+def test_a_part_without_a_token_is_refused_before_anything_is_scored(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [{"id": "x", "prompt": "ab", "endings": ["cd", "ef"], "label": 0}]
+    prepare_items({"eval": str(write_lines(tmp_path / "t.jsonl", lines)), "out": str(tmp_path / "set")})
+    whole = TextTokenizer.encode
+    monkeypatch.setattr(TextTokenizer, "encode", lambda self, text: [] if text == "ef" else whole(self, text))
+    with pytest.raises(LstError, match="item 'x' of t T->T: its ending 1 has no token"):
+        run_choices(checkpoints["baseline"], {"items": str(tmp_path / "set"), "out": str(tmp_path / "o")})
 
 
 def test_items_of_another_speech_tokenizer_are_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:

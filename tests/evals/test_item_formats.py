@@ -9,7 +9,10 @@ import pytest
 
 from lst.data.sources.base import Refused
 from lst.errors import DataError
-from lst.evals.item_formats import Found, guess_format, read_items, read_tokens, without_brackets
+from lst.evals.found_items import Found
+from lst.evals.item_formats import guess_format, read_items
+from lst.evals.item_lines import without_brackets
+from lst.evals.item_tables import read_tokens
 from tests.evals.item_files import write_lines, write_tone
 
 GOOD: dict[str, Any] = {"ctx": "A man sits.", "endings": ["He stands.", "He flies.", "It rains.", "No."], "label": 1, "doc_id": 7}
@@ -178,6 +181,42 @@ def test_salmon_pairs_have_their_part_as_group(tmp_path: Path) -> None:
     assert isinstance(items[0], Found)
     assert [p.audio.name for p in items[0].parts if p.audio] == ["sample_0_a_first.wav", "sample_0_b_second.wav"]
     assert isinstance(refused, Refused)
+
+
+def test_what_makes_no_pair_in_a_folder_is_refused_and_never_skipped(tmp_path: Path) -> None:
+    for name in ("sample_0_a", "sample_0_b", "sample_0_c", "sample_1"):
+        write_tone(tmp_path / "salmon" / f"{name}.wav", 0.1)
+    for which in ("a", "b"):
+        write_tone(tmp_path / "salmon" / f"sample_7_{which}.WAV", 0.1)
+    nameless, three, pair = read("salmon", tmp_path / "salmon")
+    assert isinstance(nameless, Refused)
+    assert nameless.file.name == "sample_1.wav"
+    assert isinstance(three, Refused)
+    assert three.reason == "sample 0 has 3 recordings; a pair has two"
+    assert isinstance(pair, Found)
+    for name in ("1_incorrect", "2_mutual"):
+        write_tone(tmp_path / "slam" / f"{name}.wav", 0.1)
+    told = [str(r) for r in read("slamkit", tmp_path / "slam")]
+    assert told == [
+        f"{tmp_path / 'slam' / '1'}: it has no 1_correct of sound or text",
+        f"{tmp_path / 'slam' / '2'}: it has no 2_correct of sound or text",
+    ]
+
+
+def test_tables_of_other_bytes_and_open_quotes_are_one_sentence_and_a_byte_order_mark_is_none(gold: Path, tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("".join(f"{kind}{n}{v}\t1\n" for kind in "wn" for n in (0, 1) for v in "AB"))
+    good = gold.read_bytes()
+    gold.write_bytes(b"\xef\xbb\xbf" + good)
+    assert len([i for i in read("zerospeech", gold, tokens=tokens) if isinstance(i, Found)]) == 4
+    for change, reason in (("brick", "b\xefck"), ("A,0,", "A,nan,"), ("A,0,", "A,-3,"), ("brick", '"' + "x" * 140_000)):
+        gold.write_bytes(good.replace(change.encode(), reason.encode("latin-1"), 1))
+        if "," in change:
+            refused = next(i for i in read("zerospeech", gold, tokens=tokens) if isinstance(i, Refused))
+            assert (refused.line, refused.reason) == (2, f"frequency '{reason[2:-1]}' is no count")
+        else:
+            with pytest.raises(DataError, match="cannot be read as UTF-8" if "ck" in reason else "gold.csv:2: field larger"):
+                read("zerospeech", gold, tokens=tokens)
 
 
 def test_slamkit_pairs_have_a_prompt_where_there_is_a_mutual(tmp_path: Path) -> None:

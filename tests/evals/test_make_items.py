@@ -68,6 +68,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown key": ({"promt": "a"}, "unknown key 'promt'; did you mean 'prompt'"),
     "text that is none": ({"prompt": {"text": None}}, "'text' must be text, not null"),
     "a group that is no name": ({"group": ["a"]}, "'group' must be text"),
+    "nothing that can be seen": (
+        {"endings": ["a", "\u200b"], "prompt": "y"},
+        r"ending 1 has text without a character that can be",
+    ),
     "another's id": ({"id": "i0"}, "its id 'i0' is that of line 1"),
     "no UTF-8": ({"prompt": {"text": "\ud800", "speech_tokens": [1]}}, "no UTF-8 text"),
 }
@@ -86,6 +90,30 @@ def test_a_bad_item_is_refused_by_its_line(tmp_path: Path, name: str) -> None:
     assert [r["id"] for r in items.table.to_pylist()] == ["i0", "i1", "i3", "i4"]
     assert len(items.manifest["refused"]) == 1
     assert items.manifest["refused_share"] == 0.2
+
+
+def test_the_few_of_another_kind_are_refused_by_their_line(tmp_path: Path) -> None:
+    lines = spoken_items(5)
+    lines[3] = {"id": "t", "prompt": "a", "endings": ["b", "c"], "label": 0}
+    source = write_lines(tmp_path / "mine.jsonl", lines)
+    with pytest.raises(DataError, match=r"mine.jsonl:4: item 't' has no speech, and most others have;"):
+        prepare(source, tmp_path / "set")
+    texts = [{"id": f"t{i}", "prompt": "a", "endings": ["b", "c"], "label": 0} for i in range(4)]
+    source = write_lines(tmp_path / "texts.jsonl", [texts[0], spoken_items(1)[0], *texts[1:]])
+    items = prepare(source, tmp_path / "set", refuse="skip", max_refused=0.2)
+    assert items.manifest["refused"] == [f"{source}:2: item 'i0' has speech, and most others have none"]
+    assert items.directions == ["T->T"]
+
+
+def test_what_leaves_nothing_to_go_on_from_leaves_no_file(tmp_path: Path) -> None:
+    lines = [line | {"label": 9} for line in spoken_items(2)]
+    source = write_lines(tmp_path / "mine.jsonl", lines)
+    for options in ({}, {"refuse": "skip", "max_refused": 0.9}):
+        with pytest.raises(DataError, match="label 9 is not one of its 2 endings"):
+            prepare(source, tmp_path / "set", **options)
+        assert list(tmp_path.iterdir()) == [source]
+    with pytest.raises(DataError, match="max_words=2 leaves none of the 2 items"):
+        prepare(write_lines(source, spoken_items(2)), tmp_path / "set", max_words=2)
 
 
 def test_a_share_of_bad_items_above_the_limit_stops(tmp_path: Path) -> None:
