@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import pandas as pd
 from scipy import stats
 
 from analysis.pairs import mean_interval
+from analysis.run_files import options_of
 from lst import records
 from lst.command import ended
 from lst.errors import FitError
@@ -51,6 +52,7 @@ class PairedAccuracy:
     level: float
     p_value: float  # McNemar's exact test; 1 where the two differ nowhere
     conditional: bool  # one of them was scored under aligned patches: no fair comparison
+    otherwise: tuple[str, ...] = ()  # options in which the two evaluations differ, as "join: straddle and closed"
 
 
 def paired_accuracies(
@@ -58,6 +60,7 @@ def paired_accuracies(
 ) -> list[PairedAccuracy]:
     """All tasks and directions that both folders have. Raises FitError where their items or scores are not the same."""
     ours, theirs = read_answers(a), read_answers(b)
+    otherwise = _differing_options(a, b)
     shared = {key[:2] for key in ours} & {key[:2] for key in theirs}
     if not shared:
         raise FitError(f"'{a}' and '{b}' share no task and direction; evaluate both on one item set.")
@@ -81,7 +84,7 @@ def paired_accuracies(
             raise FitError(
                 f"'{a}' decides by {rows[0][0]['score']} and '{b}' by {rows[0][1]['score']}; give both the same score."
             )
-        found.append(_compared(task, direction, rows, level, resamples, seed))
+        found.append(replace(_compared(task, direction, rows, level, resamples, seed), otherwise=otherwise))
     return found
 
 
@@ -94,6 +97,22 @@ def read_answers(folder: Path) -> Answers:
     if not found:
         raise FitError(f"'{folder}' has no items in its {records.ITEM_RECORDS}; give a folder of python -m lst.evals choices.")
     return found
+
+
+def _differing_options(a: Path, b: Path) -> tuple[str, ...]:
+    """Of two evaluations, where both are some. Raises FitError where they are of other item sets."""
+    cards = [(records.read_json(folder / records.EVALUATION_CARD) or {}).get("decided_by") for folder in (a, b)]
+    ours, theirs = (options_of(card) if isinstance(card, dict) else {} for card in cards)
+    if not ours or not theirs:
+        return ()
+    for name in ("items_id", "test"):
+        if ours.get(name) != theirs.get(name):
+            raise FitError(
+                f"'{a}' is of other items than '{b}' ({name} {ours.get(name)} and {theirs.get(name)}); evaluate both on one item "
+                "set."
+            )
+    differ = (name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name) and name not in ("score", "task"))
+    return tuple(f"{name}: {ours.get(name)} and {theirs.get(name)}" for name in differ)
 
 
 def _compared(
@@ -174,6 +193,7 @@ def describe(found: Sequence[PairedAccuracy]) -> str:
         low, high = (100 * v for v in r.interval)
         gap = f"{100 * r.difference:+.1f} points ({low:+.1f} .. {high:+.1f}, {100 * r.level:g}%)"
         note = "; conditional on alignments: no fair comparison" if r.conditional else ""
+        note += f"; scored otherwise ({'; '.join(r.otherwise)})" if r.otherwise else ""
         lines.append(f"{r.task} {r.direction}: {numbers}; {gap}, {r.only_a} : {r.only_b}, McNemar p = {r.p_value:.2g}{note}")
     return "\n".join(lines)
 

@@ -1,11 +1,11 @@
 """Arms against each other item by item: the rows of item_pairs.csv, made while a study is collected (docs/columns.md).
 
 Two runs of one match group (or budget), size and seed are compared, both of which enter fits, on an item set that both were
-evaluated on at their final step by the same score: each arm against the baseline, or, where no baseline has answered these
-items, each arm against each that stands before it in the plan. Each pair is McNemar's exact test and a paired bootstrap
-(`analysis.item_pairs`). A study makes many: `p_holm` are Holm's (1979) p-values over all of them, which keep the chance of one
-false difference among all at the level asked. Answers under aligned patches are made from the future, so they are paired with
-answers under aligned patches alone (`conditional`).
+evaluated on at their final step by the same score and options (context, join, noise, precision): each arm against the baseline,
+or, where no baseline has answered these items, each arm against each that stands before it in the plan. Each pair is McNemar's
+exact test and a paired bootstrap (`analysis.item_pairs`). A study makes many: `p_holm` are Holm's (1979) p-values over all of
+them, which keep the chance of one false difference among all at the level asked. Answers under aligned patches are made from the
+future, so they are paired with answers under aligned patches alone (`conditional`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ PAIR_COLUMNS = [
         "run_id",
         "against",
         "baseline_run_id",
+        "evaluation",
+        "baseline_evaluation",
         "size",
         "seed",
         "match_group",
@@ -36,7 +38,7 @@ PAIR_COLUMNS = [
     *("n_items", "accuracy", "baseline_accuracy", "difference", "low", "high", "level", "only_arm", "only_baseline", "p_value"),
     *("p_holm", "tests", "conditional"),
 ]
-Key = tuple[str, str, str, str, bool]  # task, direction, score, items_id, conditional
+Key = tuple[str, str, str, str, str, bool]  # task, direction, score, items_id, options, conditional
 
 
 @dataclass(frozen=True)
@@ -46,19 +48,20 @@ class Answers:
     items: bytes  # hash of the names, and of what each asks for where its record tells (a probe's label)
     count: int
     right: np.ndarray  # packed bits
+    evaluation: str = ""  # its id; "": the trainer's own
 
     def bits(self) -> np.ndarray:
         return np.unpackbits(self.right, count=self.count).astype(bool)
 
 
 def answers_of(items: Sequence[Mapping[str, Any]], step: int, branch: int | None) -> dict[Key, Answers]:
-    """A run's answers at its final step, by item set; of several evaluations of one set the first by its folder's name."""
+    """A run's answers at its final step, by item set and options."""
     found: dict[Key, dict[str, Mapping[str, Any]]] = {}
     chosen: dict[Key, Any] = {}
     for row in items:
         if row["step"] != step or row.get("branch") != branch:
             continue
-        words = (str(row.get(name) or "") for name in ("task", "direction", "score", "items_id"))
+        words = (str(row.get(name) or "") for name in ("task", "direction", "score", "items_id", "options"))
         key: Key = (*words, bool(row.get("conditional")))  # type: ignore[assignment]
         if chosen.setdefault(key, row.get("evaluation")) == row.get("evaluation"):
             found.setdefault(key, {})[str(row["item"])] = row
@@ -68,7 +71,8 @@ def answers_of(items: Sequence[Mapping[str, Any]], step: int, branch: int | None
 def _packed(rows: Mapping[str, Mapping[str, Any]]) -> Answers:
     names = sorted(rows)
     digest = hashlib.sha256("\0".join(f"{name}\0{rows[name].get('label', '')}" for name in names).encode()).digest()
-    return Answers(digest, len(names), np.packbits([bool(rows[name]["correct"]) for name in names]))
+    bits = np.packbits([bool(rows[name]["correct"]) for name in names])
+    return Answers(digest, len(names), bits, str(next(iter(rows.values())).get("evaluation") or ""))
 
 
 def pair_rows(runs: Sequence[Mapping[str, Any]], answers: Mapping[str, Mapping[Key, Answers]]) -> list[dict[str, Any]]:
@@ -105,11 +109,12 @@ def _same(ours: Answers, theirs: Answers | None) -> bool:
 def _row(run: Mapping[str, Any], other: Mapping[str, Any], key: Key, ours: Answers, theirs: Answers) -> dict[str, Any]:
     from analysis.item_pairs import compare  # scipy
 
-    task, direction, score, items_id, conditional = key
+    task, direction, score, items_id, _, conditional = key
     pair = compare(ours.bits(), theirs.bits(), task=task, direction=direction, score=score, conditional=conditional)
     return (
         {name: run.get(name) for name in ("arm", "run_id", "size", "seed", "match_group", "flops_budget")}
         | {"against": other["arm"], "baseline_run_id": other["run_id"], "items_id": items_id or None, "score": score or None}
+        | {"evaluation": ours.evaluation or None, "baseline_evaluation": theirs.evaluation or None}
         | {"task": task, "direction": direction, "n_items": pair.n_items, "accuracy": pair.accuracy_a}
         | {"baseline_accuracy": pair.accuracy_b, "difference": pair.difference, "level": pair.level}
         | {"low": pair.interval[0], "high": pair.interval[1], "p_value": pair.p_value}

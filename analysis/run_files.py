@@ -7,6 +7,7 @@ Not here: what enters fits (`analysis.exclude`) and tables of a study (`analysis
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,11 @@ from lst import records
 METRIC_KEY, ITEM_KEY = ("step", "task", "direction", "metric"), ("step", "task", "direction", "item")
 OUTCOME = ("correct", "scores", "score", "conditional", "label")
 """What an item's row keeps of its record, beside its key."""
+
+
+OF_A_MODEL = ("weights", "run_id", "data_id", "patching", "directions")
+"""What of an evaluation's `decided_by` two models on the same items may differ in: patching is an arm's own, and answers under
+aligned patches say so (`conditional`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +95,16 @@ class RunFiles:
         return known | {"step": whole if is_whole(whole) else 0}
 
 
+def options_of(decided_by: dict[str, Any]) -> dict[str, Any]:
+    """What was asked, and how, without the model that was asked."""
+    return {name: value for name, value in decided_by.items() if name not in OF_A_MODEL}
+
+
 def evaluation_folders(folder: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-    """The finished evaluations of a run, each with its id and that of its items; and what was left out, in sentences."""
+    """The finished evaluations of a run, each with its id, that of its items and its options as text; and what was left out, in
+    sentences. Those of most items come first, then by options, so that the first of several is the same for all runs."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    order: dict[str, tuple[int, str]] = {}
     notes = []
     # one in the making has a name with a dot
     for path in sorted((folder / records.EVALUATIONS).glob(f"[!.]*/{records.EVALUATION_CARD}")):
@@ -104,8 +117,12 @@ def evaluation_folders(folder: Path) -> tuple[list[tuple[Path, dict[str, Any]]],
         elif name in found:
             notes.append(f"'{path.parent}' is the evaluation '{found[name][0]}' again, so it was left out; remove one of them.")
         else:
-            found[name] = path.parent, {"evaluation": name, "items_id": about.get("items_id") or about.get("test")}
-    return list(found.values()), notes
+            options = json.dumps(options_of(about), sort_keys=True)
+            known = {"evaluation": name, "items_id": about.get("items_id") or about.get("test"), "options": options}
+            found[name] = path.parent, known
+            items = about.get("items")
+            order[name] = -items if isinstance(items, int) else 0, options
+    return [found[name] for name in sorted(found, key=order.__getitem__)], notes
 
 
 def metric_rows(folder: Path) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ def table(study: Study) -> Table:
             Column("p_value", "McNemar p", small),
             Column("p_holm", "Holm p", small),
             Column("patches", "patches", numeric=False),
+            Column("evaluation", "evaluation", numeric=False),
         ),
         rows=tuple(rows),
     )

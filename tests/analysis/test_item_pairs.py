@@ -89,6 +89,21 @@ def test_what_is_not_the_same_is_not_compared(tmp_path: Path, other: list[int], 
     assert main([str(a), str(b)]) == 2
 
 
+def card(folder: Path, **decided: Any) -> Path:
+    about = {"run_id": folder.name, "weights": folder.name, "patching": folder.name, "items_id": "one", "join": "straddle"}
+    (folder / "evaluation.json").write_text(json.dumps({"decided_by": about | decided}))
+    return folder
+
+
+def test_other_item_sets_are_refused_and_other_options_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b, c, d = (write(tmp_path / name, [1, 0]) for name in "abcd")
+    assert paired_accuracies(card(a), card(b))[0].otherwise == ()
+    assert main([str(a), str(card(c, join="closed"))]) == 0
+    assert "scored otherwise (join: straddle and closed)" in capsys.readouterr().out
+    with pytest.raises(FitError, match=r"is of other items than .*items_id one and two"):
+        paired_accuracies(a, card(d, items_id="two"))
+
+
 def test_conditional_scores_are_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(write(tmp_path / "a", [1, 0])), str(write(tmp_path / "b", [0, 0], conditional=True))]) == 0
     printed = capsys.readouterr().out

@@ -61,6 +61,26 @@ def test_what_does_not_compare_makes_no_pair(study: Path, odd: str) -> None:
     assert len(collect(study).pairs) == 0
 
 
+def test_evaluations_are_paired_with_those_of_the_same_options(study: Path) -> None:
+    write_evaluation(run(study, "baseline"), "zzz", share=0.25, items=4)
+    write_evaluation(run(study, "baseline"), "aaa", share=0.5, items=4, context_tokens=69)
+    write_evaluation(run(study, "lst_static"), "bbb", share=1.0, items=4)
+    write_evaluation(run(study, "lst_static"), "yyy", share=0.75, items=4, context_tokens=69)
+    write_evaluation(run(study, "lst_static"), "ccc", share=0.0, items=4, join="closed")
+    found = collect(study).pairs[["evaluation", "baseline_evaluation", "accuracy", "baseline_accuracy"]]
+    assert sorted(found.itertuples(index=False, name=None)) == [("bbb", "zzz", 1.0, 0.25), ("yyy", "aaa", 0.75, 0.5)]
+
+
+def test_the_first_of_several_evaluations_has_most_items_and_is_of_one_kind_in_all_runs(study: Path) -> None:
+    for arm, names in (("baseline", "abc"), ("lst_static", "cab")):
+        write_evaluation(run(study, arm), names[0], share=0.25, items=2)
+        write_evaluation(run(study, arm), names[1], share=1.0, items=4)
+        write_evaluation(run(study, arm), names[2], share=0.5, items=4, context_tokens=69)
+    collect_into(study)
+    scores = accuracies(read_table(study, "runs.csv"), read_table(study, "results.csv"), level=0.9)
+    assert {s["accuracy"] for s in scores} == {0.5}  # of options in their order: "context_tokens" before "items"
+
+
 ARMS = Synthetic(arms={"lst_aligned": 1.0, "lst_static": 1.0, "lst_curriculum": 1.0}, budgets=(1e18,), sizes=1, stories=False)
 
 
