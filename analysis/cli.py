@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lst.command import ended
+from lst.command import ended, sigterm_raises
 from lst.errors import FitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -107,10 +107,11 @@ def _collect(options: argparse.Namespace) -> int:
 
 def _collect_into(folder: Path) -> Any:
     from analysis.collect import collect_into
+    from analysis.processes import processors
 
     told, bar = _progress("collecting")
-    with bar:
-        runs, notes = collect_into(folder, progress=told)
+    with bar, sigterm_raises():
+        runs, notes = collect_into(folder, processes=processors(), progress=told)
     for note in notes:
         print(f"fit-scaling: {note}", file=sys.stderr)
     return runs

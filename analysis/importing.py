@@ -26,22 +26,18 @@ from analysis import exclude
 from analysis.collect import (
     ATTEMPT_COLUMNS,
     ATTEMPTS,
-    CURVE_COLUMNS,
-    CURVE_SCHEMA,
     CURVES,
     IMPORT_CARD,
-    ITEM_SCHEMA,
     ITEMS,
     PAIRS,
     PLAN,
-    RESULT_COLUMNS,
     RESULTS,
-    RUN_COLUMNS,
     RUNS,
     Collected,
 )
 from analysis.item_table import PAIR_COLUMNS
 from analysis.mlflow_store import OF_OURS, StoreRun, is_store, metric_prefix, read_store
+from analysis.run_tables import CURVE_COLUMNS, CURVE_SCHEMA, ITEM_SCHEMA, RESULT_COLUMNS, RUN_COLUMNS
 from analysis.table import budgets
 from analysis.table_files import replacing, table_of, write_parquet
 from lst import records

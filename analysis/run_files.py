@@ -7,17 +7,19 @@ Not here: what enters fits (`analysis.exclude`) and tables of a study (`analysis
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from msgspec.structs import asdict
 
-from analysis import step_records
-from analysis.step_records import is_number, is_whole
+from analysis import json_lines
+from analysis.step_records import NUMBERS, Step, Steps, on_path, read_steps
 from lst import records
 
 METRIC_KEY, ITEM_KEY = ("step", "task", "direction", "metric"), ("step", "task", "direction", "item")
@@ -35,9 +37,10 @@ class RunFiles:
     """One run's records, each once, in order of steps."""
 
     steps: pa.Table  # of the run's own path, skipped steps included (step_records.SCHEMA)
+    end: Step | None  # the last of them, whole
     evaluations: list[dict[str, Any]]  # of branches too (field `branch`); `evaluation` is the id of one in RUN/evals
     items: list[dict[str, Any]]  # the same of items
-    spent_flops: float | None  # on all paths, as far as is recorded
+    spent_flops: float | None  # on all paths, as far as is recorded; of a complete run exit.json says it
     exit: dict[str, Any] | None
     failure: dict[str, Any] | None
     notes: tuple[str, ...] = ()  # what of the folder was left out, in sentences
@@ -45,21 +48,23 @@ class RunFiles:
     @classmethod
     def read(cls, folder: Path) -> RunFiles:
         """Of a run's own path."""
-        return cls._read(folder, step_records.read_steps(folder / records.TRAIN_RECORDS))
+        return cls._read(folder, read_steps(folder / records.TRAIN_RECORDS))
 
     @classmethod
-    def _read(cls, folder: Path, steps: pa.Table) -> RunFiles:
+    def _read(cls, folder: Path, steps: Steps) -> RunFiles:
+        way, ended = on_path(steps.table, None), records.read_json(folder / records.EXIT)
         evaluations, items = metric_rows(folder), item_rows(folder)
         found, notes = evaluation_folders(folder)
         for path, known in found:
             evaluations += [row | known for row in metric_rows(path)]
             items += [row | known for row in item_rows(path)]
         return cls(
-            steps=step_records.on_path(steps, None),
-            spent_flops=pc.max(steps["spent_flops"]).as_py(),
+            steps=way,
+            end=steps.last_of(way),
+            spent_flops=None if ended else pc.max(steps.table["spent_flops"]).as_py(),
             evaluations=sorted(evaluations, key=lambda row: int(row["step"])),
             items=sorted(items, key=lambda row: int(row["step"])),
-            exit=records.read_json(folder / records.EXIT),
+            exit=ended,
             failure=records.read_json(folder / records.FAILURE),
             notes=tuple(notes),
         )
@@ -67,11 +72,13 @@ class RunFiles:
     @classmethod
     def read_branch(cls, folder: Path, branch: int) -> RunFiles:
         """Of a run's branch of so many steps: the trunk up to its fork and its own records. Its tag says that it is done."""
-        steps = step_records.read_steps(folder / records.TRAIN_RECORDS)
+        steps = read_steps(folder / records.TRAIN_RECORDS)
+        way = on_path(steps.table, branch)
         whole = cls._read(folder, steps)
         tag = records.read_json(folder / records.CHECKPOINTS / f"budget-{branch}" / "tag.json")
         return cls(
-            steps=step_records.on_path(steps, branch),
+            steps=way,
+            end=steps.last_of(way),
             spent_flops=0.0,
             evaluations=[row for row in whole.evaluations if row.get("branch") == branch],
             items=[row for row in whole.items if row.get("branch") == branch],
@@ -89,7 +96,7 @@ class RunFiles:
     @property
     def last(self) -> dict[str, Any]:
         """What was spent: exit.json over the last training record."""
-        row = self.steps.slice(len(self.steps) - 1).to_pylist()[0] if len(self.steps) else {}
+        row = {} if self.end is None else asdict(self.end)
         known = {k: v for source in (row, self.exit or {}) for k, v in source.items() if v is not None}
         whole = known.get("step")
         return known | {"step": whole if is_whole(whole) else 0}
@@ -127,19 +134,23 @@ def evaluation_folders(folder: Path) -> tuple[list[tuple[Path, dict[str, Any]]],
 
 def metric_rows(folder: Path) -> list[dict[str, Any]]:
     """The metrics in a folder's eval.jsonl."""
-    return once(records.iter_jsonl(folder / records.EVAL_RECORDS), METRIC_KEY, ("value",))
+    return once(_rows(folder / records.EVAL_RECORDS), METRIC_KEY, ("value",))
 
 
 def item_rows(folder: Path) -> list[dict[str, Any]]:
     """The items of choice tasks in a folder's items.jsonl, each with its key and OUTCOME."""
     kept = ("branch", *ITEM_KEY, *OUTCOME)
-    rows = (row for row in records.iter_jsonl(folder / records.ITEM_RECORDS) if isinstance(row.get("correct"), bool | int))
+    rows = (row for row in _rows(folder / records.ITEM_RECORDS) if isinstance(row.get("correct"), bool | int))
     return once(({name: row[name] for name in kept if name in row} for row in rows), ITEM_KEY)
 
 
 def train_records(folder: Path) -> list[dict[str, Any]]:
     """All records of train.jsonl with every field, each (branch, step) once: for who needs more than `RunFiles.steps`."""
-    return once(records.iter_jsonl(folder / records.TRAIN_RECORDS), ("step",))
+    return once(_rows(folder / records.TRAIN_RECORDS), ("step",))
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    return itertools.chain.from_iterable(json_lines.parts(path, json_lines.OBJECTS))
 
 
 def once(rows: Iterable[dict[str, Any]], key: tuple[str, ...], needed: tuple[str, ...] = ()) -> list[dict[str, Any]]:
@@ -153,7 +164,7 @@ def once(rows: Iterable[dict[str, Any]], key: tuple[str, ...], needed: tuple[str
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("task", "direction", "metric", "score", "patching", "items_id", "label"), (str,)),
-    **dict.fromkeys(("value", "n_items", *step_records.NUMBERS), (int, float)),
+    **dict.fromkeys(("value", "n_items", *NUMBERS), (int, float)),
     **{"step": (int,), "branch": (int,), "item": (str, int), "scores": (list,), "conditional": (bool,)},
 }
 """Of the fields that stand in tables: a damaged line may be whole JSON all the same."""
@@ -166,3 +177,15 @@ def _is_typed(row: dict[str, Any], key: tuple[str, ...]) -> bool:
             return False
     numbers = all(map(is_number, row.get("scores", ())))
     return numbers and all(name in row for name in key) and is_whole(row["step"]) and is_whole(row.get("branch", 0))
+
+
+def is_number(value: object) -> bool:
+    """Whether a JSON value is a number that a float64 can hold (or NaN, Infinity, which `json` reads)."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**1023
+    return isinstance(value, float)
+
+
+def is_whole(value: object) -> bool:
+    """Whether a JSON value is a whole number of 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63

@@ -17,7 +17,7 @@ from lst import records
 from lst.errors import FitError
 
 ROW_GROUP = 2**17
-"""Rows of a Parquet row group, about: what is kept in memory of a growing table."""
+"""Rows of a Parquet row group: what is kept in memory of a growing table."""
 
 
 @contextlib.contextmanager
@@ -60,31 +60,37 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
 
 class ParquetRows:
-    """A Parquet file that grows by row groups of about ROW_GROUP rows."""
+    """A Parquet file that grows by row groups of ROW_GROUP rows: the same bytes, however its rows come in tables."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         named = [f.name for f in schema if f.type == pa.string()]
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=named)
-        self._waiting: list[pa.Table] = []
+        numbers = {pa.int64(): "DELTA_BINARY_PACKED", pa.float64(): "BYTE_STREAM_SPLIT"}  # smaller and quicker than plain ones
+        encoded = {f.name: numbers[f.type] for f in schema if f.type in numbers}
+        self._writer = pq.ParquetWriter(
+            path, schema, compression="zstd", use_dictionary=named, column_encoding=encoded, write_statistics=[*named, "step"]
+        )
+        self._waiting = [schema.empty_table()]
         self._rows = 0
 
     def add(self, table: pa.Table) -> None:
         self._waiting.append(table)
         self._rows += len(table)
         if self._rows >= ROW_GROUP:
-            self._write()
+            rows = pa.concat_tables(self._waiting)
+            whole = self._rows - self._rows % ROW_GROUP
+            for start in range(0, whole, ROW_GROUP):
+                self._write(rows.slice(start, ROW_GROUP))
+            self._waiting, self._rows = [rows.slice(whole)], self._rows - whole
 
-    def _write(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=self._rows)
-        self._waiting, self._rows = [], 0
+    def _write(self, rows: pa.Table) -> None:
+        self._writer.write_table(rows.combine_chunks(), row_group_size=ROW_GROUP)
 
     def __enter__(self) -> ParquetRows:
         return self
 
     def __exit__(self, failed: object, *_: object) -> None:
-        if failed is None:
-            self._write()
+        if failed is None and self._rows:
+            self._write(pa.concat_tables(self._waiting))
         self._writer.close()
 
 

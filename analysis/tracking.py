@@ -22,10 +22,11 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from analysis.collect import attempt_rows, branch_of, by_run, planned_branches, read_plan, run_files, run_row
+from analysis.collect import attempt_rows, read_plan
 from analysis.exclude import DONE, FAILED
 from analysis.mlflow_store import ABOUT, OF_OURS, metric_prefix
 from analysis.run_files import RunFiles, train_records
+from analysis.run_tables import Planned, branch_of, planned_runs, run_files, run_row
 from analysis.table_files import only_one
 from lst import records
 from lst.errors import FitError
@@ -83,12 +84,11 @@ def sync(folder: Path, *, progress: Progress | None = None) -> Synced:
 def _sync(folder: Path, plan: list[dict[str, Any]], progress: Progress | None) -> Synced:
     client, experiment = _open(folder, str(plan[0].get("study") or folder.name) if plan else folder.name)
     known = _known_runs(client, experiment)
-    planned, attempts = planned_branches(plan), by_run(attempt_rows(folder, {row["run_id"] for row in plan}))
     created = updated = metrics = 0
-    for done, row in enumerate(plan):
-        files = run_files(folder, row, planned)
+    for done, row in enumerate(planned_runs(plan, attempt_rows(folder, {row["run_id"] for row in plan}))):
+        files = run_files(folder, row)
         if len(files.steps) or files.evaluations or files.exit or files.failure:
-            shown = _Run(client, experiment, known, folder, row, files, attempts.get(row["run_id"], []))
+            shown = _Run(client, experiment, known, folder, row, files)
             new, changed, count = shown.sync()
             created, updated, metrics = created + new, updated + changed, metrics + count
         if progress is not None:
@@ -133,28 +133,28 @@ class _Run:
     experiment: str
     known: dict[str, Any]  # our run_id -> MLflow run
     folder: Path
-    plan: dict[str, Any]
+    planned: Planned
     files: RunFiles
-    attempts: list[dict[str, Any]]
 
     def sync(self) -> tuple[int, int, int]:
         """Write what is new; returns (created, updated, metric values)."""
-        files, run_id = self.files, self.plan["run_id"]
-        facts = {k: v[:LONGEST_FACT] if isinstance(v, str) else v for k, v in run_row(self.plan, files, self.attempts).items()}
-        status = mlflow_status(facts["state"], self.attempts[-1] if self.attempts else {})
+        files, plan, attempts = self.files, self.planned.row, self.planned.attempts
+        run_id = plan["run_id"]
+        facts = {k: v[:LONGEST_FACT] if isinstance(v, str) else v for k, v in run_row(self.planned, files).items()}
+        status = mlflow_status(facts["state"], attempts[-1] if attempts else {})
         evaluations = [row.get("evaluation") for row in files.evaluations]
         digest = _digest([status, facts, files.exit, files.failure, len(files.steps), evaluations])
         new = run_id not in self.known
         if not new and self.known[run_id].data.tags.get(SYNCED) == digest:
             return 0, 0, 0
-        home = self.folder / "runs" / (run_id if branch_of(self.plan) is None else self.plan["parent_run_id"])
+        home = self.folder / "runs" / (run_id if branch_of(plan) is None else plan["parent_run_id"])
         train = self._path_records(home)
         if new:
             self.known[run_id] = self._create(train)
         run = self.known[run_id]
         key, tags = run.info.run_id, run.data.tags
         if SYNCED not in tags:  # params once; a sync that died before this one's end writes the same again
-            params = [(k, v) for k, v in parameters(self.plan, home / records.RUN_CONFIG).items()]
+            params = [(k, v) for k, v in parameters(plan, home / records.RUN_CONFIG).items()]
             self._log(key, params=params)
         values = train_values(train, after=int(tags.get(STEP, 0)))
         shown, about, count = evaluation_values(files.evaluations, train, tags)
@@ -174,9 +174,10 @@ class _Run:
         return [row for row in train_records(home) if (row["step"], row.get("branch")) in on_way]
 
     def _create(self, train: list[dict[str, Any]]) -> Any:
-        names = {name: self.plan[name] for name in ("arm", "size") if self.plan.get(name)}
-        title = " ".join([*names.values(), self.plan["run_id"]])
-        tags = {RUN_ID: self.plan["run_id"], **{f"lst.{k}": v for k, v in names.items()}}
+        plan = self.planned.row
+        names = {name: plan[name] for name in ("arm", "size") if plan.get(name)}
+        title = " ".join([*names.values(), plan["run_id"]])
+        tags = {RUN_ID: plan["run_id"], **{f"lst.{k}": v for k, v in names.items()}}
         return self.client.create_run(self.experiment, start_time=_moment(train, 0), tags=tags, run_name=title)
 
     def _log(

@@ -2,14 +2,16 @@
 
     python -m benchmarks.collecting [--runs 10000] [--records 1000] [--folder DIR] [--keep]
 
-The study is synthetic: real files with the trainer's fields, numbers drawn, nothing trained. Run by hand. `collect` runs in a
-process of its own, whose wall clock, processor time and peak memory are told; parts are timed in another process on a sample of
-the runs, by processor time, in turn with the plain way, so that other programs disturb the ratio little.
+The study is synthetic: real files with the trainer's fields, numbers drawn, nothing trained. Run by hand. `fit-scaling collect`
+is called as it is: its wall clock, the processor time of all its processes and the most memory that they held together (a page
+that they share counts for each) are told. Parts are timed in another process on a sample of the runs, by processor time, in turn
+with the plain way, so that other programs disturb the ratio little.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import random
@@ -101,32 +103,49 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Of the whole collection, in this process: seconds of the clock and the processor, peak MiB, with imports."""
-    from analysis.collect import collect_into
+    """Of `fit-scaling collect`: seconds of the clock and of all its processes, and their peak MiB together."""
+    started, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "analysis.cli", "collect", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+        held = 0.0
+        while process.poll() is None:
+            held = max(held, mebibytes(process.pid))
+            time.sleep(0.05)
+    wall = time.monotonic() - started
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    user, system = used.ru_utime - before.ru_utime, used.ru_stime - before.ru_stime
+    return {"wall": wall, "processor": user + system, "system": system, "MiB": held}
 
-    collect_into(folder)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return {"processor": usage.ru_utime + usage.ru_stime, "MiB": usage.ru_maxrss / 2**10}
+
+def mebibytes(session: int) -> float:
+    """Resident memory of a session's processes."""
+    pages = 0
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, IndexError, ValueError):  # it has ended
+            if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(")")[2].split()[3]) == session:
+                pages += int((entry / "statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def parts(folder: Path) -> dict[str, float]:
     """Processor seconds of parts on the sample, and of the plain way."""
     import pandas as pd
 
-    from analysis.collect import read_plan, run_files, run_tables
+    from analysis.collect import read_plan
+    from analysis.run_tables import planned_runs, run_files, run_tables
     from analysis.step_records import read_steps
-
-    plan = read_plan(folder)[:SAMPLE]
-    files = [folder / "runs" / row["run_id"] / "train.jsonl" for row in plan]
 
     def plain(path: Path) -> Any:
         return pd.DataFrame([json.loads(line) for line in path.read_text().splitlines()])
 
     found: dict[str, float] = {"plain": 0.0, "steps": 0.0, "runs": 0.0}
-    for path, row in zip(files, plan, strict=True):  # in turn
+    for run in planned_runs(read_plan(folder)[:SAMPLE], []):  # in turn
+        path = folder / "runs" / run.row["run_id"] / "train.jsonl"
         found["plain"] += timed(lambda path=path: plain(path))
         found["steps"] += timed(lambda path=path: read_steps(path))
-        found["runs"] += timed(lambda row=row: run_tables(row, run_files(folder, row, {}), []))
+        found["runs"] += timed(lambda run=run: run_tables(run, run_files(folder, run)))
     return found
 
 
@@ -138,10 +157,10 @@ def main() -> int:
         "--folder", type=Path, default=None, help="where the study is made; default: the system's temporary folder"
     )
     parser.add_argument("--keep", action="store_true", help="leave the study in FOLDER/study, and take it if it is there")
-    parser.add_argument("--measure", choices=("whole", "parts"), help=argparse.SUPPRESS)
+    parser.add_argument("--parts", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.measure:
-        print(json.dumps(measure(options.folder) if options.measure == "whole" else parts(options.folder)))
+    if options.parts:
+        print(json.dumps(parts(options.folder)))
         return 0
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         study = options.folder / "study" if options.keep and options.folder else Path(temporary) / "study"
@@ -155,17 +174,16 @@ def main() -> int:
 
 
 def report(study: Path, runs: int) -> None:
-    def child(what: str) -> Any:
-        command = [sys.executable, "-m", "benchmarks.collecting", "--measure", what, "--folder", str(study)]
-        return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-
-    started = time.monotonic()
-    whole = child("whole")
-    wall = time.monotonic() - started
-    sample = child("parts")
+    whole = measure(study)
+    print(
+        f"collect: {whole['wall']:.1f} s of the clock, {whole['processor']:.1f} s of the processors "
+        f"({whole['system']:.1f} the kernel's), peak {whole['MiB']:.0f} MiB",
+        flush=True,
+    )
+    command = [sys.executable, "-m", "benchmarks.collecting", "--parts", "--folder", str(study)]
+    sample = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     scale = runs / min(runs, SAMPLE)
     plain = scale * sample["plain"]
-    print(f"collect: {wall:.1f} s of the clock, {whole['processor']:.1f} s of the processor, peak {whole['MiB']:.0f} MiB")
     print(f"processor seconds for {runs:,} runs, parts from {min(runs, SAMPLE)} of them; times as fast as plain:")
     rows = {"plain json.loads and pandas": plain, "training records": scale * sample["steps"]}
     rows |= {"a run's rows of all tables": scale * sample["runs"], "collect": whole["processor"]}

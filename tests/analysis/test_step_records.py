@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis import step_records
+from analysis import json_lines
 from analysis.step_records import SCHEMA, good_steps, on_path, read_steps
 
 
@@ -21,22 +21,38 @@ def line(number: int, **extra: Any) -> bytes:
 
 
 def slowly(data: bytes) -> pa.Table:
-    """The same by json.loads alone."""
-    return step_records._once(step_records._one_by_one(data[: data.rfind(b"\n") + 1].splitlines(keepends=True)))
+    """The same by json.loads alone: whole lines that hold an object with a step and every field of SCHEMA in its type."""
+    found = {}
+    for text in data.split(b"\n")[:-1]:
+        try:
+            row = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "step" in row and all(fits(name, row[name]) for name in SCHEMA.names if name in row):
+            found[row["step"], row.get("branch")] = row
+    rows = sorted(found.values(), key=lambda row: (row["step"], row.get("branch", -1)))
+    return pa.table([pa.array([plain(row.get(f.name), f.type) for row in rows], f.type) for f in SCHEMA], schema=SCHEMA)
+
+
+def plain(value: Any, kind: pa.DataType) -> Any:
+    return float(value) if value is not None and kind == pa.float64() else value
+
+
+def fits(name: str, value: Any) -> bool:
+    if name == "skipped":
+        return isinstance(value, str)
+    if name in ("step", "branch"):
+        return type(value) is int and abs(value) < 2**63
+    return type(value) is float or (type(value) is int and abs(value) < 2**1023)
 
 
 def read(path: Path, data: bytes) -> pa.Table:
     path.write_bytes(data)
-    return read_steps(path)
+    return read_steps(path).table
 
 
-def regular(data: bytes) -> bool:
-    return step_records._regular(data) is not None
-
-
-def test_records_of_one_layout_are_read_as_a_table(tmp_path: Path) -> None:
+def test_records_are_read_as_a_table(tmp_path: Path) -> None:
     data = b"".join(line(step) for step in range(1, 51))
-    assert regular(data)
     table = read(tmp_path / "train.jsonl", data)
     assert table.schema == SCHEMA
     assert table.equals(slowly(data))
@@ -75,6 +91,13 @@ def test_records_of_one_layout_are_read_as_a_table(tmp_path: Path) -> None:
         b"[1,2,3,4,5]\n",
         b"\xff\xfe\x00" + line(7),
         b'{"step":7}\n',
+        b'{"step":7}{"step":8}\n',
+        line(7)[:-1] + b"\r\n",
+        line(7).replace(b'"lr"', b'\n"lr"'),
+        line(7)[:-1] + line(8),
+        line(7)[:-1] + line(8) + b'{"about":\n' + line(9)[:-1] + b"}\n",
+        line(7, batch_hash=1).replace(b"1}", b"0x1}"),
+        line(7, note="}\n{"),
         line(3, loss=99.0),
         b"{" * 5000 + b"\n",
     ],
@@ -112,19 +135,33 @@ def test_skipped_steps_are_on_the_path_and_not_among_the_good(tmp_path: Path) ->
 @pytest.mark.parametrize("data", [b"", b'{"step":1,"loss":2.0}', b"\n\n"])
 def test_a_file_without_a_whole_record_is_empty(tmp_path: Path, data: bytes) -> None:
     assert read(tmp_path / "train.jsonl", data).equals(SCHEMA.empty_table())
-    assert read_steps(tmp_path / "missing.jsonl").equals(SCHEMA.empty_table())
+    assert read_steps(tmp_path / "missing.jsonl").table.equals(SCHEMA.empty_table())
+
+
+def test_the_whole_last_record_of_a_path_is_found_wherever_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(b"".join([*(line(s) for s in (1, 2, 3)), line(3, tokens=7), *(line(s, branch=5) for s in (4, 5))]))
+    for size in (json_lines.PART_BYTES, 100):
+        monkeypatch.setattr(json_lines, "PART_BYTES", size)
+        steps = read_steps(path)
+        trunk, branch = (steps.last_of(on_path(steps.table, of)) for of in (None, 5))
+        assert trunk is not None
+        assert branch is not None
+        assert (trunk.step, trunk.tokens, trunk.branch, branch.step, branch.branch) == (3, 7.0, None, 5, 5)
+        assert steps.last_of(SCHEMA.empty_table()) is None
 
 
 def test_a_file_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"".join(line(step) for step in range(1, 101)) + b'{"step":'
-    monkeypatch.setattr(step_records, "PART_BYTES", 1000)
+    monkeypatch.setattr(json_lines, "PART_BYTES", 1000)
     assert read(tmp_path / "train.jsonl", data).equals(slowly(data))
 
 
 NUMBERS = st.one_of(st.floats(), st.integers(-(10**20), 10**20), st.none(), st.just("x"))
 RECORDS = st.fixed_dictionaries(
     {"step": st.integers(-2, 12)},
-    optional={"loss": NUMBERS, "lr": NUMBERS, "branch": st.integers(0, 3), "skipped": st.sampled_from(["loss", "spike"])},
+    optional={"loss": NUMBERS, "lr": NUMBERS, "branch": st.integers(0, 3), "skipped": st.sampled_from(["loss", "spike"])}
+    | {"mfu": NUMBERS, "batch_hash": st.text(max_size=3), "about": st.dictionaries(st.text(max_size=2), NUMBERS, max_size=2)},
 )
 
 
