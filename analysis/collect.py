@@ -80,6 +80,7 @@ def read_plan(folder: Path) -> list[dict[str, Any]]:
 def collect(folder: Path, *, progress: Progress | None = None) -> Collected:
     """The tables of a study, all in memory. Raises FitError where it has no plan; writes nothing."""
     runs, attempts = _read_study(folder)
+    alien = _unplanned(folder, runs)
     tables = joined(list(_told(read_runs(folder, runs, 1), len(runs), progress)))
     return Collected(
         results=_frame(tables.results, RESULT_COLUMNS),
@@ -88,7 +89,7 @@ def collect(folder: Path, *, progress: Progress | None = None) -> Collected:
         attempts=_attempt_frame(attempts),
         curves=tables.curves,
         items=tables.items,
-        notes=tuple(tables.notes),
+        notes=(*alien, *tables.notes),
     )
 
 
@@ -98,6 +99,7 @@ def collect_into(folder: Path, *, processes: int = 1, progress: Progress | None 
     At most `processes` read (see `in_order`). Raises FitError where the folder has no plan, or while another process collects it.
     """
     planned, attempts = _read_study(folder)
+    alien = _unplanned(folder, planned)
     parts: list[RunTables] = []
     with (
         only_one(folder / LOCK, f"another collection of '{folder}' is running; wait until it has ended."),
@@ -117,7 +119,7 @@ def collect_into(folder: Path, *, processes: int = 1, progress: Progress | None 
         runs = _run_frame(tables)
         for name, table in ((RUNS, runs), (ATTEMPTS, _attempt_frame(attempts)), (PAIRS, _pair_frame(runs, tables))):
             table.to_csv(aside[name], index=False, lineterminator="\n")
-    return runs, tables.notes
+    return runs, [*alien, *tables.notes]
 
 
 def attempt_rows(folder: Path, run_ids: set[str]) -> list[dict[str, Any]]:
@@ -142,6 +144,16 @@ def _read_study(folder: Path) -> tuple[list[Planned], list[dict[str, Any]]]:
     plan = read_plan(folder)
     attempts = attempt_rows(folder, {row["run_id"] for row in plan})
     return planned_runs(plan, attempts), attempts
+
+
+def _unplanned(folder: Path, runs: list[Planned]) -> list[str]:
+    """A sentence where there are folders of runs that the plan does not know."""
+    known = {run.row["run_id"] for run in runs}
+    home = folder / "runs"
+    names = [path.name for path in home.iterdir() if path.name not in known and path.is_dir()] if home.is_dir() else []
+    names = sorted(name for name in names if not name.startswith("."))
+    what = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return [f"'{home}' has folders that are no row of {PLAN}, so they were left out: {what}."] if names else []
 
 
 def _told(parts: Iterator[RunTables], total: int, progress: Progress | None) -> Iterator[RunTables]:

@@ -17,6 +17,7 @@ DIVERGED_NATS = 1.0
 """A training loss that ends this far above its own lowest stretch has diverged. Generous: a curriculum's loss may rise when
 aligned patches, which see where words end, give way to static ones."""
 Losses = Sequence[float] | np.ndarray
+LOSS_METRIC = "nats_per_token"
 STRETCHES = 20
 """Equal stretches of steps whose mean losses are compared: each is 5% of the steps."""
 
@@ -130,8 +131,8 @@ def without_duplicates(runs: Sequence[Mapping[str, Any]], prints: Sequence[str |
     return found
 
 
-def exclusion(state: str, reason: str, losses: Losses, step: int, steps: float | None, evaluated: bool) -> str:
-    """Why a run does not enter fits; empty for one that does."""
+def exclusion(state: str, reason: str, losses: Losses, step: int, steps: float | None, final: Sequence[Mapping[str, Any]]) -> str:
+    """Why a run does not enter fits; empty for one that does. `final` are the evaluations of its last step."""
     if state != DONE:
         return reason
     if reason:
@@ -140,4 +141,21 @@ def exclusion(state: str, reason: str, losses: Losses, step: int, steps: float |
         return f"stopped at step {step} of {steps:g}"
     if diverged := divergence(losses):
         return diverged
-    return "" if evaluated else f"no evaluation at the final step {step}"
+    return no_loss(final) if final else f"no evaluation at the final step {step}"
+
+
+def no_loss(final: Sequence[Mapping[str, Any]]) -> str:
+    """The reason if one of the evaluations has a held-out loss that no law can describe, else empty."""
+    for row in final:
+        if row["metric"] == LOSS_METRIC and not 0 < row["value"] < math.inf:
+            why = "no loss" if math.isfinite(row["value"]) else "diverged"
+            return f"{why}: {row['task']} {row['direction']} ends at {row['value']:g} nats per token"
+    return ""
+
+
+def uncounted(spent: Mapping[str, Any]) -> str:
+    """The reason if what the run has spent is not known, else empty."""
+    for name in ("train_flops", "tokens"):
+        if not 0 < (spent.get(name) or 0) < math.inf:
+            return f"no {name} in its records: train.jsonl or exit.json is missing or damaged"
+    return ""

@@ -56,7 +56,7 @@ NUMBERS = (
     "flops_budget",
 )
 LOSSES = {"loss": "heldout_mixture/ST->ST", "loss_speech": "heldout_speech/S->S", "loss_text": "heldout_text/T->T"}
-METRIC = "nats_per_token"
+METRIC = exclude.LOSS_METRIC
 NEEDED = ("num_params", "tokens")
 OPTIONS = (*TEXTS, *NUMBERS, *LOSSES)
 STATES = {
@@ -106,7 +106,10 @@ def read_csv(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas' parser errors and wrong encodings are ValueErrors
-        raise FitError(f"'{path}' is no readable CSV table ({str(error).splitlines()[0]}).") from error
+        why = str(error).splitlines()[0]
+        raise FitError(f"'{path}' is no readable CSV table ({why}); save it with commas, as UTF-8.") from error
+    if len(table.columns) == 1 and re.search(r"[;\t|]", str(table.columns[0])):
+        raise FitError(f"'{path}' has no commas between its columns ({table.columns[0]!r}); save it with commas, as UTF-8.")
     if any(re.search(r" - .+__(MIN|MAX)$", str(name)) for name in table.columns):
         raise FitError(
             f"'{path}' is W&B's export of one panel, which has neither parameters nor tokens; export the table of runs (Runs, "
@@ -136,10 +139,13 @@ def of_table(table: pd.DataFrame, columns: dict[str, str], notes: list[str]) -> 
     runs = [_run(row) for row in records_of(_filled(final, notes))]
     by_id = {run["run_id"]: run for run in runs}
     results = [result for row in records_of(rows) for result in _results(row, wanted, by_id[row["run_id"]])]
-    evaluated = {r["run_id"] for r in results}
+    last: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        last.setdefault(result["run_id"], []).extend([result] * (result["step"] == by_id[result["run_id"]]["step"]))
     for run in runs:
-        run["excluded"] = run["excluded"] or ("" if run["run_id"] in evaluated else f"no value of {' or '.join(wanted)}")
-    return _collected(runs, results, CURVE_SCHEMA.empty_table())
+        no_value = "" if run["run_id"] in last else f"no value of {' or '.join(wanted)}"
+        run["excluded"] = run["excluded"] or no_value or exclude.no_loss(last[run["run_id"]])
+    return _collected(runs, [row for row in results if math.isfinite(row["value"])], CURVE_SCHEMA.empty_table())
 
 
 def records_of(table: pd.DataFrame) -> list[dict[str, Any]]:

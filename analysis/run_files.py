@@ -52,7 +52,7 @@ class RunFiles:
 
     @classmethod
     def _read(cls, folder: Path, steps: Steps) -> RunFiles:
-        way, ended = on_path(steps.table, None), records.read_json(folder / records.EXIT)
+        way, ended = on_path(steps.table, None), _ended(folder)
         evaluations, items = metric_rows(folder), item_rows(folder)
         found, notes = evaluation_folders(folder)
         for path, known in found:
@@ -149,6 +149,12 @@ def train_records(folder: Path) -> list[dict[str, Any]]:
     return once(_rows(folder / records.TRAIN_RECORDS), ("step",))
 
 
+def _ended(folder: Path) -> dict[str, Any] | None:
+    """exit.json without fields that have not their types."""
+    record = records.read_json(folder / records.EXIT)
+    return None if record is None else {name: value for name, value in record.items() if _has_type(name, value)}
+
+
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     return itertools.chain.from_iterable(json_lines.parts(path, json_lines.OBJECTS))
 
@@ -164,7 +170,7 @@ def once(rows: Iterable[dict[str, Any]], key: tuple[str, ...], needed: tuple[str
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("task", "direction", "metric", "score", "patching", "items_id", "label"), (str,)),
-    **dict.fromkeys(("value", "n_items", *NUMBERS), (int, float)),
+    **dict.fromkeys(("value", "n_items", "seconds", *NUMBERS), (int, float)),
     **{"step": (int,), "branch": (int,), "item": (str, int), "scores": (list,), "conditional": (bool,)},
 }
 """Of the fields that stand in tables: a damaged line may be whole JSON all the same."""
@@ -173,10 +179,14 @@ _TYPES: dict[str, tuple[type, ...]] = {
 def _is_typed(row: dict[str, Any], key: tuple[str, ...]) -> bool:
     """Whether a record has its key, and its fields have their types."""
     for name, value in row.items():
-        if name in _TYPES and type(value) not in _TYPES[name]:
+        if not _has_type(name, value):
             return False
     numbers = all(map(is_number, row.get("scores", ())))
     return numbers and all(name in row for name in key) and is_whole(row["step"]) and is_whole(row.get("branch", 0))
+
+
+def _has_type(name: str, value: object) -> bool:
+    return name not in _TYPES or type(value) in _TYPES[name]
 
 
 def is_number(value: object) -> bool:

@@ -5,6 +5,7 @@ Runs are read by this process, or shared by a few (`analysis.processes`). Not he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -170,12 +171,15 @@ def run_tables(run: Planned, files: RunFiles) -> RunTables:
     curve = {"run_id": pa.repeat(run.row["run_id"], len(good))} | {name: good[name] for name in CURVE_COLUMNS}
     items = [{**row, **names, "item": str(row["item"]), "correct": bool(row["correct"])} for row in files.items]
     row = run_row(run, files)
+    finite = [evaluation for evaluation in files.evaluations if math.isfinite(evaluation["value"])]
+    lost = len(files.evaluations) - len(finite)
+    told = [f"run {run.row['run_id']}: {lost} evaluations without a finite value were left out."] if lost else []
     return RunTables(
         runs=[row],
         same=[exclude.fingerprint(row, files.evaluations)],
         answers={run.row["run_id"]: answers_of(files.items, row["step"], branch_of(run.row))},
-        notes=list(files.notes),
-        results=[[{**row, **names}.get(name) for name in RESULT_COLUMNS] for row in files.evaluations],
+        notes=[*files.notes, *told],
+        results=[[{**row, **names}.get(name) for name in RESULT_COLUMNS] for row in finite],
         curves=pa.table(curve, schema=CURVE_SCHEMA),
         items=table_of(items, ITEM_SCHEMA) if items else NO_ITEMS,
     )
@@ -188,9 +192,11 @@ def run_row(run: Planned, files: RunFiles) -> dict[str, Any]:
     step = last["step"]
     state = exclude.run_state(plan, len(files.steps), files.exit, files.failure)
     reason = exclude.state_reason(state, plan, step, files.exit, files.failure) or exclude.other_kind(plan)
-    evaluated = any(row["step"] == step and row.get("branch") == branch_of(plan) for row in files.evaluations)
+    final = [row for row in files.evaluations if row["step"] == step and row.get("branch") == branch_of(plan)]
     groups = last.get("num_params") if isinstance(last.get("num_params"), dict) else {}
-    why = exclude.exclusion(state, reason, losses, step, _number(plan.get("steps")), evaluated)
+    why = exclude.exclusion(state, reason, losses, step, _number(plan.get("steps")), final)
+    if state == exclude.DONE and not why:
+        why = exclude.uncounted(last) or exclude.warm_up(step, _number(plan.get("warmup_steps")))
     return {
         **{name: plan.get(name) for name in RUN_COLUMNS},
         **{name: last.get(name) for name in SPENT},
@@ -202,7 +208,7 @@ def run_row(run: Planned, files: RunFiles) -> dict[str, Any]:
         "skipped_steps": len(files.steps) - len(losses),
         "seconds": (files.exit or {}).get("seconds"),
         "final_loss": exclude.final_loss(losses),
-        "excluded": why or exclude.warm_up(step, _number(plan.get("warmup_steps"))) or exclude.resumed(run.attempts, step),
+        "excluded": why or exclude.resumed(run.attempts, step),
     }
 
 

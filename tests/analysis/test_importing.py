@@ -66,6 +66,21 @@ def test_runs_that_did_not_finish_are_kept_and_left_out_with_their_state(tmp_pat
     assert list(runs["state"][:2]) == ["failed", "done"]
 
 
+def test_runs_whose_loss_no_law_describes_are_kept_and_left_out(tmp_path: Path) -> None:
+    source = foreign(tmp_path / "wandb.csv")
+    table = pd.read_csv(source)
+    table.loc[0, "eval/loss"] = -1.0
+    table.loc[1, "eval/loss"] = np.inf
+    table.to_csv(source, index=False)
+    runs = import_runs(source, tmp_path / "study", WANDB).runs
+    assert list(runs["excluded"][:3]) == [
+        "no loss: heldout_mixture ST->ST ends at -1 nats per token",
+        "diverged: heldout_mixture ST->ST ends at inf nats per token",
+        "",
+    ]
+    assert len(pd.read_csv(tmp_path / "study" / "results.csv")) == 11
+
+
 def test_a_history_is_rows_of_checkpoints_and_the_last_loss_is_the_runs(tmp_path: Path) -> None:
     source = tmp_path / "history.csv"
     source.write_text(
@@ -110,6 +125,9 @@ def test_what_the_map_gets_wrong_is_refused_by_its_option(tmp_path: Path, column
     [
         (b"", "is no readable CSV table"),
         (b"\xff\xfe\x00,b\n", "is no readable CSV table"),
+        ("num_params,tokens,loss\n1,2,3\n".encode("utf-16"), "save it with commas, as UTF-8"),
+        (b"num_params;tokens;loss\n1;2;3\n", "has no commas between its columns"),
+        (b"num_params\ttokens\tloss\n1\t2\t3\n", "has no commas between its columns"),
         (b"num_params,tokens,loss\n", "the source has no runs"),
         (b"Step,a - loss,a - loss__MIN,a - loss__MAX\n1,2,2,2\n", "W&B's export of one panel"),
         (b"SQLite format 3\0 and no more", "no readable MLflow store"),
