@@ -18,11 +18,11 @@ import pandas as pd
 from scipy import stats
 
 from analysis.accuracy import wilson_interval
+from analysis.basis import Interval, percentile_interval
 from analysis.diagnose import check_options, extent, interval_warnings, robust_spread
 from analysis.form_results import FormFit
 from analysis.forms import ChanceSigmoid
 from analysis.laws import Floats
-from analysis.results import Interval, percentile_interval
 from analysis.scoring import minimise_by_scoring
 from analysis.table import column, require_one_kind
 from analysis.uncertainty import PAIRS, RESIDUAL_BELOW

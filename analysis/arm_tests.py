@@ -22,7 +22,7 @@ from analysis.laws import Floats, floats
 from analysis.optimum import solve
 from analysis.shared import SEPARATE, shared_problem
 from analysis.solver import CONSTANT, IN_D, IN_N, Problem, model
-from analysis.table import Frame, arm_rows, read_points
+from analysis.table import Frame, arm_rows, read_points, require_comparable
 from analysis.uncertainty import leverages, refit, residual_errors
 from lst.errors import FitError
 
@@ -52,6 +52,7 @@ def exponent_test(
         raise FitError(
             f"{counts[0]} and {counts[1]} runs: a test of shared exponents needs six in each arm and twelve in all; add runs."
         )
+    require_comparable(rows)
     points = read_points(rows, params=params, tokens=tokens, loss=loss)
     if points.exact_flops:  # as fits with shared exponents: in true FLOPs
         points = replace(points, tokens=points.flops / (6 * points.num_params))

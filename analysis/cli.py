@@ -212,7 +212,10 @@ def _fit_table(path: Path, choices: FitOptions, as_json: bool) -> int:
     except FileNotFoundError as error:
         raise FitError(f"table '{path}' does not exist; give a CSV file with columns num_params, tokens, loss.") from error
     except ValueError as error:
-        raise FitError(f"'{path}' is no readable CSV table ({str(error).splitlines()[0]}).") from error
+        told = str(error).splitlines()[0]
+        raise FitError(
+            f"'{path}' is no readable CSV table ({told}); save it as UTF-8 text with commas between columns."
+        ) from error
     fit = fit_loss_surface(
         choices.prepared(table),
         **choices.columns,

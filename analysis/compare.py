@@ -11,23 +11,29 @@ be compared at all (`analysis.study`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.basis import Interval, percentile_interval
 from analysis.descent import minimise
-from analysis.diagnose import check_options
+from analysis.diagnose import NO_FLOPS, check_options
 from analysis.isoflop import AUTO, Regression
 from analysis.laws import Floats
 from analysis.projection import projected_starts
-from analysis.results import Interval, MultiplierCurve, percentile_interval
+from analysis.results import MultiplierCurve
 from analysis.solver import CONSTANT, IN_N, Problem
-from analysis.table import Points, arm_rows, read_points
+from analysis.table import Points, arm_rows, named_arms, read_points, require_comparable, require_varying
+from analysis.uncertainty import widening
 from lst.errors import FitError, did_you_mean
 
 ENVELOPE, LAW = "envelope", "law"
 CURVE_POINTS = 21
+OWN_FREEDOM = 5
+"""Degrees of freedom under which an arm's noise is told from both arms together."""
 LAW_ASYMPTOTE_BUDGETS = 4
 """Budgets from which L(C) gets an asymptote: with three it would pass through all of them."""
 
@@ -44,19 +50,25 @@ class BestLosses:
     runs: int
 
 
-def best_losses(points: Points, *, resamples: int, level: float, rng: np.random.Generator, noise: float | None) -> BestLosses:
-    """Per-budget best of `points`; `noise` is the standard deviation to give to a loss that has no parabola."""
+def best_losses(
+    points: Points,
+    regression: Regression | None,
+    *,
+    resamples: int,
+    level: float,
+    rng: np.random.Generator,
+    noise: float | None,
+    pooled: float | None,
+) -> BestLosses:
+    """Per-budget best of `points`; `noise` is the standard deviation to give to a loss that has no parabola, `pooled` that of all
+    runs, in place of the residuals' own."""
     count = len(points.budget_flops)
     groups = [np.flatnonzero(points.budget == b) for b in range(count)]
     best = np.array([points.loss[rows].min() for rows in groups])
     flops = np.array([points.flops[rows][np.argmin(points.loss[rows])] for rows in groups])
     draws = best + (noise or 0.0) * rng.standard_normal((resamples, count))
-    try:
-        regression: Regression | None = Regression.of(points, AUTO)
-    except FitError:  # too few sizes for parabolas: the best runs stand
-        regression = None
     if regression is not None:
-        fitted, sampled = regression.draws(resamples=resamples, level=level, rng=rng)
+        fitted, sampled = regression.draws(resamples=resamples, level=level, rng=rng, spread=pooled)
         best[regression.budgets], draws[:, regression.budgets] = fitted.best_in_span[0], sampled.best_in_span
         flops[regression.budgets] = [np.exp(np.log(points.flops[groups[b]]).mean()) for b in regression.budgets]
     if best.min() <= 0:
@@ -70,12 +82,22 @@ def best_losses(points: Points, *, resamples: int, level: float, rng: np.random.
     )
 
 
-def run_noise(points: Points) -> float | None:
-    """Standard deviation of a loss about its isoFLOP parabola, or None where it cannot be told."""
+def parabolas(points: Points) -> Regression | None:
+    """The arm's isoFLOP parabolas, or None with too few sizes: its best runs stand for them."""
     try:
-        return Regression.of(points, AUTO).noise
+        return Regression.of(points, AUTO)
     except FitError:
         return None
+
+
+def pooled_spread(regressions: Sequence[Regression | None], level: float) -> float | None:
+    """Standard deviation of a loss about its parabola from the residuals of all arms, widened for its degrees of freedom; None
+    where each arm has enough of its own, or none has any."""
+    freedoms = [r.freedom if r is not None else 0 for r in regressions]
+    if not sum(freedoms) or min(freedoms) >= OWN_FREEDOM:
+        return None
+    squares = sum(float((r.residual**2).sum()) for r in regressions if r is not None)
+    return float(np.sqrt(squares / sum(freedoms))) * widening(level, sum(freedoms))
 
 
 def compute_multiplier(
@@ -100,14 +122,15 @@ def compute_multiplier(
     if method not in (ENVELOPE, LAW):
         raise FitError(f"method='{method}' is unknown; {did_you_mean(method, (ENVELOPE, LAW))}")
     rng = np.random.default_rng(0) if rng is None else rng
-    sides = [read_points(arm_rows(table, name), params=params, tokens=tokens, loss=loss) for name in (baseline, arm)]
-    noises = [run_noise(points) for points in sides]
+    table, names = named_arms(table), (str(baseline), str(arm))
+    sides = _sides(table, names, {"params": params, "tokens": tokens, "loss": loss})
+    regressions = [parabolas(points) for points in sides]
+    noises = [regression.noise if regression is not None else None for regression in regressions]
     known = [noise for noise in noises if noise is not None]
-    curves = [
-        best_losses(points, resamples=resamples if known else 0, level=level, rng=rng, noise=known[0] if known else None)
-        for points in sides
-    ]
-    overlap = _overlap(*curves, names=(baseline, arm))
+    drawn_with: dict[str, Any] = {"resamples": resamples if known else 0, "level": level, "rng": rng}
+    drawn_with |= {"noise": known[0] if known else None, "pooled": pooled_spread(regressions, level)}
+    curves = [best_losses(points, of, **drawn_with) for points, of in zip(sides, regressions, strict=True)]
+    overlap = _overlap(*curves, names=names)
     at = np.linspace(np.log(overlap[1]), np.log(overlap[0]), 1 if overlap[0] == overlap[1] else CURVE_POINTS)
     points_at = [flops_at(curve, curve.log_loss[None], at, method) for curve in curves]
     drawn = flops_at(curves[0], curves[0].draws, at, method) - flops_at(curves[1], curves[1].draws, at, method)
@@ -134,8 +157,16 @@ def compute_multiplier(
         level=level,
         resamples=len(drawn),
         failed=int((~fine).sum()),
-        warnings=tuple(_warnings(curves, (baseline, arm), mean_interval, noises)),
+        warnings=tuple(_warnings(curves, names, mean_interval, noises, exact=all(s.exact_flops for s in sides))),
     )
+
+
+def _sides(table: pd.DataFrame, names: tuple[str, str], columns: dict[str, str]) -> list[Points]:
+    """The points of both arms. Raises FitError where they are not comparable, or all losses are one."""
+    rows = [arm_rows(table, name) for name in names]
+    require_comparable(pd.concat(rows))
+    require_varying(read_points(pd.concat(rows), **columns))
+    return [read_points(of, **columns) for of in rows]
 
 
 def slopes_of(log_flops: Floats, log_multiplier: Floats) -> Floats:
@@ -214,9 +245,9 @@ def _method_words(method: str, curves: list[BestLosses]) -> str:
 
 
 def _warnings(
-    curves: list[BestLosses], names: tuple[str, str], interval: Interval | None, noises: list[float | None]
+    curves: list[BestLosses], names: tuple[str, str], interval: Interval | None, noises: list[float | None], *, exact: bool
 ) -> list[str]:
-    told = []
+    told = [] if exact else [NO_FLOPS]
     for curve, name in zip(curves, names, strict=True):
         count = len(curve.log_flops)
         if count < 4:

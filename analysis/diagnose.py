@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from analysis.basis import Interval
 from analysis.laws import Floats, LossSurface
 from analysis.optimum import Optimum
-from analysis.results import Interval
 from analysis.solver import EXPONENT_BOUNDS
-from analysis.table import Frame
+from analysis.table import Frame, Points
 from analysis.uncertainty import Draws, small_design_warning
 from lst.errors import FitError, did_you_mean
 
@@ -20,6 +20,8 @@ ABSOLUTE_DELTA = 1e-7
 """Least absolute deviation is Huber's loss over a delta so small that it moves no digit that is printed."""
 RUNNER_UP = 1.05
 """Other minima are told where their objective is within this factor of the best."""
+MOST_RESAMPLES = 1_000_000
+NO_FLOPS = "the table has no train_flops: C is each arm's own 6ND, an approximation that knows of no savings"
 FINE_DELTA = 0.2
 """Huber's delta below this share of the residuals' spread is told: the fit is then nearly one of least absolute deviation."""
 
@@ -44,16 +46,27 @@ def unit_of(objective: str, loss_mean: float) -> float:
 
 
 def check_options(resamples: int, level: float) -> None:
-    if not 0 < level < 1:
+    if not isinstance(level, float | np.floating) or not 0 < level < 1:
         raise FitError(f"level={level} is no coverage; give a number between 0 and 1, as 0.9.")
-    if resamples < 0:
-        raise FitError(f"resamples={resamples} is negative; give 0 for no intervals, or 1000.")
+    if not isinstance(resamples, int | np.integer) or not 0 <= resamples <= MOST_RESAMPLES:
+        raise FitError(f"resamples={resamples} is no whole number of 0 to {MOST_RESAMPLES:,}; give 0 for no intervals, or 1000.")
 
 
 def basis(
-    n: int, parameters: int, objective: str, delta: float, value: float, spread: float, level: float, draws: Draws, asked: int
+    points: Points,
+    parameters: int,
+    objective: str,
+    delta: float,
+    value: float,
+    spread: float,
+    level: float,
+    draws: Draws,
+    asked: int,
+    *,
+    member: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """The fields that every robust fit reports of itself, but its warnings are only those of spread and intervals."""
+    """The fields that every robust fit reports of itself, but its warnings are only those of copies, spread and intervals."""
+    n, cells = len(points), points.cells(member)
     return {
         "n": n,
         "loss": objective,
@@ -65,8 +78,10 @@ def basis(
         "resamples": draws.resamples,
         "failed": draws.failed,
         "warnings": (
+            *copy_warnings(points, member),
             *(spread_warnings(delta, spread) if objective == HUBER else []),
-            *interval_warnings(n, parameters, draws.resamples, draws.failed, asked),
+            *interval_warnings(n, parameters, draws.resamples, draws.failed, asked, cells=cells),
+            *_few_warnings(cells, n, parameters, draws, level),
         ),
     }
 
@@ -122,6 +137,15 @@ def runner_up_warnings(runner_ups: tuple[dict[str, float], ...], best: float) ->
     return [f"another minimum is within {r['objective'] / best - 1:.2%} of the best: {where}"]
 
 
+def other_minima_warnings(best: Optimum) -> list[str]:
+    """Of a fit of several arms: how near its next minimum is."""
+    others = best.others.objective[best.others.converged]
+    apart = others[others > best.objective * (1 + 1e-6) + 1e-20]
+    if not len(apart) or apart.min() > RUNNER_UP * best.objective:
+        return []
+    return [f"another minimum is within {apart.min() / best.objective - 1:.2%} of the best"]
+
+
 def spread_warnings(delta: float, spread: float) -> list[str]:
     if delta >= FINE_DELTA * spread:
         return []
@@ -130,12 +154,29 @@ def spread_warnings(delta: float, spread: float) -> list[str]:
     ]
 
 
-def interval_warnings(n: int, parameters: int, done: int, failed: int, asked: int) -> list[str]:
+def copy_warnings(points: Points, member: np.ndarray | None = None) -> list[str]:
+    """Rows that are another's copy to the last digit."""
+    if not (copies := points.copies(member)):
+        return []
+    return [f"{copies} rows repeat another's N, D and loss to the last digit: copies narrow every interval; drop them"]
+
+
+def _few_warnings(cells: int, n: int, parameters: int, draws: Draws, level: float) -> list[str]:
+    """As many cells as parameters, and resamples too few for a percentile."""
+    found = []
+    if parameters == cells < n:
+        found.append(f"{cells} cells for {parameters} parameters: the law goes through the cells' middles whatever it is")
+    if 0 < draws.resamples * (1 - level) < 2 - 1e-9:
+        found.append(f"{draws.resamples} resamples are too few for {level:.0%} intervals; give 1000")
+    return found
+
+
+def interval_warnings(n: int, parameters: int, done: int, failed: int, asked: int, *, cells: int | None = None) -> list[str]:
     """What to know about a fit's intervals: none at all, a small design, failed refits."""
     if asked and not done:
         return [f"{n} points for {parameters} parameters leave no degree of freedom: the fit is exact and has no intervals"]
     found = []
-    if done and (small := small_design_warning(n, parameters)):
+    if done and (small := small_design_warning(n, parameters, n if cells is None else cells)):
         found.append(small)
     if failed:
         found.append(f"{failed:,} of {done:,} bootstrap refits failed and are left out of the intervals")

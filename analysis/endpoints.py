@@ -23,10 +23,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.accuracy_fit import read_shares, require_above_chance
+from analysis.basis import Interval
 from analysis.diagnose import check_options
 from analysis.form_results import AccuracyMultiplier
 from analysis.laws import Floats, floats
-from analysis.results import Interval
 from analysis.table import arm_rows, column
 from lst.errors import FitError
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from analysis.basis import percentile_interval
 from analysis.diagnose import (
     DELTA,
     HUBER,
@@ -31,7 +32,7 @@ from analysis.diagnose import (
 )
 from analysis.laws import Floats, LossSurface, PowerLaw
 from analysis.optimum import solve
-from analysis.results import PowerLawFit, SurfaceFit, percentile_interval
+from analysis.results import PowerLawFit, SurfaceFit
 from analysis.solver import CONSTANT, IN_D, IN_N, Problem
 from analysis.table import Frame, read_points, require_one_kind, require_points, require_spread
 from analysis.uncertainty import bootstrap
@@ -73,7 +74,7 @@ def fit_loss_surface(
     samples = frame.surface(draws.theta)
     law = LossSurface(*frame.surface(best.theta[None])[0].tolist())
     spread = robust_spread(np.log(points.loss) - np.log(law.predict(points.num_params, points.tokens)))
-    told = basis(len(points), 5, objective, delta, value, spread, level, draws, resamples)
+    told = basis(points, 5, objective, delta, value, spread, level, draws, resamples)
     on_bound, runner_ups = bounds_met(law), runners(best, frame, unit)
     told["warnings"] = (*bound_warnings(on_bound), *runner_up_warnings(runner_ups, told["objective"]), *told["warnings"])
     ranges = {"num_params": points.num_params, "tokens": points.tokens, "flops": 6 * points.num_params * points.tokens}
@@ -104,11 +105,12 @@ def fit_power_law(
     """Fit L(C) = asymptote + scale C^exponent (exponent < 0) to a table's columns, as `fit_loss_surface` fits its law."""
     delta = chosen_delta(objective, delta)
     check_options(resamples, level)
+    require_one_kind(table)
     points = read_points(table.assign(tokens=1.0), params=flops, loss=loss)
     parameters = 3 if asymptote else 2
-    require_points(points, parameters, "L(C)")
-    if len(np.unique(np.round(np.log(points.num_params), 6))) < parameters:
+    if len(points) >= parameters > points.cells():
         raise FitError(f"{flops} takes fewer than {parameters} distinct values; L(C) needs that many budgets.")
+    require_points(points, parameters, "L(C)")
     frame = Frame.of(points)
     kinds = (CONSTANT, IN_N) if asymptote else (IN_N,)
     members = np.ones((len(points), len(kinds)))
@@ -121,7 +123,7 @@ def fit_power_law(
     law = PowerLaw(*_curve(best.theta[None], frame, asymptote)[0].tolist())
     samples = _curve(draws.theta, frame, asymptote)
     spread = robust_spread(np.log(points.loss) - np.log(law.predict(points.num_params)))
-    told = basis(len(points), parameters, objective, delta, value, spread, level, draws, resamples)
+    told = basis(points, parameters, objective, delta, value, spread, level, draws, resamples)
     held = {"asymptote": asymptote and law.asymptote == 0, "exponent": at_end(-law.exponent)}
     told["warnings"] = (*bound_warnings(tuple(name for name, on in held.items() if on)), *told["warnings"])
     names = law.names() if asymptote else law.names()[:2]

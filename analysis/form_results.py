@@ -8,9 +8,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from analysis.basis import Basis, Interval, pair, percentile_interval, readable, require_inside
 from analysis.forms import ChanceSigmoid, OvertrainingLaw, RepetitionLaw
 from analysis.laws import Floats, floats
-from analysis.results import Basis, Interval, pair, percentile_interval, require_inside
 from lst.errors import FitError
 
 LAWS: dict[str, tuple[type[OvertrainingLaw] | type[RepetitionLaw] | type[ChanceSigmoid], str]] = {
@@ -52,6 +52,8 @@ class FormFit(Basis):
 
     def _inside(self, at: tuple[ArrayLike, ...], extrapolate: bool) -> list[Floats]:
         values = [floats(v) for v in at]
+        if len(values) != len(self.ranges):
+            raise FitError(f"{len(values)} arguments for a law in {', '.join(self.ranges)}; give one for each, in this order.")
         for (name, extent), value in zip(self.ranges.items(), values, strict=True):
             require_inside(name, value, extent, extrapolate)
         return [np.log(v) for v in values] if self.form == "accuracy_of_flops" else values
@@ -64,6 +66,7 @@ class FormFit(Basis):
         return content
 
     @classmethod
+    @readable
     def from_json(cls, content: dict[str, Any]) -> Self:
         if content.get("form") not in LAWS:
             raise FitError(f"form={content.get('form')} is none of {', '.join(LAWS)}; write the JSON with to_json().")
@@ -111,6 +114,7 @@ class AccuracyMultiplier:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
     @classmethod
+    @readable
     def from_json(cls, content: dict[str, Any]) -> Self:
         """The result that `to_json` wrote. Raises FitError on keys that are missing or unknown."""
         if wrong := sorted(set(cls.__dataclass_fields__) ^ set(content)):

@@ -18,17 +18,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.basis import percentile_interval
 from analysis.diagnose import check_options, interval_warnings, robust_spread
 from analysis.laws import Floats, IsoflopCubic, IsoflopParabola, PowerLaw
-from analysis.results import IsoflopFit, IsoflopProfile, PowerLawFit, percentile_interval
-from analysis.table import Points, read_points, require_one_kind
+from analysis.results import IsoflopFit, IsoflopProfile, PowerLawFit
+from analysis.table import Points, read_points, require_one_kind, require_varying
 from analysis.uncertainty import RESIDUAL, leverages, residual_errors
 from lst.errors import FitError, did_you_mean
 
-SHARED, PER_BUDGET, AUTO = "shared", "per_budget", "auto"
+SHARED, TREND, PER_BUDGET, AUTO = "shared", "trend", "per_budget", "auto"
+CURVATURES = (AUTO, SHARED, TREND, PER_BUDGET)
 PARABOLA, CUBIC = "parabola", "cubic"
 OWN_CURVATURE_SIZES = 5
 """Sizes that every budget must have before each gets a curvature of its own: two degrees of freedom a parabola."""
+TREND_BUDGETS = 3
+"""Budgets from which a shared curvature may change with ln C: as scale grows a law's profiles flatten."""
 INTERIOR, BELOW, ABOVE, NOT_CONVEX, TOO_FEW = "interior", "below_smallest", "above_largest", "not_convex", "too_few_sizes"
 
 
@@ -74,21 +78,22 @@ class Regression:
     rows: np.ndarray  # rows of usable budgets
     budgets: np.ndarray
     design: Floats  # (rows, q)
-    shared: bool
-    cubic: bool
+    curvature: str  # shared | trend | per_budget
+    bends: tuple[Floats, ...]  # (B, k) of x^2, and of a cubic's x^3: the budgets' values from k coefficients
     centre: float
 
     @classmethod
     def of(cls, points: Points, curvature: str, shape: str = PARABOLA) -> Regression:
         if shape not in (PARABOLA, CUBIC):
             raise FitError(f"shape='{shape}' is unknown; {did_you_mean(shape, (PARABOLA, CUBIC))}")
-        if curvature not in (AUTO, SHARED, PER_BUDGET):
-            raise FitError(f"curvature='{curvature}' is unknown; {did_you_mean(curvature, (AUTO, SHARED, PER_BUDGET))}")
+        if curvature not in CURVATURES:
+            raise FitError(f"curvature='{curvature}' is unknown; {did_you_mean(curvature, CURVATURES)}")
         log_n = np.log(points.num_params)
         every = np.arange(len(points.budget_flops))
         sizes = np.array([len(np.unique(np.round(log_n[points.budget == b], 6))) for b in every])
         if curvature == AUTO:
-            curvature = PER_BUDGET if (sizes >= OWN_CURVATURE_SIZES).all() else SHARED
+            own, few = (sizes >= OWN_CURVATURE_SIZES).all(), shape == CUBIC or (sizes > 1).sum() < TREND_BUDGETS
+            curvature = PER_BUDGET if own else SHARED if few else TREND
         needed = 3 + (shape == CUBIC)
         usable = every[sizes >= (needed if curvature == PER_BUDGET else needed - 1)]
         if not len(usable) or sizes[usable].max() < needed:
@@ -98,13 +103,16 @@ class Regression:
         centre = float(log_n[rows].mean())
         x = log_n[rows] - centre
         member = (points.budget[rows][:, None] == usable).astype(float)
-        # of a cubic, "shared" is the skew alone: one curvature at minima in different places is not linear
-        apart = {2: curvature == PER_BUDGET or shape == CUBIC, 3: curvature == PER_BUDGET}
-        bends = [x[:, None] ** power * (member if apart[power] else 1.0) for power in range(2, needed)]
-        design = np.concatenate([member, member * x[:, None], *bends], axis=1)
+        log_c = np.log(points.budget_flops[usable])
+        trend = np.stack([np.ones(len(usable)), log_c - log_c.mean()], axis=1)
+        of = {SHARED: np.ones((len(usable), 1)), TREND: trend[:, : len(usable)], PER_BUDGET: np.eye(len(usable))}
+        # of a cubic, the skew alone is shared: one curvature at minima in different places is not linear
+        bends = {2: of[PER_BUDGET if shape == CUBIC else curvature], 3: of[curvature]}
+        columns = [x[:, None] ** power * (member @ bends[power]) for power in range(2, needed)]
+        design = np.concatenate([member, member * x[:, None], *columns], axis=1)
         if len(rows) < design.shape[1]:
             raise FitError(f"{len(rows)} runs cannot fix the {design.shape[1]} parameters of the isoFLOP parabolas; add sizes.")
-        return cls(points, rows, usable, design, curvature == SHARED, shape == CUBIC, centre)
+        return cls(points, rows, usable, design, curvature, tuple(bends[power] for power in range(2, needed)), centre)
 
     @property
     def losses(self) -> Floats:
@@ -115,9 +123,9 @@ class Regression:
         """Parabolas of `losses` (R, rows)."""
         coefficient = losses @ np.linalg.pinv(self.design).T
         count = len(self.budgets)
-        rest = coefficient[:, 2 * count :]
-        bends = (rest[:, :count], rest[:, count:]) if self.cubic else (rest, np.zeros((1, 1)))
-        bend, skew = (np.broadcast_to(b, (len(losses), count)) for b in bends)
+        ends_at = np.cumsum([2 * count, *(b.shape[1] for b in self.bends)])
+        found = [coefficient[:, i:j] @ b.T for i, j, b in zip(ends_at, ends_at[1:], self.bends, strict=False)]
+        bend, skew = found if len(found) == 2 else (found[0], np.zeros_like(found[0]))
         x = np.log(self.points.num_params) - self.centre
         ends = [[end(x[self.points.budget == b]) for b in self.budgets] for end in (np.min, np.max)]
         smallest, largest = np.array(ends[0]), np.array(ends[1])
@@ -125,12 +133,17 @@ class Regression:
             self.budgets, coefficient[:, :count], coefficient[:, count : 2 * count], bend, skew, smallest, largest, self.centre
         )
 
-    def draws(self, *, resamples: int, level: float, rng: np.random.Generator) -> tuple[Parabolas, Parabolas]:
-        """The fit (R = 1) and its resamples."""
+    def draws(
+        self, *, resamples: int, level: float, rng: np.random.Generator, spread: float | None = None
+    ) -> tuple[Parabolas, Parabolas]:
+        """The fit (R = 1) and its resamples: of its residuals, or with normal errors of standard deviation `spread`."""
         best = self.solve(self.losses[None])
         fitted = self.design @ np.linalg.pinv(self.design) @ self.losses
         residual = self.losses - fitted
-        errors = residual_errors(residual, leverages(self.design), self.design.shape[1], level, resamples, rng)
+        if spread is None:
+            errors = residual_errors(residual, leverages(self.design), self.design.shape[1], level, resamples, rng)
+        else:
+            errors = spread * rng.standard_normal((resamples, len(fitted)))
         return best, self.solve(fitted + errors)
 
     @property
@@ -163,13 +176,15 @@ def fit_isoflop(
 ) -> IsoflopFit:
     """isoFLOP profiles of a table with `params`, `tokens`, `loss` and `train_flops` or `flops_budget` (else C = 6ND).
 
-    `curvature`: "shared", "per_budget", or "auto" (its own where every budget has five sizes); `shape`: "parabola" or "cubic".
+    `curvature`: "shared", "trend" (a straight line in ln C), "per_budget", or "auto" (its own where every budget has five sizes,
+    else the trend from three budgets on); `shape`: "parabola" or "cubic".
     Raises FitError where no budget
     has an interior minimum; a single budget without one is a status of its profile.
     """
     check_options(resamples, level)
     require_one_kind(table)
     points = read_points(table, params=params, tokens=tokens, loss=loss)
+    require_varying(points)
     regression = Regression.of(points, curvature, shape)
     rng = np.random.default_rng(0) if rng is None else rng
     count = resamples if regression.freedom > 0 else 0
@@ -192,7 +207,7 @@ def fit_isoflop(
     laws = [_law(name, points, best, draws, profiles, basis) for name in ("optimal_params", "optimal_tokens")]
     return IsoflopFit(
         shape=shape,
-        curvature=SHARED if regression.shared else PER_BUDGET,
+        curvature=regression.curvature,
         profiles=profiles,
         optimal_params=laws[0],
         optimal_tokens=laws[1],

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.basis import percentile_interval
 from analysis.diagnose import DELTA, HUBER, LOSS_SQUARES, basis, check_options, chosen_delta, extent, robust_spread, unit_of
 from analysis.fit import fit_loss_surface
 from analysis.form_results import FormFit
 from analysis.forms import OvertrainingLaw, RepetitionLaw
 from analysis.laws import Floats, LossSurface
 from analysis.optimum import solve
-from analysis.results import SurfaceFit, percentile_interval
+from analysis.results import SurfaceFit
 from analysis.scoring import Evaluate, minimise_by_scoring
 from analysis.solver import CONSTANT, IN_D, IN_N, Problem, huber
 from analysis.table import Frame, Points, column, read_points, require_one_kind, require_points
@@ -73,7 +74,7 @@ def fit_overtraining(
     law = OvertrainingLaw(*_overtraining(frame, best.theta[None])[0].tolist())
     samples = _overtraining(frame, draws.theta)
     spread = robust_spread(log_loss - np.log(law.predict(points.flops, ratio)))
-    told = basis(len(points), 4, objective, delta, value, spread, level, draws, resamples)
+    told = basis(points, 4, objective, delta, value, spread, level, draws, resamples)
     faces = [name for name in ("E", "a", "b") if getattr(law, name) == 0]
     told["warnings"] = (*[f"{name} ended on its bound (= 0): the data do not determine it" for name in faces], *told["warnings"])
     return FormFit(
@@ -135,7 +136,7 @@ def fit_repetition(
     residual = np.log(points.loss) - np.log(law.predict(points.num_params, points.tokens, seen))
     draws = Draws(drawn, PAIRS if len(drawn) else "none", resamples, resamples - len(drawn))
     value, spread = value / unit_of(objective, 0.0), robust_spread(residual)
-    told = basis(len(points), 7, objective, delta, value, spread, level, draws, resamples)
+    told = basis(points, 7, objective, delta, value, spread, level, draws, resamples)
     told["warnings"] = (
         *[f"{name} ended on its bound ({DECAYS[0]:g} to {DECAYS[1]:g}): the data do not determine it" for name in ended],
         "the surface of unrepeated data is held: the decays' intervals do not have its uncertainty",

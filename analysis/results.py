@@ -13,72 +13,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
+from analysis.basis import Basis, Interval, pair, percentile_interval, readable, require_inside
 from analysis.laws import Allocation, Floats, IsoflopCubic, IsoflopParabola, LossSurface, PowerLaw, floats
 from lst.errors import FitError
-
-Interval = tuple[float, float]
-HOW = {"huber": "Huber on log loss", "squares": "least squares", "absolute": "least absolute deviation of log loss"}
-HOW |= {"loss_squares": "least squares of the loss itself", "binomial": "binomial likelihood"}
-TOKENS_PER_SECOND = 25
-"""Speech tokens of a second (PAPER: 25 Hz), for D in seconds."""
-
-
-def percentile_interval(samples: Floats, level: float) -> Interval:
-    """The central `level` share of `samples` (percentile interval); a FitError on none."""
-    if not len(samples):
-        raise FitError("no bootstrap samples are kept, so there is no interval; fit again with resamples > 0.")
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def pair(values: Any) -> Interval:
-    return float(values[0]), float(values[1])
-
-
-def require_inside(name: str, values: ArrayLike, fitted: Interval, extrapolate: bool) -> None:
-    """Refuse values outside what was fitted, unless they are asked for with `extrapolate`."""
-    away = floats(values).ravel()
-    outside = away[(away < fitted[0] * (1 - 1e-6)) | (away > fitted[1] * (1 + 1e-6)) | np.isnan(away)]
-    if len(outside) and not extrapolate:
-        raise FitError(
-            f"{name}={outside[0]:.4g} lies outside the fitted {fitted[0]:.4g} to {fitted[1]:.4g}; pass extrapolate=True."
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Basis:
-    """What every fit says of itself."""
-
-    n: int  # points fitted
-    loss: str  # huber | squares | absolute, of residuals of log loss; loss_squares (isoFLOP: squares), of the loss; binomial
-    delta: float | None  # Huber's threshold on log residuals; else None
-    objective: float  # the value at the optimum, a sum over points
-    residual_spread: float  # robust standard deviation of the residuals (1.4826 x median absolute)
-    level: float  # nominal coverage of the intervals
-    interval_method: str  # how the intervals came about, or "none"
-    resamples: int  # bootstrap refits asked for
-    failed: int  # of them, those that did not converge or could not be fitted
-    warnings: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        names = Basis.__dataclass_fields__
-        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
-
-    @staticmethod
-    def read(content: dict[str, Any]) -> dict[str, Any]:
-        missing = [name for name in Basis.__dataclass_fields__ if name not in content]
-        if missing:
-            raise FitError(f"the JSON of a fit lacks {', '.join(missing)}; write it with to_json().")
-        return {n: tuple(content[n]) if n == "warnings" else content[n] for n in Basis.__dataclass_fields__}
-
-    def _lines(self) -> list[str]:
-        how = HOW[self.loss] + (f", delta {self.delta:g}" if self.delta is not None else "")
-        kept = f"{self.resamples - self.failed:,} of {self.resamples:,} resamples" if self.resamples else "no resamples"
-        lines = [
-            f"  {self.n} points; {how}; objective {self.objective:.6g}; residual spread {self.residual_spread:.2g}",
-            f"  {self.level:.0%} intervals: {self.interval_method} ({kept})",
-        ]
-        return lines + [f"  ! {warning}" for warning in self.warnings]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -97,14 +34,23 @@ class SurfaceFit(Basis):
         """Loss at N and D (see LossSurface.predict). Raises FitError outside the fitted ranges unless `extrapolate`."""
         require_inside("num_params", num_params, self.ranges["num_params"], extrapolate)
         require_inside("tokens", tokens, self.ranges["tokens"], extrapolate)
+        self._require_compute(num_params, tokens, extrapolate)
         return self.law.predict(num_params, tokens)
 
     def optimal(
         self, flops: float, flops_per_token: Callable[[float], float] | None = None, *, extrapolate: bool = False
     ) -> Allocation:
-        """Best N and D at `flops` (see LossSurface.optimal). Raises FitError beyond the fitted FLOPs unless `extrapolate`."""
+        """Best N and D at `flops` (see LossSurface.optimal). Raises FitError beyond the fitted FLOPs, or where the best N or D
+        lies beyond those tried, unless `extrapolate`."""
         require_inside("flops", flops, self.ranges["flops"], extrapolate)
-        return self.law.optimal(flops, flops_per_token)
+        found = self.law.optimal(flops, flops_per_token)
+        require_inside("the optimal num_params", found.num_params, self.ranges["num_params"], extrapolate)
+        require_inside("the optimal tokens", found.tokens, self.ranges["tokens"], extrapolate)
+        return found
+
+    def _require_compute(self, num_params: ArrayLike, tokens: ArrayLike, extrapolate: bool) -> None:
+        """Each of N and D may be tried and their product not: a corner of the ranges is beyond the data, too."""
+        require_inside("6 x num_params x tokens", 6 * floats(num_params) * floats(tokens), self.ranges["flops"], extrapolate)
 
     def beyond_data(self, flops: float) -> float:
         """How many times larger than the largest fitted 6ND `flops` is; at most 1 inside the data."""
@@ -125,6 +71,8 @@ class SurfaceFit(Basis):
         for what, value in (("num_params", num_params), ("tokens", tokens), ("flops", flops)):
             if value is not None:
                 require_inside(what, value, self.ranges[what], extrapolate)
+        if num_params is not None and tokens is not None:
+            self._require_compute(num_params, tokens, extrapolate)
         if name in self.intervals:
             return self.intervals[name]
         if self.samples is None or not len(self.samples):
@@ -157,6 +105,7 @@ class SurfaceFit(Basis):
         return content
 
     @classmethod
+    @readable
     def from_json(cls, content: dict[str, Any]) -> Self:
         samples = content.get("samples")
         return cls(
@@ -216,6 +165,7 @@ class PowerLawFit(Basis):
         return content
 
     @classmethod
+    @readable
     def from_json(cls, content: dict[str, Any]) -> Self:
         samples = content.get("samples")
         return cls(
@@ -256,6 +206,7 @@ class IsoflopProfile:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in content.items()}
 
     @classmethod
+    @readable
     def from_json(cls, content: dict[str, Any]) -> Self:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         if values["parabola"] is not None:
@@ -269,7 +220,7 @@ class IsoflopFit(Basis):
     """Parabolas in log N, a budget each, and the power laws through their minima."""
 
     shape: str = "parabola"  # parabola | cubic
-    curvature: str  # shared | per_budget
+    curvature: str  # shared | trend | per_budget
     profiles: tuple[IsoflopProfile, ...]
     optimal_params: PowerLawFit | None  # N*(C); None with fewer than two interior minima
     optimal_tokens: PowerLawFit | None  # D*(C), fitted apart
@@ -285,6 +236,7 @@ class IsoflopFit(Basis):
         }
 
     @classmethod
+    @readable
     def from_json(cls, content: dict[str, Any]) -> Self:
         laws: dict[str, Any] = {
             k: None if content[k] is None else PowerLawFit.from_json(content[k]) for k in ("optimal_params", "optimal_tokens")
@@ -307,7 +259,7 @@ class IsoflopFit(Basis):
                 if p.optimal_params is None
                 else f"  N* {p.optimal_params:.4g}, D* {p.optimal_tokens:.4g}, loss {p.optimal_loss:.5g}"
             )
-            rows.append(f"  {p.flops_budget:.3g} FLOPs, {len(p.losses)} sizes: {p.status}{at}")
+            rows.append(f"  {p.flops_budget:.3g} FLOPs, {len(set(p.num_params))} sizes, {len(p.losses)} runs: {p.status}{at}")
         return "\n".join(rows + self._lines())
 
 
@@ -336,6 +288,7 @@ class MultiplierCurve:
         return {n: list(v) if isinstance(v := getattr(self, n), tuple) else v for n in self.__dataclass_fields__}
 
     @classmethod
+    @readable
     def from_json(cls, content: dict[str, Any]) -> Self:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
         return cls(**values)
@@ -376,6 +329,7 @@ class SharedFit(Basis):
         return {**super().to_json(), **own, "law": self.law.to_json(), "intervals": intervals}
 
     @classmethod
+    @readable
     def from_json(cls, content: dict[str, Any]) -> Self:
         return cls(
             baseline=content["baseline"],

@@ -16,12 +16,26 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from analysis.diagnose import DELTA, HUBER, LOSS_SQUARES, basis, check_options, chosen_delta, robust_spread, unit_of
+from analysis.basis import Interval, percentile_interval
+from analysis.diagnose import (
+    DELTA,
+    HUBER,
+    LOSS_SQUARES,
+    NO_FLOPS,
+    basis,
+    bound_warnings,
+    bounds_met,
+    check_options,
+    chosen_delta,
+    other_minima_warnings,
+    robust_spread,
+    unit_of,
+)
 from analysis.laws import Floats, LossSurface, floats
 from analysis.optimum import solve
-from analysis.results import Interval, SharedFit, percentile_interval
+from analysis.results import SharedFit
 from analysis.solver import CONSTANT, IN_D, IN_N, Problem, model
-from analysis.table import Frame, Points, arm_rows, read_points, require_points, require_spread
+from analysis.table import Frame, Points, arm_rows, named_arms, read_points, require_comparable, require_points, require_spread
 from analysis.uncertainty import bootstrap
 from lst.errors import FitError, did_you_mean
 
@@ -49,6 +63,7 @@ def fit_shared_exponents(
     """
     delta = chosen_delta(objective, delta)
     check_options(resamples, level)
+    table, baseline = named_arms(table), str(baseline)
     if factors not in (COMPUTE, SEPARATE):
         raise FitError(f"factors='{factors}' is unknown; {did_you_mean(factors, (COMPUTE, SEPARATE))}")
     points, arms = _points(table, baseline, factors, {"params": params, "tokens": tokens, "loss": loss})
@@ -62,16 +77,22 @@ def fit_shared_exponents(
     draws = bootstrap(problem, best.theta, frame.log_loss, strata, resamples=resamples, level=level, rng=rng)
     point, samples = _efficiencies(problem, best.theta[None], arms), _efficiencies(problem, draws.theta, arms)
     spread = robust_spread(frame.log_loss - np.log(model(problem, best.theta[None])[0][0]))
-    told = basis(len(points), problem.free_parameters, objective, delta, value, spread, level, draws, resamples)
+    told = basis(
+        points, problem.free_parameters, objective, delta, value, spread, level, draws, resamples, member=member.argmax(1)
+    )
     degenerate = [arm for arm in arms if not all(np.isfinite(v[0]) for v in point[arm].values())]
+    columns = [0, problem.columns_of(IN_N)[0], problem.columns_of(IN_D)[0], len(problem.kinds), len(problem.kinds) + 1]
+    law = LossSurface(*frame.surface(best.theta[None, columns])[0].tolist())
     told["warnings"] = (
+        *bound_warnings(bounds_met(law)),
+        *other_minima_warnings(best),
+        *([] if points.exact_flops else [NO_FLOPS]),
         *[f"arm '{arm}': a term of the law ended at 0, so its efficiency has no finite value" for arm in degenerate],
         *told["warnings"],
     )
-    columns = [0, problem.columns_of(IN_N)[0], problem.columns_of(IN_D)[0], len(problem.kinds), len(problem.kinds) + 1]
     return SharedFit(
         baseline=baseline,
-        law=LossSurface(*frame.surface(best.theta[None, columns])[0].tolist()),
+        law=law,
         efficiencies={arm: {k: float(v[0]) for k, v in point[arm].items() if np.isfinite(v[0])} for arm in arms},
         intervals=_intervals(samples, level),
         tokens_meaning="train_flops / (6 num_params)" if points.exact_flops else "tokens",
@@ -89,8 +110,10 @@ def _points(table: pd.DataFrame, baseline: str, factors: str, columns: dict[str,
     for arm, count in runs.items():
         if count <= own:
             raise FitError(f"arm '{arm}' has {count} runs for {own} factors of its own; add runs, or leave the arm out.")
+    require_comparable(table)
     points = read_points(table, **columns)
-    require_points(points, 5 + own * len(arms), "arms with shared exponents")
+    index = table["arm"].astype("category").cat.codes.to_numpy()
+    require_points(points, 5 + own * len(arms), "arms with shared exponents", index)
     if points.exact_flops:
         points = replace(points, tokens=points.flops / (6 * points.num_params))
     require_spread(points)

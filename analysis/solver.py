@@ -64,6 +64,13 @@ class Problem:
         return low, high
 
     @cached_property
+    def cells(self) -> np.ndarray:
+        """(n,) which of the distinct places a point lies at: repeats tell of noise alone."""
+        places = np.round(np.concatenate([self.x[:, None], self.y[:, None], self.members], axis=1), 6)
+        index: np.ndarray = np.unique(places, axis=0, return_inverse=True)[1].ravel()
+        return index
+
+    @cached_property
     def unused(self) -> list[int]:
         """Indices of exponents that are no parameters: no column has them, or (tied) the first stands for both."""
         count = len(self.kinds)

@@ -20,15 +20,15 @@ import pandas as pd
 
 from analysis.accuracy_study import accuracy_parts
 from analysis.arm_tests import exponent_test
+from analysis.basis import TOKENS_PER_SECOND
 from analysis.checks import held_out, influence, influence_warning, noise_parts
 from analysis.collect import RESULTS, RUNS, read_plan
-from analysis.compare import LAW_ASYMPTOTE_BUDGETS, compute_multiplier
-from analysis.diagnose import HUBER
+from analysis.compare import ENVELOPE, LAW, LAW_ASYMPTOTE_BUDGETS, compute_multiplier
+from analysis.diagnose import HUBER, check_options, chosen_delta
 from analysis.fit import fit_loss_surface, fit_power_law
-from analysis.isoflop import fit_isoflop
+from analysis.isoflop import CUBIC, CURVATURES, PARABOLA, fit_isoflop
 from analysis.laws import LossSurface
 from analysis.pairs import paired_differences
-from analysis.results import TOKENS_PER_SECOND
 from analysis.shared import COMPUTE, SEPARATE, fit_shared_exponents
 from analysis.table_files import require_whole
 from lst import records
@@ -71,7 +71,7 @@ class FitOptions:
     baseline: str = "baseline"  # the arm that others are compared with
     loss: str = HUBER  # huber | squares | absolute | loss_squares
     delta: float = 1e-3  # Huber's threshold on log residuals
-    curvature: str = "auto"  # isoFLOP parabolas: auto | shared | per_budget
+    curvature: str = "auto"  # isoFLOP parabolas: auto | shared | trend | per_budget
     shape: str = "parabola"  # isoFLOP profiles: parabola | cubic in log N
     method: str = "envelope"  # compute multiplier: envelope | law
     resamples: int = 1000  # bootstrap refits; 0 = no intervals
@@ -82,6 +82,12 @@ class FitOptions:
         for name, known in (("n", N_KINDS), ("d", D_KINDS), ("c", C_KINDS)):
             if getattr(self, name) not in known:
                 raise FitError(f"{name}={getattr(self, name)} is unknown; {did_you_mean(str(getattr(self, name)), known)}")
+        shapes = {"curvature": CURVATURES, "shape": (PARABOLA, CUBIC), "method": (ENVELOPE, LAW)}
+        for name, of in shapes.items():
+            if getattr(self, name) not in of:
+                raise FitError(f"{name}={getattr(self, name)} is unknown; {did_you_mean(str(getattr(self, name)), of)}")
+        chosen_delta(self.loss, self.delta)
+        check_options(self.resamples, self.level)
         if (self.c, self.d) == ("six_nd", "seconds"):
             raise FitError(
                 "c=six_nd counts 6 FLOPs a parameter and token; it cannot go with d=seconds: choose d=tokens or c=exact."
@@ -157,6 +163,8 @@ def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = 
         raise FitError(
             f"no run in '{folder}' can enter a fit ({told or 'the plan is empty'}); see the column `excluded` of runs.csv."
         )
+    if options.baseline not in [FitOptions.baseline, *arms]:
+        raise FitError(f"baseline={options.baseline} is no arm of '{folder}'; {did_you_mean(options.baseline, arms)}")
     compared = [a for a in arms if a != options.baseline and not is_conditional(a)]
     tables = {target: options.prepared(final_losses(runs, results, target)) for target in TARGETS}
     jobs: list[tuple[str, Callable[[], Any]]] = []

@@ -40,6 +40,7 @@ def study_summary(content: dict[str, Any]) -> str:
             arm = entry["arm"]
             band = _band(shared["efficiencies"][arm].get("compute"), shared["intervals"][arm].get("compute"))
             lines.append(f"  with shared exponents {band}")
+            lines += [f"    ! {w}" for w in shared["warnings"]]
         if (test := entry["exponents"]) is not None:
             told = "differ" if test["p"] < 0.05 else "may be shared"
             lines.append(f"  exponents {told}: F {test['f']:.3g}, p {test['p']:.2g}")

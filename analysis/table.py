@@ -18,6 +18,7 @@ BUDGET_GAP = 1.25
 """FLOPs that differ by less than this factor count as one budget where no column names the budget."""
 FARTHEST = 1e60
 """Largest value of a column, and smallest as 1 over it: powers of what lies beyond would overflow."""
+SAME_IN_A_COMPARISON = ("data_id", "flops_convention")
 SAME_RAY = 0.02
 """Scatter of ln D about a line in ln N under which the two cannot be told apart (2%)."""
 
@@ -37,11 +38,28 @@ class Points:
     def __len__(self) -> int:
         return len(self.loss)
 
+    def cells(self, member: np.ndarray | None = None) -> int:
+        """Distinct pairs of N and D (of each arm, with `member` an index of arms): repeats of a cell tell of noise alone."""
+        arm = np.zeros(len(self)) if member is None else member
+        logs = (np.round(np.log(v), 6) for v in (self.num_params, self.tokens))
+        return len(np.unique(np.stack([*logs, arm]), axis=1).T)
+
+    def copies(self, member: np.ndarray | None = None) -> int:
+        """Rows whose N, D and loss (and arm) equal another's to the last digit."""
+        arm = np.zeros(len(self)) if member is None else member
+        return len(self) - len(np.unique(np.stack([self.num_params, self.tokens, self.loss, arm]), axis=1).T)
+
 
 def column(table: pd.DataFrame, name: str) -> Floats:
     """A positive, finite column as float64; a FitError names the first row that is not."""
+    if not isinstance(table, pd.DataFrame):
+        raise FitError(f"a {type(table).__name__} is no table; give a pandas DataFrame with a row a run.")
     if name not in table.columns:
         raise FitError(f"the table has no column '{name}'; {did_you_mean(name, [str(c) for c in table.columns])}")
+    if list(table.columns).count(name) > 1:
+        raise FitError(f"the table has two columns '{name}'; keep one.")
+    if table[name].dtype.kind in "cmM":
+        raise FitError(f"{name} holds {table[name].dtype} and no real numbers; convert the column, or choose another.")
     values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
     wrong = ~(np.isfinite(values) & (values > 0))
     if not wrong.any() and len(values) and not 1 / FARTHEST < values.min() <= values.max() < FARTHEST:
@@ -54,7 +72,7 @@ def column(table: pd.DataFrame, name: str) -> Floats:
 
 def read_points(table: pd.DataFrame, *, params: str = "num_params", tokens: str = "tokens", loss: str = "loss") -> Points:
     """The points of `table`. Raises FitError on an empty table, a missing column, or a value that no law can have."""
-    if not len(table):
+    if isinstance(table, pd.DataFrame) and not len(table):
         raise FitError("the table has no rows; give at least as many runs as the law has parameters.")
     n, d, losses = column(table, params), column(table, tokens), column(table, loss)
     exact = "train_flops" in table.columns
@@ -67,6 +85,10 @@ def arm_rows(table: pd.DataFrame, arm: str) -> pd.DataFrame:
     """The rows of one arm. Raises FitError on an unknown one."""
     if "arm" not in table.columns:
         raise FitError("the table has no column 'arm'; name each row's arm to compare them.")
+    if table["arm"].isna().any():
+        raise FitError(
+            f"row {int(table['arm'].isna().to_numpy().argmax()) + 1} names no arm; fill the column in, or drop the row."
+        )
     rows = table[table["arm"] == arm]
     if not len(table):
         raise FitError("the table has no rows; add runs.")
@@ -75,10 +97,27 @@ def arm_rows(table: pd.DataFrame, arm: str) -> pd.DataFrame:
     return rows
 
 
+def named_arms(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with its arms' names as text; a missing one stays missing."""
+    if not isinstance(table, pd.DataFrame) or "arm" not in table.columns:
+        return table
+    return table.assign(arm=table["arm"].astype(object).where(table["arm"].isna(), table["arm"].astype(str)))
+
+
 def require_one_kind(table: pd.DataFrame) -> None:
     """One law is of one arm, one data set and one way of counting FLOPs. Raises FitError on a table that mixes them."""
-    for name in ("arm", "data_id", "flops_convention"):
-        values = sorted(set(table[name].dropna().astype(str))) if name in table.columns else []
+    _require_one(table, ("arm", *SAME_IN_A_COMPARISON))
+
+
+def require_comparable(table: pd.DataFrame) -> None:
+    """Arms are compared on one data set and by one way of counting FLOPs. Raises FitError on a table that mixes them."""
+    _require_one(table, SAME_IN_A_COMPARISON)
+
+
+def _require_one(table: pd.DataFrame, names: tuple[str, ...]) -> None:
+    for name in names:
+        given = table[name] if isinstance(table, pd.DataFrame) and name in table.columns else pd.Series(dtype=str)
+        values = sorted(set(given.dropna().astype(str))) + ["none"] * bool(given.notna().any() and given.isna().any())
         if len(values) > 1:
             raise FitError(
                 f"the table mixes {len(values)} values of {name} ({', '.join(values)}); fit the rows of one at a time."
@@ -98,10 +137,20 @@ def budgets(table: pd.DataFrame, flops: Floats) -> tuple[np.ndarray, Floats]:
     return index, np.array([np.exp(np.log(flops[index == b]).mean()) for b in range(index.max() + 1)])
 
 
-def require_points(points: Points, parameters: int, law: str) -> None:
-    """Fewer points than parameters, or losses that are all equal, are refused."""
+def require_points(points: Points, parameters: int, law: str, member: np.ndarray | None = None) -> None:
+    """Fewer points than parameters, fewer cells (of each arm, with `member`), or losses that are all equal, are refused."""
     if len(points) < parameters:
         raise FitError(f"{len(points)} points cannot fix the {parameters} parameters of {law}; add runs or choose a smaller law.")
+    if (cells := points.cells(member)) < parameters:
+        raise FitError(
+            f"{len(points)} points at {cells} different N and D cannot fix the {parameters} parameters of {law}: repeats of a "
+            "cell tell of noise alone; add sizes or lengths."
+        )
+    require_varying(points)
+
+
+def require_varying(points: Points) -> None:
+    """Refuse losses that are all equal."""
     if np.ptp(np.log(points.loss)) < 1e-9:
         raise FitError(
             f"all {len(points)} losses equal {points.loss[0]:g}: a constant loss tells nothing of scaling; check the column."

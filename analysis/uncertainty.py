@@ -25,11 +25,11 @@ from analysis.projection import projected_starts
 from analysis.solver import Problem, Solutions, model
 
 RESIDUAL_BELOW = 12
-"""Runs under which the design is kept and residuals are resampled."""
+"""Cells under which the design is kept and residuals are resampled."""
 POOLED_BELOW = 3
 """Runs of a budget under which it is pooled with other such budgets in the pairs bootstrap."""
 SMALL_DESIGN = 20
-"""Runs under which every interval carries a warning."""
+"""Cells under which every interval carries a warning."""
 PAIRS = "pairs bootstrap over runs, stratified by budget"
 RESIDUAL = "bootstrap of residuals with random signs, design kept"
 MAX_LEVERAGE = 0.95
@@ -77,10 +77,14 @@ def residual_errors(
     scaled = residual / np.sqrt(1 - np.minimum(leverage, MAX_LEVERAGE))
     variance = float((residual**2).sum()) / freedom
     size = float(np.sqrt((scaled**2).mean()))
-    widening = 1.0 if level is None else stats.t.ppf(0.5 + level / 2, freedom) / stats.norm.ppf(0.5 + level / 2)
-    scaled = scaled * (np.sqrt(variance) / size if size > 0 else 0.0) * widening
+    scaled = scaled * (np.sqrt(variance) / size if size > 0 else 0.0) * (1.0 if level is None else widening(level, freedom))
     errors: Floats = rng.choice(scaled, size=(resamples, n)) * rng.choice([-1.0, 1.0], size=(resamples, n))
     return errors
+
+
+def widening(level: float, freedom: int) -> float:
+    """t / z at an interval's level: what a standard deviation from so few degrees of freedom must be stretched by."""
+    return float(stats.t.ppf(0.5 + level / 2, freedom) / stats.norm.ppf(0.5 + level / 2))
 
 
 def leverages(jacobian: Floats) -> Floats:
@@ -103,8 +107,8 @@ def bootstrap(
     rng: np.random.Generator,
 ) -> Draws:
     """Refits of `problem` around its optimum `best` (p,), each from variable projection and from `best`, at its own optimum."""
-    n = len(log_loss)
-    kept_design = n < RESIDUAL_BELOW
+    n, cells = len(log_loss), problem.cells
+    kept_design = int(cells.max()) + 1 < RESIDUAL_BELOW
     if resamples < 1 or n <= problem.free_parameters:
         return Draws(np.empty((0, problem.size)), "none", 0, 0)
     weight, losses = np.ones((resamples, n)), np.repeat(log_loss[None], resamples, axis=0)
@@ -115,7 +119,8 @@ def bootstrap(
         losses = fitted + residual_errors(log_loss - fitted, leverages(jacobian), problem.free_parameters, level, resamples, rng)
     else:
         weight = stratified_counts(strata, resamples, rng)
-    enough = (weight > 0).sum(1) >= problem.free_parameters
+    drawn = weight @ (cells[:, None] == np.arange(cells.max() + 1))  # (resamples, cells) runs
+    enough = (drawn > 0).sum(1) >= problem.free_parameters
     solved = refit(problem, best, losses[enough], weight[enough])
     kept = solved.theta[solved.converged]
     return Draws(kept, RESIDUAL if kept_design else PAIRS, resamples, resamples - len(kept))
@@ -153,9 +158,10 @@ def _elsewhere(problem: Problem, near: Floats, ends: Solutions, log_loss: Floats
     return of[apart], rough[apart]
 
 
-def small_design_warning(n: int, parameters: int) -> str | None:
-    """The sentence for a design whose intervals cannot be trusted to their nominal coverage."""
-    if n >= SMALL_DESIGN:
+def small_design_warning(n: int, parameters: int, cells: int) -> str | None:
+    """The sentence for a design whose intervals cannot be trusted to their nominal coverage: repeats of a cell do not help."""
+    if cells >= SMALL_DESIGN:
         return None
-    few = f"intervals from fewer than {SMALL_DESIGN} runs may cover less than their nominal level"
-    return f"{n} runs for {parameters} parameters: {few}"
+    what = "runs" if cells == n else "cells"
+    few = f"intervals from fewer than {SMALL_DESIGN} {what} may cover less than their nominal level"
+    return f"{n} runs{f' at {cells} cells' if cells < n else ''} for {parameters} parameters: {few}"

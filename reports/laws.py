@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.results import Interval, IsoflopFit, MultiplierCurve, PowerLawFit, SharedFit, SurfaceFit
+from analysis.basis import Interval
+from analysis.results import IsoflopFit, MultiplierCurve, PowerLawFit, SharedFit, SurfaceFit
 from lst.errors import DataError, LstError
 from reports import accuracy_laws
 from reports.accuracy_laws import AccuracyComparison, AccuracyLaw

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.results import TOKENS_PER_SECOND
+from analysis.basis import TOKENS_PER_SECOND
 from lst.errors import DataError
 from reports.laws import Fits, read_fits
 

@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "lst.assumptions",
             "sweeps.plan",
             "analysis.results",
+            "analysis.basis",
             "analysis.form_results",
         }
     ),

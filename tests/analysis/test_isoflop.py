@@ -31,7 +31,7 @@ def parabolas(
 @pytest.mark.parametrize("curvature", ["shared", "auto"])
 def test_exact_parabolas_are_recovered(curvature: str) -> None:
     fit = fit_isoflop(parabolas(), curvature=curvature, resamples=50)
-    assert fit.curvature == "shared"
+    assert fit.curvature == {"shared": "shared", "auto": "trend"}[curvature]
     for profile, c in zip(fit.profiles, BUDGETS, strict=True):
         assert profile.status == "interior"
         assert profile.optimal_params == pytest.approx(0.1 * c**0.48, rel=1e-8)
@@ -43,6 +43,15 @@ def test_exact_parabolas_are_recovered(curvature: str) -> None:
     assert fit.optimal_params.law.exponent == pytest.approx(0.48, rel=1e-8)
     assert fit.optimal_tokens is not None
     assert fit.optimal_tokens.law.exponent == pytest.approx(0.52, rel=1e-8)
+
+
+def test_curvatures_on_a_line_in_ln_c_need_two_parameters() -> None:
+    """Profiles flatten as scale grows: one curvature for all takes that for noise, a trend does not."""
+    table = parabolas(curvatures=(0.10, 0.08, 0.06))
+    fit = fit_isoflop(table, resamples=0)
+    assert fit.curvature == "trend"
+    assert [p.parabola.curvature for p in fit.profiles if p.parabola] == pytest.approx([0.10, 0.08, 0.06])
+    assert fit_isoflop(table, curvature="shared", resamples=0).objective > 1e-5 > 1e-20 > fit.objective
 
 
 def test_curvatures_that_differ_need_their_own() -> None:
