@@ -1,6 +1,6 @@
 """`python -m lst.evals`: evaluate a checkpoint, and write what the trainer writes (docs/evaluation.md).
 
-    python -m lst.evals choices RUN_OR_CHECKPOINT items=DIR [score=loglik_per_token] [directions=S->S,T->T] [out=DIR]
+    python -m lst.evals choices RUN_OR_CHECKPOINT items=DIR [score=loglik_per_token] ['directions=S->S,T->T'] [out=DIR]
     python -m lst.evals asr RUN_OR_CHECKPOINT [utterances=200] [beams=4] [test=DIR] [out=DIR]
     python -m lst.evals tts RUN_OR_CHECKPOINT [utterances=50] [recognisers=WHISPER] [test=DIR] [out=DIR]
     python -m lst.evals representations RUN_OR_CHECKPOINT [phones=espeak] [out=DIR]

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lst.evals.checkpoints import Checkpoint
     from lst.evals.utterances import Utterance
 
+MOST_BEAMS = 100
 PART = 32  # utterances decoded between two writes
 REPEATS, NGRAM, TOO_LONG = 3, 4, 1.5
 APART = 3  # BOS and the two markers: tokens of a context that are no speech, and as many units
@@ -55,6 +56,8 @@ class AsrConfig:
         for key in ("words", "extra_tokens", "length_penalty"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"{key}={getattr(self, key)} must not be negative.")
+        if self.beams > MOST_BEAMS:
+            raise ConfigError(f"beams={self.beams} is more than {MOST_BEAMS}; each takes a cache of its own, so give fewer.")
         if self.beams == 1 and self.length_penalty:
             raise ConfigError(f"length_penalty={self.length_penalty} has no effect on one beam; give beams=2 or more.")
         require_seed("seed", self.seed)

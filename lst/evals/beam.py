@@ -54,15 +54,18 @@ def beam_search(
     for _ in range(max_tokens):
         logp_BV = logits_BV.double().log_softmax(1).masked_fill(~allowed_V, -torch.inf)
         total_BV = logp_BV + torch.tensor([loglik for loglik, _ in alive], dtype=torch.float64, device=device)[:, None]
-        best = total_BV.flatten().topk(min(2 * beams, int(allowed_V.sum()) * len(alive)))
+        # Each open hypothesis has two ends, so that at least `beams` of the best 3 x beams go on.
+        best = total_BV.flatten().topk(min(3 * beams, int(allowed_V.sum()) * len(alive)))
         parents: list[int] = []
         following: list[tuple[float, tuple[int, ...]]] = []
         for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+            if len(following) == beams:
+                break  # an end that comes behind so many that go on is none: one beam is greedy decoding
             parent, token = divmod(place, vocabulary.size)
             if token in ends:
                 length = len(alive[parent][1]) + 1
                 done.append((value / length**alpha, value, alive[parent][1]))
-            elif len(following) < beams:
+            else:
                 parents.append(parent)
                 following.append((value, (*alive[parent][1], token)))
         done = sorted(done, key=lambda h: -h[0])[:beams]

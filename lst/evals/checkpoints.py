@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lst.config import Patching, RunConfig
 from lst.data.shards import Dataset, open_dataset
-from lst.errors import ConfigError, DataError
+from lst.errors import CheckpointError, ConfigError, DataError
 from lst.records import EVALUATIONS, EXIT, RUN_CONFIG, read_json
 from lst.weight_files import checkpoint_folder, weights_hash
 
@@ -76,14 +76,23 @@ def open_checkpoint(
     if on.type == "cpu":
         torch.set_num_threads(config.execution.threads)
     model = model.to(on, torch.float64 if dtype == "float64" else torch.float32)
-    return Checkpoint(source, model, config, dataset, weights_hash(folder), _spent(source, folder), on)
+    spent = _spent(source, folder, config.run_id)
+    return Checkpoint(source, model, config, dataset, weights_hash(folder), spent, on)
 
 
-def _spent(source: Path, folder: Path) -> dict[str, Any]:
-    """From the run's exit.json, or from what stands beside the weights."""
+def _spent(source: Path, folder: Path, run_id: str) -> dict[str, Any]:
+    """From the run's exit.json, or from what stands beside the weights. Raises CheckpointError where exit.json cannot be read, or
+    is of another run than the weights."""
     for file in (folder / "state.json", folder / "tag.json", source / EXIT):
         content = read_json(file)
+        if content is None and file.name == EXIT and file.exists():
+            raise CheckpointError(f"'{file}' is damaged, and tells what was spent on the weights; copy the run's folder again.")
         if content is not None:
+            if file.name == EXIT and content.get("run_id", run_id) != run_id:
+                raise CheckpointError(
+                    f"'{file}' is of run {content['run_id']}, the weights in '{folder}' are of run {run_id}; put them into "
+                    "their own run's folder."
+                )
             content |= content.get("counts") or {}
             return {name: content[name] for name in SPENT if content.get(name) is not None}
     return {}

@@ -57,6 +57,11 @@ class ChoiceRunConfig:
 
         asked = [direction for direction in self.directions.split(",") if direction]
         for direction in asked:
+            if direction.endswith("-"):
+                raise ConfigError(
+                    f"directions={self.directions} ends where a shell takes '>' for a file to write; put it in quotes, as in "
+                    "'directions=T->T'."
+                )
             require_choice("directions", direction, DIRECTIONS)
         if len(set(asked)) < len(asked):
             raise ConfigError(f"directions={self.directions} has a direction twice; give each once.")
@@ -155,7 +160,7 @@ def _directions(config: ChoiceRunConfig, items: ItemSet, checkpoint: Checkpoint)
     if kind is Patching.ALIGNED and spoken and not items.manifest["aligned"]:
         raise ConfigError(
             f"directions={','.join(spoken)}: aligned patches need the words' frames, which item set '{items.path}' has not; "
-            "prepare it with words, or give patching=static or directions=T->T."
+            "prepare it with words, or give patching=static or 'directions=T->T'."
         )
     return asked
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lst.errors import ConfigError, RunFailed
+from lst.errors import ConfigError, LstError, RunFailed
 from lst.plain import content_hash
 from lst.records import EVAL_RECORDS, EVALUATION_CARD, ITEM_RECORDS, read_json, read_jsonl, write_atomically, write_json
 
@@ -86,9 +86,13 @@ class EvaluationFolder:
             with self._lock("lock"):
                 if read_json(self.work / EVALUATION_CARD) != self.decisive:
                     self._start_anew(own)
-            for i in range(self.shard.number - 1, len(sizes), self.shard.of):
-                if self._part(i, sizes[i]) is None:
-                    self._write_part(i, make(i))
+            try:
+                for i in range(self.shard.number - 1, len(sizes), self.shard.of):
+                    if self._part(i, sizes[i]) is None:
+                        self._write_part(i, make(i))
+            except LstError:
+                self._drop_if_nothing_is_done(own)
+                raise
             stack.enter_context(self._lock("lock"))
             parts = [self._part(i, size) for i, size in enumerate(sizes)]
             if self.is_done:
@@ -123,8 +127,19 @@ class EvaluationFolder:
             if lock.name != own:
                 with self._lock(lock.name, wait=False):
                     pass
-        shutil.rmtree(self.work / PARTS, ignore_errors=True)
+        for path in self.work.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)  # parts, and what a task writes beside them: its sound, above all
+            elif not path.name.startswith("lock"):
+                path.unlink()
         write_json(self.work / EVALUATION_CARD, self.decisive)
+
+    def _drop_if_nothing_is_done(self, own: str) -> None:
+        """Leave nothing of what was refused before its first part, unless another shard is there."""
+        with self._lock("lock"):
+            others = [lock for lock in self.work.glob("lock-*") if lock.name != own]
+            if not others and not any((self.work / PARTS).glob("*")):
+                shutil.rmtree(self.work, ignore_errors=True)
 
     def _part(self, number: int, size: int) -> Records | None:
         """The records of a finished part; None where it is missing or damaged."""

@@ -62,6 +62,8 @@ class TtsConfig:
             require_positive(key, getattr(self, key))
         if self.words < 0 or self.extra_seconds < 0:
             raise ConfigError(f"words={self.words} and extra_seconds={self.extra_seconds} must not be negative.")
+        if not self.temperature and (self.top_k or self.top_p != 1):
+            raise ConfigError(f"top_k={self.top_k} and top_p={self.top_p} have no effect at temperature=0; give temperature=1.")
         Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p).validate()
         if self.vocoder == "none" and self.recognisers:
             raise ConfigError(f"recognisers={self.recognisers} hear nothing with vocoder=none; name a vocoder.")
@@ -102,7 +104,9 @@ def run_tts(source: Path, values: dict[str, Any]) -> str:
         folder.finish(checkpoint.about | {"versions": versions(), "test": str(dataset.path)}, records, metrics)
     found = {row["metric"]: row["value"] for row in metrics}
     judged = [f"CER {value:.3f} by {name.removeprefix('cer_')}" for name, value in found.items() if name.startswith("cer_")]
-    told = [f"{found['generated_units_per_second']:.2f} units a second of {found['seconds']:.1f} s generated", *judged]
+    rate = found.get("generated_units_per_second")
+    made = "no speech was generated" if rate is None else f"{rate:.2f} units a second of {found['seconds']:.1f} s generated"
+    told = [made, *judged]
     return "\n".join([*told, f"written: {folder.out}"])
 
 
@@ -181,22 +185,24 @@ class _Judge:
 
 
 def tts_metrics(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sums over all utterances before they are divided; shares of utterances."""
+    """Sums over all utterances before they are divided, where there is something to divide by; shares of utterances."""
     n = len(records)
     total = {
         key: sum(r[key] for r in records)
         for key in ("seconds", "said_seconds", "generated_units", "generated_tokens", *WALL_CLOCK)
     }
-    seconds = max(total["seconds"], 1e-9)
     values = {
         "seconds": total["seconds"],
         "duration_ratio": total["seconds"] / max(total["said_seconds"], 1e-9),
-        "generated_units_per_second": total["generated_units"] / seconds,
-        "units_per_token": total["generated_units"] / max(1, total["generated_tokens"]),
         "unfinished_share": sum(not r["finished"] for r in records) / n,
         "empty_share": sum(not r["generated_tokens"] for r in records) / n,
-        "real_time_factor": (total["generation_seconds"] + total["vocoder_seconds"]) / seconds,
     }
+    if total["generated_tokens"]:  # of no speech there is no rate
+        values |= {
+            "generated_units_per_second": total["generated_units"] / total["seconds"],
+            "units_per_token": total["generated_units"] / total["generated_tokens"],
+            "real_time_factor": (total["generation_seconds"] + total["vocoder_seconds"]) / total["seconds"],
+        }
     characters = max(1, sum(r["said_characters"] for r in records))
     for key in (key for key in records[0] if key.startswith("wrong_characters_")):
         values[f"cer_{key.removeprefix('wrong_characters_')}"] = sum(r[key] for r in records) / characters

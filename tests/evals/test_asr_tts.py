@@ -13,7 +13,7 @@ import torch
 
 from lst.data.shards import open_dataset
 from lst.errors import LstError
-from lst.evals import asr
+from lst.evals import asr, tts
 from lst.evals.__main__ import main
 from lst.evals.asr import AsrConfig, asr_metrics, run_asr
 from lst.evals.recogniser import open_recogniser
@@ -126,6 +126,29 @@ def test_tts_figures_by_hand() -> None:
     assert (found["units_per_token"], found["generated_units_per_second"]) == (0.25, 6.25)
     assert (found["duration_ratio"], found["real_time_factor"]) == (1.0, 0.75)
     assert (found["cer_w"], found["empty_share"]) == (0.625, 0.5)
+    silent = {row["metric"]: row["value"] for row in tts_metrics(records[1:])}  # nothing generated has no rate
+    assert set(silent) == {"seconds", "duration_ratio", "unfinished_share", "empty_share", "cer_w"}
+
+
+def test_sound_of_another_evaluation_that_never_ended_goes(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"utterances": 2, "words": 2, "vocoder": "none", "seconds_per_word": 0.1, "extra_seconds": 0.1}
+    monkeypatch.setattr("lst.evals.tts.PART", 1)
+    speak, calls = tts.speak_utterance, []
+
+    def stops(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return speak(*arguments)
+
+    monkeypatch.setattr(tts, "speak_utterance", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run_tts(checkpoint, given | {"out": str(tmp_path / "o")})
+    (tmp_path / ".o.work" / "audio" / "0000.wav").write_bytes(b"of greedy decoding")
+    run_tts(checkpoint, given | {"out": str(tmp_path / "o"), "temperature": 1.0})
+    assert list((tmp_path / "o" / "audio").iterdir()) == []
 
 
 def test_tts_writes_units_and_sampling_is_fixed_by_its_seed(checkpoint: Path, tmp_path: Path) -> None:
@@ -189,6 +212,8 @@ def test_generated_sound_is_heard_by_a_recogniser_of_a_local_folder(
         (run_asr, {"normaliser": "none-such"}, "normaliser='none-such' is unknown"),
         (run_asr, {"test": "embedded"}, "has another speech tokenizer"),
         (run_tts, {"temperature": -1.0}, "temperature"),
+        (run_tts, {"top_p": 0.5}, "top_k=0 and top_p=0.5 have no effect at temperature=0"),
+        (run_asr, {"beams": 101}, "beams=101 is more than 100"),
         (run_tts, {"vocoder": "none", "recognisers": "x"}, "recognisers=x hear nothing"),
         (run_tts, {"recognisers": "nowhere"}, "recogniser=nowhere has no config.json"),
         (run_tts, {}, "vocoder"),  # the embedded one speaks the embedded corpus' tokens alone

@@ -71,6 +71,18 @@ def test_enough_beams_find_the_best_of_all_texts(tiny_data: Path) -> None:
         assert found.loglik / (len(ids) + 1) ** alpha == pytest.approx(score, rel=1e-9)
 
 
+def test_ends_that_come_first_leave_as_many_hypotheses_open(tiny_data: Path) -> None:
+    """Each end is likelier than any piece, at every step; scores by length^2 prefer the longest text of all."""
+    model, config = sharp_model("baseline", tiny_data, 1)
+    vocabulary = Vocabulary.of(config.model)
+    same = torch.full((vocabulary.size,), -1e9, dtype=torch.float64)
+    same[[EOS, vocabulary.speech_marker]], same[[10, 11]] = math.log(0.3), math.log(0.2)
+    model.get_submodule("head").register_forward_hook(lambda _, __, logits: same.expand_as(logits))
+    found = beam_search(model, config, list(SPEECH), beams=2, max_tokens=5, alpha=2.0)
+    assert (found.finished, len(found.ids)) == (True, 4)
+    assert found.loglik == pytest.approx(4 * math.log(0.2) + math.log(0.3), rel=1e-9)
+
+
 def test_a_search_that_never_ends_is_cut_and_called_unfinished(tiny_data: Path) -> None:
     model, config = sharp_model("baseline", tiny_data, 1)
     vocabulary = Vocabulary.of(config.model)

@@ -135,6 +135,20 @@ def test_a_runs_evaluation_goes_into_its_folder_and_names_its_options(
     assert {row["step"] for found in items_of for row in found} == {12}
 
 
+@pytest.mark.parametrize(
+    ("exit_file", "reason"),
+    [('{"run_id": "000000000000"}', "is of run 000000000000, the weights in .* are of run"), ("[1", "is damaged")],
+)
+def test_weights_of_another_run_than_the_folders_are_refused(
+    checkpoints: dict[str, Path], items: Path, tmp_path: Path, exit_file: str, reason: str
+) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "final").symlink_to(checkpoints["baseline"])
+    (tmp_path / "run" / "exit.json").write_text(exit_file)
+    with pytest.raises(LstError, match=reason):
+        run_choices(tmp_path / "run", {"items": str(items), "out": str(tmp_path / "o"), "directions": "T->T"})
+
+
 WRONG = [
     ("baseline", {"items": "nowhere"}, "items='nowhere' has no manifest.json"),
     ("baseline", {}, "give items=DIR"),
@@ -146,6 +160,7 @@ WRONG = [
     ("lst_aligned", {"boundary_noise_ms": "40,20"}, "is no range of milliseconds"),
     ("baseline", {"dtype": "float16"}, "dtype=float16 is unknown"),
     ("baseline", {"data": "embedded"}, "the checkpoint was trained on"),
+    ("baseline", {"directions": "S->S,T-"}, "ends where a shell takes '>' for a file"),
     ("baseline", {"directions": "T->T,T->T"}, "directions=T->T,T->T has a direction twice"),
     ("baseline", {"score": "loglik_per_second"}, "score=loglik_per_second is not defined for item 'i0' of cloze T->T"),
     ("baseline", {"context_tokens": 8}, "context_tokens=8 has no room for an ending"),
