@@ -16,8 +16,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lst.config import ExecutionConfig
 from lst.errors import ConfigError, DataError, LstError
 from lst.evals.tasks import TASKS
 from lst.memory import GIB
@@ -54,14 +56,25 @@ class ItemSet:
     items_id: str
     rows: int  # items
     tokens: Mapping[str, float]  # that scoring reads in each direction
+    scores: Mapping[str, tuple[str, ...]]  # that are defined in each direction
+
+    def wanted(self, options: Mapping[str, Any]) -> list[str]:
+        """The directions that are scored."""
+        return [d for d in str(options.get("directions", "")).split(",") if d] or list(self.tokens)
 
     def scored(self, options: Mapping[str, Any]) -> float:
-        """Tokens under the options of the evaluation. Raises ConfigError on a direction that the items have not."""
-        wanted = [d for d in str(options.get("directions", "")).split(",") if d] or list(self.tokens)
+        """Tokens under the options of the evaluation. Raises ConfigError on a direction that the items have not, or in which the
+        deciding score is not defined."""
+        wanted = self.wanted(options)
         for direction in wanted:
             if direction not in self.tokens:
                 raise ConfigError(
                     f"after.options.directions has '{direction}', item set '{self.folder}' has {', '.join(self.tokens)}."
+                )
+            if options.get("score", self.scores[direction][0]) not in self.scores[direction]:
+                raise ConfigError(
+                    f"after.options.score={options['score']} is not defined for {direction} of item set '{self.folder}'; choose "
+                    f"one of {', '.join(self.scores[direction])}, or other after.options.directions."
                 )
         share = min(int(options.get("limit", 0)) or self.rows, self.rows) / max(1, self.rows)
         return share * sum(self.tokens[direction] for direction in wanted)
@@ -137,6 +150,8 @@ def _planned(study: StudyConfig, parent: PlannedRun, items: ItemSet | None, shar
         "out": f"{name}-{content_hash(decisive)}",
         "shard": shard,
     }
+    if items and any("S" in direction for direction in items.wanted(after.options)):
+        require_tokens(items.folder, parent.config.execution.data_path)
     tokens = items.scored(after.options) if items else _spoken(parent, after.task, after.options)
     flops = tokens / after.shards * before.planned_flops / before.tokens / 3  # a training token's, without the backward pass
     what = name + (f" step={step}" if step else "") + ("" if alone else f" {shard}")
@@ -197,11 +212,29 @@ def open_items(folder: str) -> ItemSet:
     try:
         found = open_item_set(folder)
         tokens = {direction: _scored_tokens(found.table, direction) for direction in found.directions}
+        scores = {direction: found.scores(direction) for direction in found.directions}
     except (LstError, OSError, ArrowException) as error:
         raise DataError(f"after.items has '{folder}', which is no whole item set: {error}") from error
     name = re.sub(r"[^0-9A-Za-z_-]+", "-", found.task)
     place = folder if folder == SMOKE else str(found.path.resolve())
-    return ItemSet(folder=place, task=name, items_id=found.items_id, rows=len(found), tokens=tokens)
+    return ItemSet(folder=place, task=name, items_id=found.items_id, rows=len(found), tokens=tokens, scores=scores)
+
+
+@lru_cache(maxsize=64)
+def require_tokens(folder: str, data: str) -> None:
+    """DataError where an item set's speech tokens are not those of the data set, as its evaluation would find after the training.
+
+    A plan of stated data has none to compare with.
+    """
+    from lst.data.shards import open_dataset
+    from lst.evals.item_set import open_item_set
+
+    if data != ExecutionConfig.data_path and not Path(data).is_dir():
+        return
+    try:
+        open_item_set(folder).require_tokens_of(open_dataset(data))
+    except LstError as error:
+        raise DataError(f"after.items: {error}") from error
 
 
 def _scored_tokens(table: Any, direction: str) -> float:

@@ -28,7 +28,7 @@ from lst.data.preparing.shard_writer import file_sha256, table_hash, write_manif
 from lst.data.shards import MANIFEST, MANIFEST_SUM, Dataset, manifest_text
 from lst.data.text import TextTokenizer
 from lst.errors import ConfigError, DataError
-from lst.evals.choices import DIRECTIONS, ChoiceItem
+from lst.evals.choices import DIRECTIONS, ChoiceItem, score_table
 from lst.plain import content_hash
 
 ITEM_SET_VERSION = 1
@@ -199,6 +199,11 @@ class ItemSet:
                 f"directions={direction}: item set '{self.path}' has {', '.join(self.directions)}; choose among these, or "
                 "prepare it with speech (voice=) or text."
             )
+
+    def scores(self, direction: str) -> tuple[str, ...]:
+        """The scores that are defined for all items in a direction."""
+        alone = [1.0] if all(self.table["prompt"].to_pylist()) else []
+        return tuple(score_table(direction, [1.0], tokens=[1], sizes=[1], alone=alone))
 
     def choices(
         self, direction: str, tokenizer: TextTokenizer, *, first: int = 0, count: int | None = None, noise: NoiseRange = (0, 0)

@@ -62,9 +62,9 @@ class TtsConfig:
             require_positive(key, getattr(self, key))
         if self.words < 0 or self.extra_seconds < 0:
             raise ConfigError(f"words={self.words} and extra_seconds={self.extra_seconds} must not be negative.")
+        Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p).validate()
         if not self.temperature and (self.top_k or self.top_p != 1):
             raise ConfigError(f"top_k={self.top_k} and top_p={self.top_p} have no effect at temperature=0; give temperature=1.")
-        Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p).validate()
         if self.vocoder == "none" and self.recognisers:
             raise ConfigError(f"recognisers={self.recognisers} hear nothing with vocoder=none; name a vocoder.")
         require_seed("seed", self.seed)

@@ -14,7 +14,7 @@ import lst
 from lst.errors import ConfigError, DataError, PlanError
 from lst.evals.item_set import SMOKE
 from lst.flops import forward_flops
-from sweeps.evaluations import open_items
+from sweeps.evaluations import open_items, require_tokens
 from sweeps.plan import Plan, plan, read_plan
 from sweeps.reprice import reprice
 
@@ -147,6 +147,13 @@ def test_evaluations_are_priced_again_at_another_price(tmp_path: Path) -> None:
         assert row.est_dollars > 0
 
 
+def test_items_of_another_tokenizer_than_the_datas_are_refused_before_anything_trains(toy_dataset: Path) -> None:
+    require_tokens(SMOKE, "embedded")
+    require_tokens(SMOKE, "paper")  # stated data have no tokens
+    with pytest.raises(DataError, match=r"after.items: item set .* has another speech tokenizer than data"):
+        require_tokens(SMOKE, str(toy_dataset))
+
+
 def test_choices_without_items_stay_in_the_plan_refused() -> None:
     found = plan("lst_table12")
     rows = evaluations(found)
@@ -163,6 +170,7 @@ def test_choices_without_items_stay_in_the_plan_refused() -> None:
         (CHOICES | {"options": {"limit": "many"}}, "after.options.limit='many' must be of type int"),
         (CHOICES | {"options": {"out": "x"}}, "after.options.out is set by the plan"),
         (CHOICES | {"options": {"directions": "S->S,S->X"}}, "after.options.directions='S->X' is unknown"),
+        (CHOICES | {"options": {"score": "loglik_per_second"}}, "score=loglik_per_second is not defined for T->T of item set"),
         (CHOICES | {"items": [SMOKE, SMOKE]}, "has an item set twice"),
         ({"kind": "eval", "task": "representations", "shards": 2}, "representations are made by one process"),
         ({"kind": "eval", "task": "representations", "options": {"leters": 3}}, "did you mean 'letters'"),
