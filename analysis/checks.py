@@ -4,7 +4,7 @@
     influence(table)      # every run left out once
     noise_parts(table)    # seeds, evaluation and the law's misfit apart, where runs are repeated
 
-A held-out run's prediction interval is the law's bootstrap plus a run's own noise (the residuals' spread). Noise is of ln loss.
+A held-out run's prediction interval is the law's bootstrap plus a run's own noise, Student's t. Noise is of ln loss.
 Runs that share arm, N and D but not the seed have the variance s_seed^2 + s_eval^2; where a column gives each loss's standard
 error (`loss_se`), s_eval is known and s_seed is the rest. The law's lack of fit is tested against pure error (Draper and Smith
 1998, section 2.1): F = ((RSS - SS_pure) / (n - p - f)) / (SS_pure / f), f the degrees of freedom of the repeats.
@@ -55,6 +55,9 @@ def held_out(
     last = points.budget == points.budget.max()
     rest = {"objective": objective, "delta": delta, "resamples": resamples, "level": level, "rng": rng}
     fit = fit_loss_surface(table[~last], **columns, **rest)  # type: ignore[arg-type]
+    left = np.log(points.loss[~last]) - np.log(fit.law.predict(points.num_params[~last], points.tokens[~last]))
+    freedom = max(len(left) - len(fit.law.names()), 1)
+    noise = float(np.sqrt((left**2).sum() / freedom))  # not the median's: a fit of near least absolute deviation has some at 0
     rows: list[dict[str, Any]] = []
     for k in np.flatnonzero(last):
         n, d, actual = float(points.num_params[k]), float(points.tokens[k]), float(points.loss[k])
@@ -63,7 +66,7 @@ def held_out(
         if fit.samples is not None:
             e, a, b, alpha, beta = fit.samples.T
             logs = np.log(e + a * n**-alpha + b * d**-beta)
-            noisy = np.exp(logs + fit.residual_spread * rng.standard_normal(len(logs)))
+            noisy = np.exp(logs + noise * rng.standard_t(freedom, len(logs)))
             interval = [float(q) for q in np.quantile(noisy, [(1 - level) / 2, (1 + level) / 2])]
         inside = None if interval is None else interval[0] <= actual <= interval[1]
         row = {"num_params": n, "tokens": d, "predicted": predicted, "actual": actual, "interval": interval, "covered": inside}

@@ -42,6 +42,8 @@ class SurfaceFit(Basis):
     ) -> Allocation:
         """Best N and D at `flops` (see LossSurface.optimal). Raises FitError beyond the fitted FLOPs, or where the best N or D
         lies beyond those tried, unless `extrapolate`."""
+        if self.columns[1] == "speech_seconds" and flops_per_token is None:
+            raise FitError("D is in seconds of speech, and 6 N D would be no FLOPs; give flops_per_token (FLOPs a second at N).")
         require_inside("flops", flops, self.ranges["flops"], extrapolate)
         found = self.law.optimal(flops, flops_per_token)
         require_inside("the optimal num_params", found.num_params, self.ranges["num_params"], extrapolate)
@@ -79,6 +81,8 @@ class SurfaceFit(Basis):
             raise FitError(
                 f"no interval for '{name}': this fit has no bootstrap samples; fit with resamples > 0 and keep samples."
             )
+        if name in ("optimal_params", "optimal_tokens", "optimal_loss") and flops is not None:
+            self.optimal(flops, extrapolate=extrapolate)  # refused where the law itself has none, or none inside the data
         e, a, b, alpha, beta = self.samples.T
         if name == "optimal_exponent":  # N* ~ C^(beta / (alpha + beta))
             return percentile_interval(beta / (alpha + beta), self.level)
@@ -90,6 +94,9 @@ class SurfaceFit(Basis):
                 n = scale * (flops / 6) ** (beta / (alpha + beta))
                 d = flops / 6 / n
                 values = {"optimal_params": n, "optimal_tokens": d, "optimal_loss": e + a * n**-alpha + b * d**-beta}[name]
+            open_ended = float((~np.isfinite(values)).mean())
+            if open_ended > (1 - self.level) / 2:
+                raise FitError(f"{open_ended:.0%} of the resamples have no optimum at {flops:g} FLOPs: add sizes and lengths.")
             return percentile_interval(values[np.isfinite(values)], self.level)
         raise FitError(
             f"no interval for '{name}' with what was given; ask for a parameter ({', '.join(self.intervals)}), for 'loss' with "

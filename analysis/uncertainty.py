@@ -1,7 +1,8 @@
 """Intervals: refits of resampled data, batched, from a generator that is passed in. No law is chosen here and no table read.
 
 Two ways. With enough runs, a pairs bootstrap over runs, stratified by budget: each resample draws, within each budget, as
-many runs as it has, with replacement (Efron and Tibshirani 1993, chapter 9); budgets of one or two runs are pooled. With few,
+many runs as it has, with replacement (Efron and Tibshirani 1993, chapter 9); budgets of one or two runs are pooled. Where the law
+misses cells (one N and D) by more than their repeats scatter, the repeats are drawn together, as they share it. With few cells,
 a resample would often lose a size altogether, so the design is kept and the errors are resampled: magnitudes drawn from all
 residuals, each divided by sqrt(1 - leverage), with random signs. They are scaled to the variance RSS / (n - p) times (t / z)^2,
 t and z the quantiles of Student's t with n - p degrees of freedom and of the normal at the interval's level: small designs get
@@ -26,11 +27,13 @@ from analysis.solver import Problem, Solutions, model
 
 RESIDUAL_BELOW = 12
 """Cells under which the design is kept and residuals are resampled."""
+LACK_OF_FIT = 0.05
+"""Level of the test after which a cell's repeats are drawn together; done always, bands of few cells were too narrow."""
 POOLED_BELOW = 3
 """Runs of a budget under which it is pooled with other such budgets in the pairs bootstrap."""
 SMALL_DESIGN = 20
 """Cells under which every interval carries a warning."""
-PAIRS = "pairs bootstrap over runs, stratified by budget"
+PAIRS, CELLS = "pairs bootstrap over runs, stratified by budget", "bootstrap over cells with their repeats, stratified by budget"
 RESIDUAL = "bootstrap of residuals with random signs, design kept"
 MAX_LEVERAGE = 0.95
 ROUGH_STEPS, ROUGH_TOLERANCE, ROUGH_WIDTH = 2, 0.01, 10
@@ -87,6 +90,18 @@ def widening(level: float, freedom: int) -> float:
     return float(stats.t.ppf(0.5 + level / 2, freedom) / stats.norm.ppf(0.5 + level / 2))
 
 
+def cells_differ(residual: Floats, cells: np.ndarray, parameters: int) -> bool:
+    """Whether the law misses the cells by more than their repeats scatter: the F test of lack of fit (Draper and Smith 1998,
+    section 2.1) at 5%. False where no cell is repeated, or there are no more cells than parameters."""
+    count = np.bincount(cells)
+    pure, lack = len(residual) - len(count), len(count) - parameters
+    if pure < 1 or lack < 1:
+        return False
+    within = float(((residual - (np.bincount(cells, residual) / count)[cells]) ** 2).sum())
+    between = max(float((residual**2).sum()) - within, 0.0)
+    return bool(stats.f.sf((between / lack) / max(within / pure, 1e-300), lack, pure) < LACK_OF_FIT)
+
+
 def leverages(jacobian: Floats) -> Floats:
     """Diagonal of the hat matrix of an (n, p) Jacobian; columns without influence do no harm."""
     scale = np.linalg.norm(jacobian, axis=0)
@@ -108,7 +123,7 @@ def bootstrap(
 ) -> Draws:
     """Refits of `problem` around its optimum `best` (p,), each from variable projection and from `best`, at its own optimum."""
     n, cells = len(log_loss), problem.cells
-    kept_design = int(cells.max()) + 1 < RESIDUAL_BELOW
+    kept_design, together = int(cells.max()) + 1 < RESIDUAL_BELOW, False
     if resamples < 1 or n <= problem.free_parameters:
         return Draws(np.empty((0, problem.size)), "none", 0, 0)
     weight, losses = np.ones((resamples, n)), np.repeat(log_loss[None], resamples, axis=0)
@@ -118,12 +133,18 @@ def bootstrap(
         jacobian = np.delete(slope[0] / value[0][:, None], problem.unused, axis=1)
         losses = fitted + residual_errors(log_loss - fitted, leverages(jacobian), problem.free_parameters, level, resamples, rng)
     else:
-        weight = stratified_counts(strata, resamples, rng)
+        together = cells_differ(log_loss - np.log(model(problem, best[None])[0][0]), cells, problem.free_parameters)
+        first = np.unique(cells, return_index=True)[1]
+        strata = np.asarray(strata)
+        weight = (
+            stratified_counts(strata[first], resamples, rng)[:, cells] if together else stratified_counts(strata, resamples, rng)
+        )
     drawn = weight @ (cells[:, None] == np.arange(cells.max() + 1))  # (resamples, cells) runs
     enough = (drawn > 0).sum(1) >= problem.free_parameters
     solved = refit(problem, best, losses[enough], weight[enough])
     kept = solved.theta[solved.converged]
-    return Draws(kept, RESIDUAL if kept_design else PAIRS, resamples, resamples - len(kept))
+    method = RESIDUAL if kept_design else CELLS if together else PAIRS
+    return Draws(kept, method, resamples, resamples - len(kept))
 
 
 def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats) -> Solutions:

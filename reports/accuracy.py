@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 Point = tuple[float, StoryScore]
 REFUSED = "no "
 """How the warning of a refusal begins (`analysis.study`)."""
+NAMES = {"no law of accuracy in loss": "in the loss", "no law of accuracy in flops": "in FLOPs"}
 LARGEST = re.compile(r"; the largest is [^)]*")
 """A number of one arm's in a reason that others share."""
 WIDEST = 10.0
@@ -91,8 +92,8 @@ def refusals(found: Iterable[tuple[str, tuple[str, ...]]]) -> list[str]:
     for who, warnings in found:
         for what, _, reason in (warning.partition(": ") for warning in warnings if warning.startswith(REFUSED)):
             reason = LARGEST.sub("", reason).rstrip(".")
-            about.setdefault(reason, {}).setdefault(who, []).append(what.rpartition(" in ")[2].replace("flops", "FLOPs"))
-    shown = {reason: "; ".join(f"{who} (in {listed(laws)})" for who, laws in of.items()) for reason, of in about.items()}
+            about.setdefault(reason, {}).setdefault(who, []).append(NAMES.get(what, what.removeprefix(REFUSED)))
+    shown = {reason: "; ".join(f"{who} ({listed(laws)})" for who, laws in of.items()) for reason, of in about.items()}
     return [f"{reason[:1].upper()}{reason[1:]}. So it is for {who}." for reason, who in shown.items()]
 
 

@@ -186,3 +186,29 @@ def test_a_term_of_the_shared_law_that_is_0_is_told() -> None:
     found = fit_shared_exponents(flat, resamples=0)
     assert found.law.A == 0 or found.law.alpha == pytest.approx(0.01)
     assert any("ended on its bound" in w for w in found.warnings)
+
+
+def test_repeats_of_a_cell_are_drawn_together() -> None:
+    """They share how far the law misses their cell: four seeds of each are no four times as many places."""
+    rng = np.random.default_rng(1)
+    table = grid(seeds=4, noise=0.0)
+    missed = np.repeat(0.004 * rng.standard_normal(20), 4) + 0.0005 * rng.standard_normal(80)
+    table["loss"] *= np.exp(missed)
+    fit = fit_loss_surface(table, resamples=200)
+    one = fit_loss_surface(table.iloc[::4], resamples=200)
+    assert "over cells" in fit.interval_method
+    widths = [float(np.diff(f.intervals["alpha"])[0]) for f in (fit, one)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.3)
+
+
+def test_seconds_times_parameters_are_no_flops() -> None:
+    fit = fit_loss_surface(grid().rename(columns={"tokens": "speech_seconds"}), tokens="speech_seconds", resamples=0)
+    with pytest.raises(FitError, match="flops_per_token"):
+        fit.optimal(1e19)
+    assert fit.optimal(1e19, lambda n: 6 * n).num_params > 0
+
+
+def test_an_interval_of_an_optimum_needs_an_optimum() -> None:
+    fit = fit_loss_surface(grid(away=40.0), resamples=20)
+    with pytest.raises(FitError, match="the optimal num_params"):
+        fit.interval("optimal_params", flops=1e19)

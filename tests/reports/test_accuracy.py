@@ -68,7 +68,7 @@ def test_a_reason_is_said_once_whatever_its_numbers() -> None:
     said = accuracy.refusals([("one, a S→S", tuple(warnings)), ("two, a S→S", (warnings[0].replace("0.52", "0.49"),))])
     assert said == [
         "No accuracy can be told from chance (0.5): a law means nothing here. "
-        "So it is for one, a S→S (in loss and FLOPs); two, a S→S (in loss)."
+        "So it is for one, a S→S (in the loss and in FLOPs); two, a S→S (in the loss)."
     ]
 
 
