@@ -17,7 +17,7 @@ import pandas as pd
 
 from analysis.accuracy import accuracies
 from analysis.accuracy_fit import fit_accuracy
-from analysis.collect import ITEMS
+from analysis.collect import ITEMS, made_anew
 from analysis.endpoints import accuracy_multiplier
 from analysis.form_results import FormFit
 from analysis.item_pairs import paired_by_item
@@ -126,6 +126,6 @@ def _items(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
         found = pd.read_parquet(path, columns=columns)
     except (OSError, ValueError) as error:
         told = str(error).splitlines()[0]
-        raise FitError(f"'{path}' is no readable table ({told}); run: fit-scaling collect {folder}") from error
+        raise FitError(f"'{path}' is no readable table ({told}); {made_anew(folder)}") from error
     found = found[found["correct"].notna()].merge(runs[["run_id", "step"]], on=["run_id", "step"])
     return found.drop_duplicates(["run_id", "task", "direction", "item"])  # of several evaluations the first, as in `accuracies`

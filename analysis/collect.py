@@ -58,20 +58,27 @@ class Collected:
     notes: tuple[str, ...]  # what of the folders was left out, in sentences
 
 
+def made_anew(folder: Path, otherwise: str = "") -> str:
+    """What makes the tables of a folder again, or a file of it that `otherwise` makes."""
+    imported = (folder / IMPORT_CARD).is_file()
+    return "import its source again (fit-scaling import)." if imported else otherwise or f"run: fit-scaling collect {folder}"
+
+
 def read_plan(folder: Path) -> list[dict[str, Any]]:
     """The rows of plan.csv as text, a run once. Raises FitError where there is none."""
     path = folder / PLAN
+    again = made_anew(folder, "plan the study again.")
     if not path.is_file():
         raise FitError(f"'{folder}' holds no {PLAN}, so it is no study; give the folder that plan-sweep wrote (out=DIR).")
     if not records.is_whole_text(path):
-        raise FitError(f"'{path}' is torn (its last line has no end); plan the study again.")
+        raise FitError(f"'{path}' is torn (its last line has no end); {again}")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas' parser errors are ValueErrors
-        raise FitError(f"'{path}' is no readable table ({str(error).splitlines()[0]}); plan the study again.") from error
+        raise FitError(f"'{path}' is no readable table ({str(error).splitlines()[0]}); {again}") from error
     missing = [name for name in ("run_id", "arm", "size") if name not in table.columns]
     if missing:
-        raise FitError(f"'{path}' has no column '{missing[0]}'; plan the study again.")
+        raise FitError(f"'{path}' has no column '{missing[0]}'; {again}")
     if cut := records.cut_table(folder, len(table)):
         raise FitError(f"'{path}' {cut}")
     return [{str(k): v for k, v in row.items()} for row in table.drop_duplicates("run_id").to_dict("records")]

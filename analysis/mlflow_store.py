@@ -48,7 +48,7 @@ class StoreRun:
 
 def is_store(path: Path) -> bool:
     """Whether `path` is a store rather than a table."""
-    if path.is_dir():
+    if path.is_dir() or path.suffix == ".db":
         return True
     with path.open("rb") as file:
         return file.read(16) == b"SQLite format 3\0"

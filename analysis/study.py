@@ -22,7 +22,7 @@ from analysis.accuracy_study import accuracy_parts
 from analysis.arm_tests import exponent_test
 from analysis.basis import TOKENS_PER_SECOND
 from analysis.checks import held_out, influence, influence_warning, noise_parts
-from analysis.collect import RESULTS, RUNS, read_plan
+from analysis.collect import RESULTS, RUNS, made_anew, read_plan
 from analysis.compare import ENVELOPE, LAW, LAW_ASYMPTOTE_BUDGETS, compute_multiplier
 from analysis.diagnose import HUBER, check_options, chosen_delta
 from analysis.fit import fit_loss_surface, fit_power_law
@@ -128,18 +128,16 @@ NEEDED = {RESULTS: {"task", "metric", "branch", "run_id", "step", "value"}, RUNS
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:
     """A table that `collect` wrote. Raises FitError where it is missing, damaged, or an earlier version's."""
-    path = folder / name
+    path, anew = folder / name, made_anew(folder)
     try:
         table = pd.read_csv(path, dtype=TEXT, keep_default_na=False, na_values=[""])
     except FileNotFoundError as error:
-        raise FitError(f"'{path}' is missing; run: fit-scaling collect {folder}") from error
+        raise FitError(f"'{path}' is missing; {anew}") from error
     except ValueError as error:
-        raise FitError(
-            f"'{path}' is no readable table ({str(error).splitlines()[0]}); run: fit-scaling collect {folder}"
-        ) from error
-    require_whole(path, table, f"run: fit-scaling collect {folder}")
+        raise FitError(f"'{path}' is no readable table ({str(error).splitlines()[0]}); {anew}") from error
+    require_whole(path, table, anew)
     for column in NEEDED.get(name, set()) - set(table.columns):
-        raise FitError(f"'{path}' has no column '{column}', so an earlier version wrote it; run: fit-scaling collect {folder}")
+        raise FitError(f"'{path}' has no column '{column}', so an earlier version wrote it; {anew}")
     return table
 
 

@@ -75,10 +75,10 @@ def sync(folder: Path, *, progress: Progress | None = None) -> Synced:
             return _sync(folder, plan, progress)
         except (MlflowException, SQLAlchemyError) as error:
             path, first = (folder / STORE).resolve(), (str(error).splitlines() or [type(error).__name__])[0]
-            raise FitError(
-                f"'{path}' cannot be opened or written ({first}); end what holds it, or delete it and sync again: it is rebuilt "
-                "from the runs."
-            ) from error
+            full = "free some space and sync again."
+            held = "end what holds it, or delete it and sync again: it is rebuilt from the runs."
+            remedy = full if "disk is full" in first else held
+            raise FitError(f"'{path}' cannot be opened or written ({first}); {remedy}") from error
 
 
 def _sync(folder: Path, plan: list[dict[str, Any]], progress: Progress | None) -> Synced:

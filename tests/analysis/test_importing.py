@@ -13,8 +13,9 @@ import pytest
 
 from analysis import tracking
 from analysis.cli import main
-from analysis.collect import collect, collect_into
+from analysis.collect import collect, collect_into, read_plan
 from analysis.importing import import_runs
+from analysis.study import read_table
 from lst import records
 from lst.errors import FitError
 from tests.analysis.study_folder import BUDGETS, STEPS, TRUTH, Synthetic, eval_record, rows, sizes_at, train_record, write_study
@@ -138,6 +139,23 @@ def test_a_file_that_is_no_table_of_runs_is_refused(tmp_path: Path, content: byt
     with pytest.raises(FitError, match=said):
         import_runs(tmp_path / "source", tmp_path / "study", {})
     assert not (tmp_path / "study").exists()
+
+
+def test_an_empty_database_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"")
+    with pytest.raises(FitError, match="is no readable MLflow store"):
+        import_runs(tmp_path / "mlflow.db", tmp_path / "study", {})
+
+
+def test_a_table_of_an_imported_study_that_is_lost_is_imported_again(tmp_path: Path) -> None:
+    import_runs(foreign(tmp_path / "wandb.csv"), tmp_path / "study", WANDB)
+    (tmp_path / "study" / "results.csv").unlink()
+    with pytest.raises(FitError, match="is missing; import its source again"):
+        read_table(tmp_path / "study", "results.csv")
+    plan = tmp_path / "study" / "plan.csv"
+    plan.write_text(plan.read_text().rstrip())
+    with pytest.raises(FitError, match=r"is torn .*; import its source again"):
+        read_plan(tmp_path / "study")
 
 
 def test_a_folder_that_is_no_import_is_not_written_into(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from analysis import tracking
 from benchmarks.many_writers import write_and_sync
@@ -184,6 +185,25 @@ def test_store_that_is_no_database_is_refused_with_the_remedy(tmp_path: Path) ->
     (tmp_path / tracking.STORE).write_bytes(b"not a database" * 100)
     with pytest.raises(FitError, match="delete it and sync again"):
         tracking.sync(tmp_path)
+
+
+def test_full_disk_is_told_with_its_own_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_study(tmp_path, STUDY)
+
+    def full(*_: Any) -> None:
+        raise OperationalError("insert into metrics", None, sqlite3.OperationalError("database or disk is full"))
+
+    monkeypatch.setattr(tracking, "_sync", full)
+    with pytest.raises(FitError, match=r"disk is full.*; free some space and sync again"):
+        tracking.sync(tmp_path)
+
+
+def test_pages_are_shown_on_this_machine_alone() -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(["make", "--dry-run", "mlflow", "DIR=study"], cwd=root, capture_output=True, text=True, check=True)
+    (shown,) = [line for line in done.stdout.splitlines() if "mlflow ui" in line]
+    assert "--host 127.0.0.1" in shown
+    assert f"sqlite:///{root}/study/mlflow.db" in shown
 
 
 def test_folder_without_a_plan_is_refused(tmp_path: Path) -> None:
