@@ -108,9 +108,10 @@ def measure(folder: Path) -> dict[str, float]:
     command = [sys.executable, "-m", "analysis.cli", "collect", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) as process:
         held = 0.0
-        while process.poll() is None:
+        while process.returncode is None:
             held = max(held, mebibytes(process.pid))
-            time.sleep(0.05)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.5)
     wall = time.monotonic() - started
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
