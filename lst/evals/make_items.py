@@ -11,6 +11,8 @@ Formats: lst/evals/item_formats.py; the folder: lst/evals/item_set.py; docs/eval
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lst.errors import ConfigError, DataError, LstError
+from lst.errors import ConfigError, DataError, LstError, RunFailed
 from lst.plain import content_hash, from_dict, to_dict
 
 if TYPE_CHECKING:
@@ -89,10 +91,31 @@ class ItemsConfig:
 
 def prepare_items(values: dict[str, Any]) -> str:
     """Make the item set; the line to print. Raises LstError, OSError on a full disk."""
-    from lst.model.export import new_folder, require_new
-
     config = from_dict(ItemsConfig, values)
     config.validate()
+    with _alone(Path(config.out)):
+        return _prepare(config)
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the lock of what is made in `out`. Raises RunFailed where another process makes it."""
+    path = out.parent / f".{out.name}.items-lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunFailed(f"out={out} is being made by another prepare-data; wait for it, or give another folder.") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _prepare(config: ItemsConfig) -> str:
+    from lst.model.export import new_folder, require_new
+
     out = Path(config.out)
     if out.exists():
         require_new(out)

@@ -12,7 +12,7 @@ import pytest
 
 from lst.data.prepare import main
 from lst.data.shards import manifest_text, open_dataset
-from lst.errors import ConfigError, DataError
+from lst.errors import ConfigError, DataError, RunFailed
 from lst.evals import make_items, voices
 from lst.evals.item_set import ItemSet, open_item_set
 from lst.evals.make_items import prepare_items
@@ -114,6 +114,13 @@ def test_what_leaves_nothing_to_go_on_from_leaves_no_file(tmp_path: Path) -> Non
         assert list(tmp_path.iterdir()) == [source]
     with pytest.raises(DataError, match="max_words=2 leaves none of the 2 items"):
         prepare(write_lines(source, spoken_items(2)), tmp_path / "set", max_words=2)
+
+
+def test_two_preparations_of_one_folder_are_refused(source: Path, tmp_path: Path) -> None:
+    with make_items._alone(tmp_path / "set"), pytest.raises(RunFailed, match="is being made by another prepare-data"):
+        prepare(source, tmp_path / "set")
+    assert len(prepare(source, tmp_path / "set")) == 6
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_a_share_of_bad_items_above_the_limit_stops(tmp_path: Path) -> None:
