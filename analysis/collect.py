@@ -136,6 +136,9 @@ def attempt_rows(folder: Path, run_ids: set[str]) -> list[dict[str, Any]]:
         run_id, attempt, kind = event.get("run_id"), event.get("attempt"), event.get("event")
         if run_id not in run_ids or not isinstance(attempt, int) or kind not in ("submitted", "started", "ended"):
             continue
+        if event.get("state") == "elsewhere":  # its job found another runner there, and left
+            found.pop((str(run_id), attempt), None)
+            continue
         row = found.setdefault((str(run_id), attempt), {"run_id": run_id, "attempt": attempt})
         row[str(kind)] = event.get("time")
         row |= {name: event[name] for name in ("job_id", "state", "cause", "code") if event.get(name) not in (None, "")}

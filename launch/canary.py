@@ -15,7 +15,8 @@ from pathlib import Path
 from launch.environment import python_environment
 from launch.failures import FailureClass, last_line
 from launch.job import is_complete
-from launch.ledger import FAILED, LAUNCH, Attempt
+from launch.ledger import FAILED, LAUNCH, LOST, Attempt
+from launch.retries import may_go_on
 from launch.rows import EVAL, TASK, Row, cost_of, waits_for
 from lst.records import read_json, write_json
 
@@ -51,7 +52,8 @@ def failed(rows: Sequence[Row], attempts: Mapping[str, Sequence[Attempt]], since
     """Which canary has failed, and why; empty where none has."""
     for row in rows:
         last = attempts[row.run_id][-1] if attempts.get(row.run_id) else None
-        if last is not None and last.state == FAILED and (last.ended or 0.0) >= since:
+        over = last is not None and (last.state == FAILED or (last.state == LOST and not may_go_on(attempts[row.run_id])))
+        if last is not None and over and (last.ended or 0.0) >= since:
             return f"canary {row.run_id} ({row.arm}, {row.size}) failed: {last.cause}"
     return ""
 

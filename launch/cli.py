@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FOLLOW_SECONDS = 2.0
 LOG_SECONDS = 0.5
+DETACH_SECONDS = 120.0  # how long a detached submitter may take until it works on the study
 
 
 def main(argv: Sequence[str] | None = None, *, trainer_argv: Sequence[str] | None = None) -> int:
@@ -120,6 +121,7 @@ def _add_preparation(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
 def _submit(arguments: argparse.Namespace) -> int:
     from launch.cluster import DebugCluster, LocalCluster, load_cluster
     from launch.display import Display, failures, summary
+    from launch.ledger import DONE
     from launch.limits import split_limits
     from launch.retries import study_stopped
     from launch.submit import Report, submit
@@ -130,7 +132,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     if arguments.detach and isinstance(cluster, DebugCluster):
         raise ConfigError("cluster=debug runs in this process; leave --detach out.")
     if arguments.detach and isinstance(cluster, LocalCluster):
-        return _detach(arguments)
+        return _detach(arguments, selection, given)
     wait = arguments.wait or (isinstance(cluster, LocalCluster | DebugCluster) and not arguments.detach)
     display = Display(sys.stdout)
     report: Report = submit(
@@ -155,13 +157,19 @@ def _submit(arguments: argparse.Namespace) -> int:
         print(line, file=sys.stderr)
     if report.interrupted:
         return report.interrupted
-    return 1 if bad and wait else 0
+    undone = not selection.failed_only and any(s.state != DONE for s in report.statuses)
+    return 1 if wait and (bad or undone) else 0
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
+    from launch.cluster import load_cluster
+    from launch.limits import check_limits, split_limits
     from launch.prepare import split_words, write_preparation
 
     parts, options, rest = split_words(arguments.overrides)
+    limits, words = split_limits(rest)
+    load_cluster(words)
+    check_limits(arguments.dir, limits)
     write_preparation(arguments.dir, parts, options)
     arguments.overrides = rest
     return _submit(arguments)
@@ -193,16 +201,22 @@ def _selection(arguments: argparse.Namespace) -> Selection:
     )
 
 
-def _detach(arguments: argparse.Namespace) -> int:
-    """Start a submitter of its own session, once the folder is known to hold a plan."""
+def _detach(arguments: argparse.Namespace, selection: Selection, given: Mapping[str, float]) -> int:
+    """Start a submitter of its own session, and look on until it works on the study or has given up."""
     import subprocess
+    import time
 
     from launch.environment import python_environment
+    from launch.failures import tail_of
+    from launch.lease import holder
     from launch.ledger import LAUNCH
+    from launch.limits import check_limits
     from launch.rows import read_rows
     from launch.snapshot import code_root, make_private
+    from launch.status import lock_path
 
-    read_rows(arguments.dir)
+    selection.rows(read_rows(arguments.dir))
+    check_limits(arguments.dir, given)
     folder = make_private(arguments.dir / LAUNCH)
     chosen = [text for name in arguments.run for text in ("--run", name)]
     chosen += [text for name in arguments.failure_class for text in ("--class", name)]
@@ -217,6 +231,7 @@ def _detach(arguments: argparse.Namespace) -> int:
         *chosen,
     ]
     with (folder / "submit.log").open("ab") as log:
+        before = log.tell()
         process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
@@ -225,6 +240,15 @@ def _detach(arguments: argparse.Namespace) -> int:
             start_new_session=True,
             env={**os.environ, **python_environment(code_root())},
         )
+    deadline = time.monotonic() + DETACH_SECONDS
+    while time.monotonic() < deadline:
+        found = holder(lock_path(arguments.dir)) or {}
+        if found.get("works") or (found.get("process") or [process.pid])[0] != process.pid:  # another one's: it waits for that
+            break
+        if process.poll() is not None:
+            print(tail_of(folder / "submit.log", before), end="", file=sys.stderr if process.returncode else sys.stdout)
+            return process.returncode
+        time.sleep(0.05)
     print(
         f"process {process.pid} runs the study and writes to '{folder / 'submit.log'}'; "
         f"look: submit-sweep status {arguments.dir} --follow"
@@ -236,6 +260,7 @@ def _status(arguments: argparse.Namespace) -> int:
     import time
 
     from launch.display import summary, table
+    from launch.limits import left_text
     from launch.rows import read_rows
     from launch.status import OPEN_STATES, PLANNED, RUNNING, as_json, eta_seconds, gather
 
@@ -246,7 +271,8 @@ def _status(arguments: argparse.Namespace) -> int:
             print(json.dumps([as_json(s) for s in statuses], indent=1))
             return 0
         running = sum(s.state == RUNNING for s in statuses)
-        text = "\n".join([*table(statuses), summary(statuses, eta_seconds(rows, statuses, running) if running else None)])
+        lines = [*table(statuses), summary(statuses, eta_seconds(rows, statuses, running) if running else None)]
+        text = "\n".join([*lines, *filter(None, [left_text(arguments.dir)])])
         clear = "\x1b[2J\x1b[H" if arguments.follow and sys.stdout.isatty() else ""
         print(clear + text, flush=True)
         waits = any(s.state in (*OPEN_STATES, PLANNED) for s in statuses) and any(s.state in OPEN_STATES for s in statuses)
@@ -256,7 +282,8 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _cancel(arguments: argparse.Namespace) -> int:
-    from launch.submit import Selection, cancel
+    from launch.cancel import cancel
+    from launch.submit import Selection
 
     concerned = cancel(arguments.dir, selection=Selection(run_ids=tuple(arguments.run)), now=arguments.now)
     what = "run saves and leaves" if len(concerned) == 1 else "runs save and leave"

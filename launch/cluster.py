@@ -62,7 +62,7 @@ class SlurmCluster:
     timeout_min: int | None = None  # time limit of a job, minutes
     mem_gb: float | None = None  # memory of a job, GB
     cpus_per_task: int | None = None  # CPUs of a job
-    gpus_per_node: int | None = None  # GPUs of a machine that a run may use; None = as many as the run has; 0 = none
+    gpus_per_node: int | None = None  # GPUs of a machine that a run may use; None = as many as the run has
     constraint: str | None = None  # node features
     exclude: str | None = None  # nodes not to use
     nodelist: str | None = None  # nodes to use
@@ -78,6 +78,13 @@ class SlurmCluster:
         _require_not_negative(self, "gpus_per_node", "array_parallelism", "canary_steps")
         _require_positive(self, "timeout_min", "mem_gb", "cpus_per_task", "threads", "signal_seconds", "max_array_size")
         environment_names(self.environment)
+        if self.timeout_min is not None and 60 * self.timeout_min <= self.signal_seconds:
+            raise ConfigError(
+                f"cluster.timeout_min={self.timeout_min} leaves no time to train: runs save cluster.signal_seconds="
+                f"{self.signal_seconds} seconds before that limit; raise the one or lower the other."
+            )
+        if self.mem_gb is not None and round(self.mem_gb * 1024) < 1:
+            raise ConfigError(f"cluster.mem_gb={self.mem_gb:g} is less than 1 MB, which SLURM reads as all memory; give more.")
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, str) and not value.isprintable():
@@ -136,10 +143,13 @@ def cluster_from_dict(values: dict[str, Any]) -> Cluster:
 
 
 def placement(cluster: SlurmCluster, gpus: int) -> tuple[int, int, int]:
-    """(machines, processes on each, GPUs in all) of a run that the plan gives `gpus` GPUs. Raises LaunchError."""
+    """(machines, processes on each, GPUs in all) of a run that the plan gives `gpus` GPUs. Raises LaunchError.
+
+    A run that is planned without GPUs is one process, and gets one GPU where the cluster names any.
+    """
     per_node = cluster.gpus_per_node
     if gpus == 0 or per_node == 0:
-        return 1, 1, per_node or 0
+        return 1, 1, min(1, per_node or 0)
     if per_node is None or gpus <= per_node:
         return 1, gpus, gpus
     if gpus % per_node:

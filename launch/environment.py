@@ -28,4 +28,5 @@ def job_environment(base: Mapping[str, str], *, root: Path, threads: int, allow:
 
 def python_environment(root: Path) -> dict[str, str]:
     """What binds a Python process to the packages below `root`, whatever its working directory holds."""
-    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
+    bound = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(root)}
+    return bound | {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}

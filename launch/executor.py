@@ -3,7 +3,8 @@
 What a job runs is `python -m launch.worker` with a file of plain values (`launch.job`): nothing that lies in a study's folder is
 unpickled or executed. A local job has a session of its own, so that Ctrl-C in the terminal reaches the submitter alone. On
 SLURM the stop signals go to the batch script, which raises the flag that the worker and every process of the trainer look
-at, whether Python is up already or not; and the script asks for the requeue when the worker leaves with 75 or was killed.
+at, whether Python is up already or not; and the script asks for the requeue when the worker leaves with 75 or was killed: by the
+array's id and its task's, since one task of an array has SLURM_JOB_ID in common with the array, and would queue all of it again.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ case "$code" in
   *) exit "$code" ;;
 esac
 trap '' USR1 USR2 TERM
-for pause in 2 10 30; do scontrol requeue "$SLURM_JOB_ID" && exit 0; sleep "$pause"; done
+for pause in 2 10 30; do scontrol requeue "$LST_JOB_ID" && exit 0; sleep "$pause"; done
 exit "$code"
 """
 
@@ -87,7 +88,7 @@ def start_local(
     folder = launch_dir / JOB_FILES / name
     sha256 = write_jobs(folder, [dataclasses.replace(job, token=name)])
     allow = environment_names(cluster.environment)
-    environment = job_environment(os.environ, root=Path(job.root), threads=cluster.threads, allow=allow)
+    environment = _outside(job_environment(os.environ, root=Path(job.root), threads=cluster.threads, allow=allow))
     environment |= {JOB_ID: name, START: f"{time.time():.3f}"}
     environment["CUDA_VISIBLE_DEVICES"] = visible_gpu(os.environ.get("CUDA_VISIBLE_DEVICES"), gpu)
     argv = [sys.executable, "-m", "launch.worker", str(folder / SPEC), "0", sha256, *(trainer_argv or ())]
@@ -104,6 +105,12 @@ def visible_gpu(visible: str | None, gpu: int | None) -> str:
         return ""
     names = [name for name in visible.split(",") if name] if visible is not None else []
     return names[gpu] if gpu < len(names) else str(gpu)
+
+
+def require_path(study: Path) -> None:
+    """Raises LaunchError where sbatch would take the folder of a study for another one."""
+    if any(c in "%\\" or not c.isprintable() for c in str(study)):
+        raise LaunchError(f"{str(study)!r} holds a %, a backslash or a line break, which sbatch reads otherwise; rename it.")
 
 
 def submit_slurm(
@@ -137,8 +144,12 @@ def submit_slurm(
 def sbatch_environment(job: WorkerJob, cluster: SlurmCluster) -> dict[str, str]:
     """What sbatch itself sees, and so the job: by the allow-list, and nothing of a job in which it may be called."""
     allow = (*environment_names(cluster.environment), "SBATCH_*")
-    environment = job_environment(os.environ, root=Path(job.root), threads=cluster.threads, allow=allow)
-    ours = {name for name in environment if name.startswith(("SLURM_", "LST_JOB_", "LST_STOP_", "LST_LEASE"))}
+    return _outside(job_environment(os.environ, root=Path(job.root), threads=cluster.threads, allow=allow))
+
+
+def _outside(environment: dict[str, str]) -> dict[str, str]:
+    """What a new job may see of `environment`: nothing of a job in which it may be made."""
+    ours = {name for name in environment if name.startswith(("SLURM_", "MASTER_", "LST_JOB_", "LST_STOP_", "LST_LEASE"))}
     return {name: value for name, value in environment.items() if name not in ours - {"SLURM_CONF"}}
 
 

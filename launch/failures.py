@@ -50,6 +50,7 @@ PATTERNS = (
     ),
     (FailureClass.IMPORT, re.compile(r"ModuleNotFoundError|ImportError|No module named")),
     (FailureClass.DATA, re.compile(r"DataError")),
+    (FailureClass.LOST, re.compile(r"Job/step already completing|Cancelled pending job step")),  # srun's: its job is being ended
     (FailureClass.CONFIG, re.compile(r"ConfigError|CheckpointError")),
 )
 
@@ -146,11 +147,16 @@ def last_record(path: Path) -> dict[str, Any] | None:
                     record = json.loads(line)
                 except ValueError:
                     continue
-                if isinstance(record, dict) and isinstance(record.get("step", 0), int):
+                if isinstance(record, dict) and isinstance(record.get("step", 0), int) and _is_sound(record):
                     return record
             if not start:
                 return None
             block *= 8
+
+
+def _is_sound(record: dict[str, Any]) -> bool:
+    """Whether what is reckoned with are numbers."""
+    return all(isinstance(record.get(name) or 0, int | float) for name in ("time", "train_flops", "spent_flops"))
 
 
 def last_line(text: str) -> str:

@@ -16,12 +16,13 @@ from launch import canary
 from launch.cluster import LocalCluster
 from launch.display import Display
 from launch.executor import LocalHandle, start_local
-from launch.failures import last_line, one_line
+from launch.failures import FailureClass, last_line, one_line
 from launch.interrupt import Interrupts
-from launch.job import WorkerJob, is_complete
+from launch.job import WorkerJob, cancel_path, is_complete
 from launch.lease import holder, signal_holder
-from launch.ledger import DONE, ENDED, INTERRUPTED, LAUNCH, LOST, SUBMITTED, append_event, next_attempt, read_attempts
+from launch.ledger import ELSEWHERE, ENDED, INTERRUPTED, LAUNCH, SUBMITTED, append_event, next_attempt, read_attempts
 from launch.limits import overspent
+from launch.past import close
 from launch.prepare import task_of
 from launch.retries import stop_study, study_stopped
 from launch.rows import Row, cost_of, waiting_text, waits_for
@@ -122,6 +123,9 @@ class Feeder:
                 return
             row = self.queue.pop(ready)
             self.announce([waiting.run_id for waiting in self.queue])
+            if cancel_path(self.study, row.run_id).exists():
+                self.rows.remove(row)
+                continue
             if is_complete(row.folder(self.study)) or holder(row.folder(self.study) / LEASE) is not None:
                 self.slots.append(Slot(row, None))
                 continue
@@ -172,19 +176,20 @@ class Feeder:
 
     def _settle(self, slot: Slot, handle: LocalHandle) -> None:
         """Give the attempt its end in the ledger where its worker could not."""
+        run_dir, complaint = slot.row.folder(self.study), handle.complaint()
         attempts = read_attempts(self.study).get(slot.row.run_id, [])
         mine = next((a for a in attempts if a.job_id == handle.job_id), None)
-        if mine is not None and mine.ended is not None:
+        if mine is None or mine.ended is not None:
             return
-        if is_complete(slot.row.folder(self.study)):
-            state, cause = DONE, ""
+        if is_complete(run_dir):
+            close(self.study, run_dir, mine, None, "")
         elif self.interrupts.count:
-            state, cause = INTERRUPTED, "stopped before it had saved"
-        elif mine is not None and mine.started is None and not handle.complaint():
-            state, cause = INTERRUPTED, "another runner held the run"
+            cause = "stopped before it had saved"
+            close(self.study, run_dir, mine, FailureClass.CANCELLED, cause, state=INTERRUPTED)
+        elif mine.started is None and not complaint:
+            append_event(self.study, ENDED, run_dir.name, attempt=mine.attempt, job_id=handle.job_id, state=ELSEWHERE)
         else:
-            state, cause = LOST, last_line(handle.complaint()) or "its worker was killed"
-        append_event(self.study, ENDED, slot.row.run_id, attempt=slot.attempt, job_id=handle.job_id, state=state, cause=cause)
+            close(self.study, run_dir, mine, FailureClass.LOST, last_line(complaint) or "its worker was killed")
 
     def _stop(self) -> None:
         """Tell all runs to save and leave; kill them after the grace, or at once on a second signal."""
@@ -229,6 +234,9 @@ def feed(
     trainer_argv: Sequence[str] | None = None,
 ) -> None:
     """Run `queue` beside `foreign`, after the canaries if the cluster wants any. Raises as `Feeder.run`."""
+
+    for row in queue:
+        cancel_path(study, row.run_id).unlink(missing_ok=True)  # of an earlier call
 
     def run(rows: Sequence[Row], beside: Sequence[Row], canary_steps: int = 0) -> None:
         Feeder(

@@ -70,7 +70,8 @@ class Lease:
 
     @classmethod
     def _begin(cls, path: Path, file: int, found: dict[str, Any], beats: bool, about: dict[str, Any]) -> Lease:
-        token = int(found.get("token", 0)) + 1
+        before = found.get("token")
+        token = (before if isinstance(before, int) else 0) + 1
         lease = cls(path, file, {"token": token, "owner": f"{token}-{uuid.uuid4().hex[:12]}", "beats": beats})
         lease.former = found
         lease._written = os.fstat(file).st_size
@@ -135,6 +136,8 @@ class Lease:
         data = (json.dumps(self.content) + "\n").encode()
         padded = data.ljust(self._written)  # one write covers the old text: nobody reads half of each
         os.pwrite(self.file, padded, 0)
+        if self.content["beats"]:  # while the file is open, a client of NFS keeps what was written to itself for half a minute
+            os.fsync(self.file)
         self._written = len(padded)
 
 
@@ -223,7 +226,11 @@ def _may_live(content: dict[str, Any]) -> bool:
     if not content.get("beats") or content.get("released"):
         return False
     mark = content.get("process")
-    return _elsewhere(content) or (isinstance(mark, list) and mark[:1] != [os.getpid()] and process_mark(mark[0]) == mark)
+    if _elsewhere(content):
+        return True
+    if not isinstance(mark, list) or len(mark) != 2 or not isinstance(mark[0], int):
+        return False
+    return mark[0] != os.getpid() and process_mark(mark[0]) == mark
 
 
 def _elsewhere(content: dict[str, Any]) -> bool:

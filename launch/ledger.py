@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ LEDGER = "ledger.jsonl"
 
 SUBMITTED, STARTED, ENDED = "submitted", "started", "ended"
 DONE, FAILED, INTERRUPTED, LOST = "done", "failed", "interrupted", "lost"
+ELSEWHERE = "elsewhere"  # its job found another runner there, and left: no attempt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,24 +93,37 @@ def attempts_of(events: Iterable[dict[str, Any]]) -> dict[str, list[Attempt]]:
     runs: dict[str, dict[int, Attempt]] = {}
     for event in events:
         try:
-            run_id, number, kind, at = str(event["run_id"]), int(event["attempt"]), event["event"], float(event["time"])
-            gpus, since = int(event.get("gpus") or 0), float(event.get("since") or 0.0)
-        except (KeyError, TypeError, ValueError):
+            _take(runs, event)
+        except (KeyError, TypeError, ValueError, OverflowError):
             continue
-        attempts = runs.setdefault(run_id, {})
-        changes: dict[str, Any] = {"job_id": str(event.get("job_id", ""))}
-        changes |= {key: str(event[key]) for key in ("cluster", "site", "token") if event.get(key)}
-        if kind == SUBMITTED:
-            changes["submitted"] = at
-        elif kind == STARTED:
-            changes |= {"started": at, "since": since or None, "gpus": gpus, "host": str(event.get("host") or "")}
-            changes |= {"step_before": int(event.get("step") or 0), "flops_before": float(event.get("flops") or 0.0)}
-        elif kind == ENDED:
-            changes |= {"ended": at, "state": str(event.get("state", "")), "cause": str(event.get("cause") or "")}
-            changes |= {"failure": str(event.get("class") or ""), "step": int(event.get("step") or 0)}
-            changes |= {"flops": float(event.get("flops") or 0.0)}
-        attempts[number] = dataclasses.replace(attempts.get(number, Attempt(attempt=number)), **changes)
-    return {run_id: [attempts[number] for number in sorted(attempts)] for run_id, attempts in runs.items()}
+    return {run_id: [attempts[number] for number in sorted(attempts)] for run_id, attempts in runs.items() if attempts}
+
+
+def _take(runs: dict[str, dict[int, Attempt]], event: Mapping[str, Any]) -> None:
+    """Put one event to its attempt. Raises KeyError, TypeError, ValueError or OverflowError on what is no event."""
+    run_id, number, kind, at = str(event["run_id"]), int(event["attempt"]), event["event"], float(event["time"])
+    changes: dict[str, Any] = {"job_id": str(event.get("job_id", ""))}
+    changes |= {key: str(event[key]) for key in ("cluster", "site", "token") if event.get(key)}
+    step, flops = int(event.get("step") or 0), float(event.get("flops") or 0.0)
+    if kind == SUBMITTED:
+        changes["submitted"] = at
+    elif kind == STARTED:
+        changes |= {"started": at, "since": float(event.get("since") or 0.0) or None, "gpus": int(event.get("gpus") or 0)}
+        changes |= {"host": str(event.get("host") or ""), "step_before": step, "flops_before": flops}
+    elif kind == ENDED:
+        changes |= {"ended": at, "state": str(event.get("state", "")), "cause": str(event.get("cause") or "")}
+        changes |= {"failure": str(event.get("class") or ""), "step": step, "flops": flops}
+    attempts = runs.setdefault(run_id, {})
+    if changes.get("state") == ELSEWHERE:
+        attempts.pop(number, None)
+        return
+    attempts[number] = dataclasses.replace(attempts.get(number) or _of_job(attempts, number, changes["job_id"]), **changes)
+
+
+def _of_job(attempts: dict[int, Attempt], number: int, job_id: str) -> Attempt:
+    """A new attempt; one of a job that was queued again is where the job was submitted."""
+    before = next((a for a in attempts.values() if job_id and a.job_id == job_id), Attempt(attempt=number))
+    return Attempt(attempt=number, cluster=before.cluster, site=before.site, token=before.token)
 
 
 def next_attempt(attempts: list[Attempt], job_id: str = "") -> int:

@@ -10,17 +10,19 @@ Not here: who is stopped by it (`launch.watch`), how many GPUs are in use (`laun
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.lease import holder
 from launch.ledger import LAUNCH, Attempt, read_attempts
-from launch.progress import recorded_flops
+from launch.progress import last_sign, own_flops
 from launch.rows import RUNS
 from lst.errors import ConfigError
 from lst.plain import from_dict, to_dict
-from lst.records import read_json, write_json
+from lst.records import LEASE, read_json, write_json
 
 LIMITS = "limits.json"
 PREFIX = "limit."
@@ -37,6 +39,8 @@ class Limits:
 
     def validate(self) -> None:
         for field in dataclasses.fields(self):
+            if not math.isfinite(getattr(self, field.name)):
+                raise ConfigError(f"limit.{field.name}={getattr(self, field.name)} must be finite; 0 takes the limit away.")
             if getattr(self, field.name) < 0:
                 raise ConfigError(f"limit.{field.name}={getattr(self, field.name)} must not be negative; 0 takes the limit away.")
 
@@ -64,41 +68,72 @@ def split_limits(overrides: Sequence[str]) -> tuple[dict[str, float], list[str]]
     return given, [word for word in overrides if not word.startswith(PREFIX)]
 
 
-def change_limits(study: Path, given: Mapping[str, float]) -> Limits:
-    """Keep the new limits beside those that stand. Raises ConfigError on an unknown one."""
+def check_limits(study: Path, given: Mapping[str, float]) -> Limits:
+    """The new limits beside those that stand. Raises ConfigError on an unknown one."""
     values: dict[str, object] = {**to_dict(read_limits(study)), **given}
-    if float(given.get("gpus", 0)) != int(given.get("gpus", 0)):
+    if not float(given.get("gpus", 0)).is_integer():
         raise ConfigError(f"limit.gpus={given['gpus']} must be a whole number.")
     values["gpus"] = int(float(str(values["gpus"])))
     limits = from_dict(Limits, values, "limit")
     limits.validate()
+    return limits
+
+
+def change_limits(study: Path, given: Mapping[str, float]) -> Limits:
+    """Keep the new limits beside those that stand. Raises as `check_limits`."""
+    limits = check_limits(study, given)
     if given:
         write_json(study / LAUNCH / LIMITS, to_dict(limits))
     return limits
 
 
 def read_limits(study: Path) -> Limits:
-    return from_dict(Limits, read_json(study / LAUNCH / LIMITS) or {}, "limit")
+    path = study / LAUNCH / LIMITS
+    found = read_json(path)
+    if found is None and path.exists():
+        raise ConfigError(f"'{path}' is damaged; delete it, and give the limits again.")
+    limits: Limits = from_dict(Limits, found or {}, "limit")
+    return limits
 
 
 def spent(study: Path, attempts: Mapping[str, Sequence[Attempt]], now: float) -> Spent:
-    """GPU-hours and FLOPs of all attempts; of one that runs, what it has recorded so far."""
+    """GPU-hours and FLOPs of all attempts; of one without an end what it recorded, until it was last heard of."""
     gpu_seconds, flops, gpus, speed = 0.0, 0.0, 0, 0.0
     for run_id, tries in attempts.items():
+        run_dir = study / RUNS / run_id
         for attempt in tries:
-            gpu_seconds += attempt.gpus * attempt.seconds(now)
+            gpu_seconds += attempt.gpus * attempt.seconds(now) if attempt.ended is not None else 0.0
             flops += attempt.flops
-        if tries and tries[-1].started is not None and tries[-1].ended is None:
-            own = max(0.0, recorded_flops(study / RUNS / run_id) - tries[-1].flops_before)
+        last = next((a for a in reversed(tries) if a.started is not None), None)
+        if last is not None and last.started is not None and last.ended is None:
+            alive = holder(run_dir / LEASE) is not None
+            seconds = last.seconds(now if alive else last_sign(run_dir, last))
+            own = own_flops(run_dir, before=last.flops_before, started=last.started)
+            gpu_seconds += last.gpus * seconds
             flops += own
-            speed += own / max(1.0, tries[-1].seconds(now))
-            gpus += tries[-1].gpus
+            speed += own / max(1.0, seconds) if alive else 0.0
+            gpus += last.gpus if alive else 0
     return Spent(gpu_hours=gpu_seconds / 3600, flops=flops, gpu_hours_per_second=gpus / 3600, flops_per_second=speed)
 
 
 def overspent(study: Path) -> str:
     """Which limit is reached; empty where none is."""
     return look(study)[0]
+
+
+def left_text(study: Path) -> str:
+    """What is left under each limit, for a table's last line; empty where there is no limit."""
+    limits = read_limits(study)
+    if not (limits.gpu_hours or limits.flops):
+        return ""
+    found, parts = spent(study, read_attempts(study), time.time()), []
+    if limits.gpu_hours:
+        left = max(0.0, limits.gpu_hours - found.gpu_hours)
+        parts.append(f"limit.gpu_hours={limits.gpu_hours:,g}: {found.gpu_hours:,.3f} spent, {left:,.3f} left")
+    if limits.flops:
+        left = max(0.0, limits.flops - found.flops)
+        parts.append(f"limit.flops={limits.flops:.3g}: {found.flops:.3g} spent, {left:.3g} left")
+    return "; ".join(parts)
 
 
 def look(study: Path) -> tuple[str, float]:

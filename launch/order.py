@@ -20,7 +20,8 @@ from typing import Any
 from launch import canary
 from launch.cluster import SlurmCluster, cluster_from_dict, placement
 from launch.failures import FailureClass, one_line
-from launch.job import JOB_FILES, SPEC, WorkerJob, is_complete
+from launch.gone import end_gone, suspects
+from launch.job import JOB_FILES, SPEC, WorkerJob, cancel_path, is_complete
 from launch.lease import Lease
 from launch.ledger import (
     ENDED,
@@ -38,14 +39,17 @@ from launch.limits import overspent, read_limits
 from launch.past import close_finished
 from launch.prepare import task_of
 from launch.retries import ORDER, stop_study, study_stopped
-from launch.rows import Row, read_rows, waits_for
+from launch.rows import Row, cost_of, read_rows, waits_for
 from launch.scheduler import PENDING, Refused, cancel_jobs, find_by_token, slurm_queue, slurm_site
 from lst.errors import LaunchError
 from lst.plain import to_dict
 from lst.records import read_json, read_jsonl, write_json
 
 ACCEPTED = "accepted"  # in a submission's folder: SLURM's id of it, once the ledger knows it
-FULL = re.compile(r"MaxSubmit|MaxJobCount|job limit|temporarily unable to accept|Invalid job array specification", re.IGNORECASE)
+FULL = re.compile(
+    r"MaxSubmit|SubmitJobs?Limit|MaxJobCount|job limit|temporarily unable to accept|Invalid job array specification",
+    re.IGNORECASE,
+)
 LOCK = "lock"
 PUMP_SECONDS = 60.0  # how long a worker at its end waits for another one that submits
 
@@ -67,11 +71,20 @@ def write_order(study: Path, order: Order) -> None:
 
 
 def read_order(study: Path) -> Order:
-    values = read_json(study / LAUNCH / ORDER) or {}
-    lists = {name: tuple(str(run_id) for run_id in values.get(name) or ()) for name in ("waiting", "canaries")}
-    steps, when = int(values.get("canary_steps") or 0), float(values.get("time") or 0.0)
+    path = study / LAUNCH / ORDER
+    values = read_json(path) or {}
+    lists = [values.get(name) or [] for name in ("waiting", "canaries")]
+    numbers = [values.get(name) or 0 for name in ("time", "canary_steps")]
+    sound = all(isinstance(found, list) and all(isinstance(run_id, str) for run_id in found) for found in lists)
+    if not sound or not all(isinstance(n, int | float) for n in numbers) or not isinstance(values.get("cluster") or {}, dict):
+        raise LaunchError(f"'{path}' is damaged; delete it and submit again.")
     return Order(
-        time=when, canary_steps=steps, cluster=dict(values.get("cluster") or {}), note=str(values.get("note") or ""), **lists
+        time=float(numbers[0]),
+        waiting=tuple(lists[0]),
+        canaries=tuple(lists[1]),
+        canary_steps=int(numbers[1]),
+        cluster=dict(values.get("cluster") or {}),
+        note=str(values.get("note") or ""),
     )
 
 
@@ -80,7 +93,7 @@ def top_up(
 ) -> int:
     """Submit what fits now; how many. The caller holds the study's lock, by the file `holding`. Raises LaunchError."""
     close_finished(study)
-    order = read_order(study)
+    order = _with_gone(study, read_order(study))
     if not order.waiting or study_stopped(study) or overspent(study):
         return 0
     cluster = cluster_from_dict(order.cluster)
@@ -90,11 +103,17 @@ def top_up(
     if study_stopped(study):
         return 0
     wanted = [rows[run_id] for run_id in order.waiting if run_id in rows and not is_complete(rows[run_id].folder(study))]
+    attempts = read_attempts(study)
+    queue = slurm_queue() if attempts else {}
     if order.canaries:
-        wanted = _canaries_to_start(study, order, rows)
-    able = [row for row in wanted if not waits_for(study, row)]
-    fitting = _fitting(study, able, rows)
+        wanted = [row for row in wanted if row.run_id in order.canaries and not _passed(study, order, row, attempts)]
+    else:
+        order = _without_jobs(study, order, attempts, queue)
+    able = [row for row in wanted if not waits_for(study, row) and not has_job(attempts.get(row.run_id, ()), queue)]
+    fitting = _fitting(study, able, rows, attempts, queue)
     note = f"limit.gpus={read_limits(study).gpus}" if len(fitting) < len(able) else ""
+    if not note and any(has_job(attempts.get(run_id, ()), queue) for run_id in order.waiting):
+        note = "the end of jobs that are cancelled"
     submitted = 0
     for gpus in sorted({row.gpus for row in fitting}, reverse=True):
         group, most = [row for row in fitting if row.gpus == gpus], cluster.max_array_size
@@ -115,9 +134,18 @@ def top_up(
     return submitted
 
 
+def _with_gone(study: Path, order: Order) -> Order:
+    """The order, and first in it the runs whose jobs are gone and that go on by themselves."""
+    again = tuple(end_gone(study)) if order.cluster else ()
+    if again:
+        order = dataclasses.replace(order, waiting=again + tuple(run_id for run_id in order.waiting if run_id not in again))
+        write_order(study, order)
+    return order
+
+
 def pump(study: Path, root: Path, *, trainer_argv: Sequence[str] | None = None) -> None:
     """`top_up`, by a worker at its end."""
-    if not read_order(study).waiting:
+    if not read_order(study).waiting and not suspects(study):
         return
     lock = Lease.acquire(study / LAUNCH / LOCK, wait=PUMP_SECONDS)
     if lock is None:
@@ -203,24 +231,34 @@ def _pass_canaries(study: Path, order: Order, rows: Mapping[str, Row], code: str
     return dataclasses.replace(order, canaries=())
 
 
-def _canaries_to_start(study: Path, order: Order, rows: Mapping[str, Row]) -> list[Row]:
-    """Canaries that have not passed and have no job (any more)."""
-    attempts, queue = read_attempts(study), slurm_queue()
-    missing = [rows[run_id] for run_id in order.canaries if not canary.passed(study, [rows[run_id]], attempts, order.time)]
-    return [row for row in missing if not (attempts.get(row.run_id) and is_open(attempts[row.run_id][-1], queue))]
+def _passed(study: Path, order: Order, row: Row, attempts: Mapping[str, Sequence[Attempt]]) -> bool:
+    return canary.passed(study, [row], attempts, order.time)
 
 
-def _fitting(study: Path, able: Sequence[Row], rows: Mapping[str, Row]) -> list[Row]:
+def _without_jobs(study: Path, order: Order, attempts: Mapping[str, Sequence[Attempt]], queue: Mapping[str, str]) -> Order:
+    """The order without runs that have a job, as after a submitter that was killed; one that is cancelled is waited for."""
+
+    def has_own(run_id: str) -> bool:
+        opened = [a for a in attempts.get(run_id, ()) if is_open(a, queue)]
+        return bool(opened) and not all(cancel_path(study, a.job_id).exists() for a in opened)
+
+    return dataclasses.replace(order, waiting=tuple(run_id for run_id in order.waiting if not has_own(run_id)))
+
+
+def _fitting(
+    study: Path,
+    able: Sequence[Row],
+    rows: Mapping[str, Row],
+    attempts: Mapping[str, Sequence[Attempt]],
+    queue: Mapping[str, str],
+) -> list[Row]:
     """Of `able`, in order, what has room beside the study's open jobs under limit.gpus."""
     most = read_limits(study).gpus
     if not most:
         return list(able)
-    queue = slurm_queue()
-    free = most - sum(weight(rows[r]) for r, tries in read_attempts(study).items() if r in rows and is_open(tries[-1], queue))
+    free = most - sum(weight(rows[r]) for r, tries in attempts.items() if r in rows and has_job(tries, queue))
     fitting = []
     for row in able:
-        if weight(row) > most:
-            raise LaunchError(f"run {row.run_id} needs {weight(row)} GPUs, more than limit.gpus={most}; raise it.")
         if weight(row) <= free:
             fitting.append(row)
             free -= weight(row)
@@ -267,6 +305,11 @@ def is_open(last: Attempt, queue: Mapping[str, str]) -> bool:
     return state is not None and (last.ended is None or state == PENDING)
 
 
+def has_job(tries: Sequence[Attempt], queue: Mapping[str, str]) -> bool:
+    """Whether any job of a run is open."""
+    return any(is_open(attempt, queue) for attempt in tries)
+
+
 def slurm_job(study: Path, row: Row, cluster: SlurmCluster, root: Path, *, canary_steps: int = 0) -> WorkerJob:
     """What the row's job is told."""
     nodes, tasks, gpus = placement(cluster, row.gpus)
@@ -299,9 +342,16 @@ def place_order(study: Path, cluster: SlurmCluster, rows: Sequence[Row], code: s
 
 
 def forget(study: Path, run_ids: Sequence[str]) -> None:
-    """These runs are not wanted any more."""
+    """These runs are not wanted any more. Where a canary is among them, another run of its arm takes its place."""
     order = read_order(study)
-    if order.waiting:
-        left = tuple(run_id for run_id in order.waiting if run_id not in run_ids)
-        canaries = () if set(order.canaries) & set(run_ids) else order.canaries
-        write_order(study, dataclasses.replace(order, waiting=left, canaries=canaries))
+    if not order.waiting:
+        return
+    left = tuple(run_id for run_id in order.waiting if run_id not in run_ids)
+    canaries = tuple(run_id for run_id in order.canaries if run_id not in run_ids)
+    rows = read_rows(study)
+    arms = {row.arm for row in rows if row.run_id in order.canaries} - {row.arm for row in rows if row.run_id in canaries}
+    costs, behind = cost_of(rows), [row for row in rows if row.run_id in left and not waits_for(study, row)]
+    for arm in sorted(arms):
+        able = [row.run_id for row in behind if row.arm == arm]
+        canaries += (min(able, key=lambda run_id: costs[run_id]),) if able else ()
+    write_order(study, dataclasses.replace(order, waiting=left, canaries=canaries))

@@ -7,17 +7,19 @@ life, with what it had spent. Not here: whether the run is tried again (`launch.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.failures import FailureClass, last_record, write_failure
+from launch.failures import FailureClass, failure_text, write_failure
 from launch.job import WorkerJob, flag_path, flag_reason, is_complete, job_id, life
 from launch.lease import holder
-from launch.ledger import DONE, ENDED, LOST, Attempt, append_event, read_attempts
-from launch.progress import recorded_flops, recorded_step
+from launch.ledger import DONE, ENDED, FAILED, LOST, Attempt, append_event, read_attempts
+from launch.progress import last_sign, own_flops, recorded_step
+from launch.retries import may_go_on
 from launch.rows import RUNS
-from lst.records import LEASE, TRAIN_RECORDS, read_json
+from lst.records import LEASE
 
 GONE = "its job is gone and left neither exit.json nor failure.json"
 NEVER_BEGAN = "its job ended before the run had begun; submit again"
@@ -47,6 +49,17 @@ def close_former_life(study: Path, job: WorkerJob, attempts: Sequence[Attempt], 
     return bool(found)
 
 
+def ended_in_order(study: Path, attempts: Sequence[Attempt]) -> Attempt | None:
+    """The end of this job's former life, if that is not to go on: SLURM started the job anew because its worker was killed later.
+
+    `scontrol requeue` by hand tells the former life the same as scancel does, and is meant to go on.
+    """
+    last = attempts[-1] if attempts and life() > 0 else None
+    if last is None or last.job_id != job_id() or last.ended is None or may_go_on(attempts):
+        return None
+    return None if flag_reason(flag_path(study, job_id(), life() - 1)) == "TERM" else last
+
+
 def of_former_life(study: Path, job: str, before: int) -> tuple[FailureClass, str]:
     """Class and cause of a job's life that SLURM followed by another one."""
     left = flag_reason(flag_path(study, job, before))
@@ -64,22 +77,25 @@ def close(
     failure: FailureClass | None,
     cause: str,
     former: Mapping[str, Any] | None = None,
+    *,
+    state: str = LOST,
 ) -> None:
     """End an attempt in the ledger whose worker could not, and say so in failure.json; without a `failure` the run is done.
 
-    It ended when it was last heard of: by a record, or by a beat of its lease (`former`; by default the one in the folder).
+    It ended when it was last heard of: by a record, or by a beat of its lease (`former`; by default the one in the folder). One
+    that has its end already is followed by one that never began: its job was queued again, and did not come back.
     """
-    record = last_record(run_dir / TRAIN_RECORDS) or {}
-    lease = (read_json(run_dir / LEASE) or {}) if former is None else former
-    beat = float(lease.get("beat") or 0.0) if lease.get("attempt") == attempt.attempt else 0.0
-    when = max(float(record.get("time") or 0.0), beat, attempt.started or attempt.submitted or 0.0)
-    spent = max(0.0, recorded_flops(run_dir) - attempt.flops_before) if attempt.started is not None else 0.0
+    number, began, when = attempt.attempt, attempt.started, last_sign(run_dir, attempt, former)
+    if attempt.ended is not None:
+        number, began, when = number + 1, None, time.time()
+    spent = own_flops(run_dir, before=attempt.flops_before, started=began) if began is not None else 0.0
     if failure is not None:
-        write_failure(run_dir, failure, cause, attempt=attempt.attempt, node=attempt.host or "?")
+        content = write_failure(run_dir, failure, cause, attempt=number, node=attempt.host or "?")
+        cause = failure_text(content) if state == FAILED else cause
     end = {
-        "state": LOST if failure else DONE,
+        "state": state if failure else DONE,
         "class": failure.value if failure else "",
         "step": recorded_step(run_dir),
         "flops": spent,
     }
-    append_event(study, ENDED, run_dir.name, attempt=attempt.attempt, job_id=attempt.job_id, time=when, cause=cause, **end)
+    append_event(study, ENDED, run_dir.name, attempt=number, job_id=attempt.job_id, time=when, cause=cause, **end)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 from launch.cluster import Cluster, LocalCluster, SlurmCluster, placement
 from launch.environment import job_environment
-from launch.executor import probe_script, sbatch_environment
+from launch.executor import probe_script, require_path, sbatch_environment
 from launch.failures import tail_of
 from launch.job import JOB_FILES, WorkerJob
 from launch.ledger import LAUNCH
@@ -33,6 +34,7 @@ WAIT_SECONDS = 900  # for the jobs to start and end
 POLL_SECONDS = 1.0
 FREE_GIB = 5.0
 CLOCK_SECONDS = 5.0
+LOCAL_LOCKS = re.compile(r"\b(nolock|localflock|local_lock=(all|flock))\b")  # mount options of NFS and Lustre
 BF16_ERROR = 0.05
 BF16_SLOWER = 5.0
 
@@ -63,6 +65,7 @@ def report_lines(found: Iterable[dict[str, Any]]) -> list[str]:
         seen = machine["seen"]
         versions = seen.get("imports", {})
         about = f"python {seen.get('python', '?')}, torch {versions.get('torch', '?')}, {len(seen.get('gpus') or [])} GPUs"
+        about += f", study on {disk['filesystem']}" if "filesystem" in (disk := seen.get("disk", {})) else ""
         verdict = "is ready" if not machine["wrong"] else "is not ready"
         lines.append(f"{machine['type']}: {seen.get('host', '?')} {verdict} ({about})")
         lines += [f"  - {sentence}" for sentence in machine["wrong"]]
@@ -70,6 +73,7 @@ def report_lines(found: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _on_slurm(study: Path, cluster: SlurmCluster, root: Path) -> list[dict[str, Any]]:
+    require_path(study)
     token = uuid.uuid4().hex[:12]
     folder = study / LAUNCH / JOB_FILES / token
     folder.mkdir(parents=True)
@@ -77,11 +81,13 @@ def _on_slurm(study: Path, cluster: SlurmCluster, root: Path) -> list[dict[str, 
     gpus = _gpus_of_a_node(study, cluster)
     job = WorkerJob(study=str(study), run_id="preflight", root=str(root), cluster="slurm", gpus=gpus)
     late: dict[str, str] = {}
+    letter = folder / f"{token}.letter"  # what this machine writes now, the node has to see
+    letter.write_text(letter.name)
     try:
         for number, (kind, node) in enumerate(node_types(cluster.partition).items()):
             out, err = folder / f"{number}.json", folder / f"{number}.err"
             script = folder / f"{number}.sh"
-            words = [sys.executable, "-m", PROBE, str(study)]
+            words = [sys.executable, "-m", PROBE, str(study), str(letter)]
             script.write_text(probe_script(study, cluster, job, node=node, token=token, words=words, out=out, err=err))
             jobs[kind] = (sbatch(script, token=f"{token}-{number}", environment=sbatch_environment(job, cluster)), out, err)
         late = _wait_for([identity for identity, _, _ in jobs.values()])
@@ -109,9 +115,10 @@ def _wait_for(jobs: list[str]) -> dict[str, str]:
 
 def _gpus_of_a_node(study: Path, cluster: SlurmCluster) -> int:
     """GPUs that the study's runs use on one node."""
-    if cluster.gpus_per_node is not None or not (study / PLAN).is_file():
+    if not (study / PLAN).is_file():
         return cluster.gpus_per_node or 0
-    return max((placement(cluster, row.gpus)[2] for row in read_rows(study) if row.admitted), default=0)
+    places = [placement(cluster, row.gpus) for row in read_rows(study) if row.admitted]
+    return max((gpus // nodes for nodes, _, gpus in places), default=0)
 
 
 def _parsed(text: str, complaint: str) -> dict[str, Any]:
@@ -149,6 +156,12 @@ def _wrong(seen: dict[str, Any], *, gpus: int, needs_commands: bool) -> Iterable
         yield f"the study's folder has {seen['disk']['free_gib']} GiB of free space; runs need more."
     if seen["disk"].get("locks") is False:
         yield "the study's filesystem has no locks; leases rest on heartbeats alone there."
+    if seen["disk"].get("creates_once") is False or seen["disk"].get("replaces") is False:
+        yield "the study's filesystem does not create a file once only, or shows replaced ones late; put the study elsewhere."
+    if seen["disk"].get("letter") is False:
+        yield "a file that this machine wrote before the job is not seen there: not one filesystem, or one that shows files late."
+    if found := LOCAL_LOCKS.search(seen["disk"].get("options", "")):
+        yield f"the study's filesystem is mounted with {found[0]}: locks tell nothing between machines, heartbeats must do."
     if isinstance(seen["clock"], float) and abs(seen["clock"]) > CLOCK_SECONDS:
         yield f"the clock is {seen['clock']:.0f} s off the filesystem's; leases go by it, so set it right."
     missing = [name for name in ("sbatch", "scontrol") if name not in (seen["commands"] or [])]

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.evaluations import evaluation_words
+from launch.ledger import ledger_path
 from launch.rows import ADMITTED, EVAL, NEEDED, PLAN, RUNS, TASK, Row
 from lst.errors import ConfigError, LaunchError
 from lst.records import read_json, write_atomically, write_json
@@ -44,18 +45,21 @@ def split_words(words: Sequence[str]) -> tuple[int, list[str], list[str]]:
             raise ConfigError(f"part={value} is given by the launcher; give parts=N, the number of parts.")
         else:
             options.append(f"{key}={_absolute(key, value)}")
-    if not parts or not any(option.startswith("out=") for option in options):
+    if not parts or not any(option.startswith("out=") and option != "out=" for option in options):
         raise ConfigError("a preparation needs parts=N and out=FOLDER beside the options of prepare-data.")
     return parts, options, ours
 
 
 def write_preparation(folder: Path, parts: int, options: Sequence[str]) -> None:
-    """Plan the parts in `folder`. The same preparation again changes nothing; raises LaunchError where another one is there."""
+    """Plan the parts in `folder`. The same preparation again changes nothing; another one replaces it until a job was made.
+
+    Raises LaunchError where another one has begun, or a study is there.
+    """
     content = {"parts": parts, "options": sorted(options)}
     known = read_json(folder / PREPARATION)
     if known is None and (folder / PLAN).exists():
         raise LaunchError(f"'{folder}' holds a study; give another folder for the preparation's jobs.")
-    if known is not None and known != content:
+    if known is not None and known != content and ledger_path(folder).exists():
         raise LaunchError(f"'{folder}' holds another preparation ({known}); give the same options, or another folder.")
     names = [f"part-{n}-of-{parts}" for n in range(1, parts + 1)] + [MERGE]
     for name in names:

@@ -1,14 +1,17 @@
 """How far a run is, and what it has spent so far: read from its records and checkpoints.
 
-Not here: sums over a study (`launch.budget`).
+Not here: sums over a study (`launch.limits`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from launch.failures import last_record
-from lst.records import CHECKPOINTS, TRAIN_RECORDS, read_json
+from launch.ledger import Attempt
+from lst.records import CHECKPOINTS, LEASE, TRAIN_RECORDS, read_json
 
 
 def recorded_step(run_dir: Path) -> int:
@@ -20,7 +23,30 @@ def recorded_step(run_dir: Path) -> int:
 def recorded_flops(run_dir: Path) -> float:
     """Training FLOPs of the steps that stand in the records."""
     record = last_record(run_dir / TRAIN_RECORDS) or {}
-    return float(record.get("spent_flops") or record.get("train_flops") or 0.0)
+    return _flops_of(record)
+
+
+def own_flops(run_dir: Path, *, before: float, started: float) -> float:
+    """Training FLOPs of an attempt that went on from `before` and has run since `started` (seconds since the epoch).
+
+    Until its first step the records end with another attempt's last one, which its own attempt has paid for.
+    """
+    record = last_record(run_dir / TRAIN_RECORDS) or {}
+    if float(record.get("time") or started) < started:
+        return 0.0
+    return max(0.0, _flops_of(record) - before)
+
+
+def last_sign(run_dir: Path, attempt: Attempt, lease: Mapping[str, Any] | None = None) -> float:
+    """When (seconds since the epoch) an attempt was last heard of: by a record, or a beat of its `lease` (or the folder's)."""
+    record = last_record(run_dir / TRAIN_RECORDS) or {}
+    said = (read_json(run_dir / LEASE) or {}) if lease is None else lease
+    beat = said.get("beat") if said.get("attempt") == attempt.attempt else None
+    return max(
+        float(record.get("time") or 0.0),
+        float(beat) if isinstance(beat, int | float) else 0.0,
+        attempt.started or attempt.submitted or 0.0,
+    )
 
 
 def saved_flops(run_dir: Path) -> float:
@@ -32,5 +58,10 @@ def saved_flops(run_dir: Path) -> float:
         except OSError:
             continue
         state = read_json(latest.parent / name / "state.json") or {}
-        found = max(found, float(state.get("spent_flops") or state.get("train_flops") or 0.0))
+        found = max(found, _flops_of(state))
     return found
+
+
+def _flops_of(state: Mapping[str, Any]) -> float:
+    """What a record, or a checkpoint's state, says was spent."""
+    return float(state.get("spent_flops") or state.get("train_flops") or 0.0)

@@ -58,6 +58,10 @@ def read_rows(study: Path) -> list[Row]:
     path = study / PLAN
     if not path.is_file():
         raise LaunchError(f"'{study}' has no {PLAN}; plan a study there first: plan-sweep study=NAME out={study}.")
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise LaunchError(f"'{path}' is no text; plan the study again with plan-sweep.") from error
     if not is_whole_text(path):
         raise LaunchError(f"'{path}' is torn (its last line has no end); plan the study again with plan-sweep.")
     with path.open(newline="", encoding="utf-8") as file:

@@ -6,7 +6,7 @@ Commands are lists of words, never a shell's. Not here: sacct (a run's own files
 
 from __future__ import annotations
 
-import getpass
+import os
 import re
 import subprocess
 import time
@@ -18,29 +18,55 @@ from lst.errors import LaunchError
 
 RUNNING = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED"})
 PENDING = "PENDING"
+HELD = "HELD"  # our own word: it is pending, but SLURM failed to launch it, and will not try again
 CALL_SECONDS = 60
+ME = str(os.geteuid())  # squeue takes numbers; names in the environment may be another user's
 CANCEL_CHUNK = 500
 ACCEPTED = re.compile(r"Submitted batch job (\d+)")
 UNSURE = re.compile(r"timed out|contact|connect|communicat|zero bytes|did not answer", re.IGNORECASE)
 LOOKS = 3  # for jobs of a submission that failed: SLURM may be slow to list what it has accepted
 LOOK_SECONDS = 2.0
+UNLAUNCHED = re.compile(r"launch.failed.requeued.held|JobHoldMaxRequeue", re.IGNORECASE)
 SITE = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 PENDING_ARRAY = re.compile(r"(\d+)_\[([0-9,:-]+)(?:%\d+)?\]")
 
 
-def slurm_queue() -> dict[str, str]:
-    """State of each of this user's jobs that SLURM still lists, by job id (`123` or `123_4`).
+def slurm_queue(seconds: float = CALL_SECONDS) -> dict[str, str]:
+    """State of each of this user's jobs that SLURM still lists, by job id (`123` or `123_4`): as SLURM names it, or HELD.
 
     Raises LaunchError if squeue is missing, fails or does not answer.
     """
-    argv = ["squeue", "--noheader", "--array", "--user", getpass.getuser(), "--format=%i %T"]
-    lines = _call(argv).splitlines()
+    argv = ["squeue", "--noheader", "--array", "--user", ME, "--format=%i %T %r"]
+    lines = _call(argv, seconds).splitlines()
     states: dict[str, str] = {}
     for line in lines:
-        identity, _, state = line.strip().partition(" ")
+        identity, _, rest = line.strip().partition(" ")
+        state, _, reason = rest.strip().partition(" ")
         if identity:
-            states.update(dict.fromkeys(expand_job_id(identity), state.strip()))
+            state = HELD if state == PENDING and UNLAUNCHED.search(reason) else state
+            states.update(dict.fromkeys(expand_job_id(identity), state))
     return states
+
+
+def job_ends(job_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """(state, reason) of jobs that have ended, by job id, as far as SLURM remembers: by itself some minutes, else by sacct.
+
+    Raises LaunchError if squeue does not answer; sacct may be off.
+    """
+    argv = ["squeue", "--noheader", "--array", "--user", ME, "--states=all", "--format=%i|%T|%r"]
+    listed = [line.strip().split("|") for line in _call(argv).splitlines()]
+    ends = {words[0]: (words[1], "" if words[2] == "None" else words[2]) for words in listed if len(words) == 3}
+    missing = [job for job in job_ids if job not in ends]
+    argv = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(missing)}", "--format=JobID,State,ExitCode"]
+    try:
+        accounted = [line.strip().split("|") for line in _call(argv).splitlines()] if missing else []
+    except LaunchError:
+        accounted = []
+    for identity, state, code in (words for words in accounted if len(words) == 3):
+        status, _, number = code.partition(":")
+        reason = f"RaisedSignal:{number}" if number != "0" else "" if status == "0" else "NonZeroExitCode"
+        ends.setdefault(identity, (state.partition(" ")[0], reason))
+    return {job: ends[job] for job in job_ids if job in ends}
 
 
 def slurm_site() -> str:
@@ -124,7 +150,7 @@ def find_by_token(token: str, *, looks: int = 1) -> str:
     for look in range(looks):
         if look:
             time.sleep(LOOK_SECONDS)
-        for line in _call(["squeue", "--noheader", "--user", getpass.getuser(), "--format=%F|%k"]).splitlines():
+        for line in _call(["squeue", "--noheader", "--user", ME, "--format=%F|%k"]).splitlines():
             identity, _, comment = line.strip().partition("|")
             if comment == token:
                 return identity
@@ -145,13 +171,13 @@ def node_types(partition: str | None) -> dict[str, str]:
     return types
 
 
-def _call(argv: list[str]) -> str:
+def _call(argv: list[str], seconds: float = CALL_SECONDS) -> str:
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=CALL_SECONDS, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
     except FileNotFoundError as error:
         raise LaunchError(f"{argv[0]} is not on PATH; look at this study from a machine of its cluster.") from error
     except subprocess.TimeoutExpired as error:
-        raise LaunchError(f"{argv[0]} did not answer within {CALL_SECONDS} s; try again when the scheduler is up.") from error
+        raise LaunchError(f"{argv[0]} did not answer within {seconds:g} s; try again when the scheduler is up.") from error
     if done.returncode:
         raise LaunchError(f"{argv[0]} failed ({one_line(done.stderr) or done.returncode}); try again when the scheduler is up.")
     return done.stdout

@@ -1,8 +1,8 @@
 """The code a study runs with: a copy of the five packages taken at submit, named by its hash, read-only.
 
-Jobs import from the copy alone, so that edits made while runs are queued or running change nothing. The worker checks
-the hash before it starts a run. What looks like a secret, or is large, is no code, and refused by name. Not here: the
-installed dependencies, which are recorded by each run's exit.json.
+Jobs import from the copy alone, so that edits made while runs are queued or running change nothing. Submitters and workers
+check before they start a run that it holds these files and no others; jobs leave no compiled files there. What looks like a
+secret, or is large, is no code, and refused by name. Not here: the installed dependencies, which each run's exit.json records.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from lst.errors import LaunchError
 
@@ -23,10 +23,11 @@ HASH_DIGITS = 16
 LARGEST_MIB = 256  # of all together
 LARGEST_FILE_MIB = 32
 SECRET_NAMES = re.compile(
-    r"id_(rsa|dsa|ecdsa|ed25519)|credentials(\..*)?|secrets?(\..*)?|.*\.(pem|key|p12|pfx|kdbx|netrc)", re.IGNORECASE
+    r"id_(rsa|dsa|ecdsa|ed25519)|credentials(\..*)?|secrets?(\..*)?|.*\.(pem|key|ppk|p12|pfx|kdbx|netrc)", re.IGNORECASE
 )
 SECRET_TEXTS = re.compile(
     rb"-----BEGIN [A-Z ]*PRIVATE KEY-----|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[pos]_[0-9A-Za-z]{36}\b|\bhf_[0-9A-Za-z]{34}\b"
+    rb"|\bgithub_pat_[0-9A-Za-z_]{22,}|\bsk-[0-9A-Za-z_-]{20,}|(?i:aws_secret_access_key)[\"'\s:=]+[0-9A-Za-z/+]{40}\b"
 )
 
 
@@ -67,7 +68,7 @@ def take_snapshot(launch_dir: Path) -> Path:
     expected = code_hash(root)
     target = launch_dir / SNAPSHOTS / expected
     if target.is_dir():
-        if code_hash(target) != expected:
+        if altered(target, expected):
             raise LaunchError(f"the code snapshot '{target}' was altered; delete it and submit again.")
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,11 +80,27 @@ def take_snapshot(launch_dir: Path) -> Path:
             shutil.copyfile(path, copy)
             copy.chmod(0o444)
         aside.chmod(0o755)
-        aside.rename(target)
+        try:
+            aside.rename(target)
+        except OSError:  # another one was faster
+            if not target.is_dir() or altered(target, expected):
+                raise
+            shutil.rmtree(aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return target
+
+
+def altered(root: Path, expected: str) -> bool:
+    """Whether a snapshot holds other files than the code of that hash: compiled ones, hidden ones and links count as well."""
+    known = {name for name, _ in _files(root)}
+    folders = {parent for name in known for parent in PurePosixPath(name).parents}
+    for path in root.rglob("*"):
+        name = path.relative_to(root).as_posix()
+        if path.is_symlink() or (PurePosixPath(name) not in folders if path.is_dir() else name not in known):
+            return True
+    return code_hash(root) != expected
 
 
 def code_hash(root: Path) -> str:

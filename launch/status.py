@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from launch.canary import PRICE
-from launch.failures import failure_text, last_line, last_record, read_failure, tail_of
-from launch.job import JOB_FILES, is_complete
+from launch.failures import failure_text, last_line, last_record, read_failure
+from launch.gone import last_words
+from launch.job import is_complete
 from launch.lease import holder
 from launch.ledger import DONE, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, read_attempts
+from launch.order import read_order
 from launch.past import GONE, NEVER_BEGAN
-from launch.retries import ORDER
 from launch.rows import Row, cost_of, read_rows, waits_for
+from launch.scheduler import HELD, slurm_queue, slurm_site
 from launch.scheduler import RUNNING as SLURM_RUNNING
-from launch.scheduler import slurm_queue, slurm_site
 from lst.errors import LaunchError
 from lst.records import LEASE, TRAIN_RECORDS, read_json
 
@@ -32,6 +33,7 @@ STATES = (PLANNED, QUEUED, RUNNING, DONE, FAILED, LOST, REFUSED)
 OPEN_STATES = (QUEUED, RUNNING)
 ORDERED = "order"  # the source of a state: it waits to be submitted
 LOCK = "lock"
+LOOK_SECONDS = 10.0  # how long squeue may take before the files alone tell
 START_SECONDS = 30.0  # a local job may take as long from its submission to its lease
 
 
@@ -136,7 +138,7 @@ def _queue(study: Path, rows: Sequence[Row], attempts: Mapping[str, list[Attempt
     if not opened:
         return {}, ""
     try:
-        queue = slurm_queue()
+        queue = slurm_queue(LOOK_SECONDS)
     except LaunchError:
         return None, ""
     return queue, slurm_site() if any(a.job_id not in queue for a in opened) else ""
@@ -156,15 +158,15 @@ class _Seen:
 
 def _look(study: Path, rows: Sequence[Row], attempts: Mapping[str, list[Attempt]]) -> _Seen:
     submitter = holder(lock_path(study)) or {}
-    order = read_json(study / LAUNCH / ORDER) or {}
+    order = read_order(study)
     price = (read_json(study / LAUNCH / PRICE) or {}).get("gpu_hours")
     queue, site = _queue(study, rows, attempts)
     return _Seen(
         queue=queue,
         site=site,
         waiting=frozenset(submitter.get("waiting") or ()),
-        ordered=dict.fromkeys(order.get("waiting") or (), str(order.get("note") or "its turn")),
-        planned_hours=price if isinstance(price, dict) else {},
+        ordered=dict.fromkeys(order.waiting, order.note or "its turn"),
+        planned_hours={k: v for k, v in price.items() if isinstance(v, int | float)} if isinstance(price, dict) else {},
         now=time.time(),
     )
 
@@ -210,7 +212,9 @@ def _state(study: Path, row: Row, last: Attempt | None, seen: _Seen, step: int) 
     if held is not None and (held["locked"] or last is None or not queue or queue.get(last.job_id) in SLURM_RUNNING):
         return RUNNING, "", "lease" if held["locked"] else "heartbeat"
     if last is not None and queue and last.job_id in queue:
-        return (RUNNING if queue[last.job_id] in SLURM_RUNNING else QUEUED), queue[last.job_id].lower(), "squeue"
+        found = queue[last.job_id]
+        cause = "SLURM could not start its job, and holds it; submit" if found == HELD else found.lower()
+        return (RUNNING if found in SLURM_RUNNING else QUEUED), cause, "squeue"
     if row.run_id in seen.waiting:
         return QUEUED, "", "submitter"
     if not row.admitted:
@@ -222,7 +226,7 @@ def _state(study: Path, row: Row, last: Attempt | None, seen: _Seen, step: int) 
         verb = "comes after" if row.after else "starts from"
         planned = PLANNED, f"{verb} run {waits}, which is not done" if waits else "", "plan"
         return (FAILED, failure_text(failure), "failure.json") if failure else planned
-    if row.run_id in seen.ordered and last.state == INTERRUPTED:
+    if row.run_id in seen.ordered and last.state in (INTERRUPTED, LOST):
         return QUEUED, f"waits for {seen.ordered[row.run_id]}", ORDERED
     if last.state == FAILED:
         return FAILED, last.cause, "ledger"
@@ -235,15 +239,7 @@ def _state(study: Path, row: Row, last: Attempt | None, seen: _Seen, step: int) 
         return (RUNNING if last.started else QUEUED), cause, "ledger"
     if last.started is None and last.cluster != "slurm" and time.time() - (last.submitted or 0.0) < START_SECONDS:
         return QUEUED, "", "ledger"
-    return LOST, _last_words(study, last) or (GONE if last.started else NEVER_BEGAN), "ledger"
-
-
-def _last_words(study: Path, attempt: Attempt) -> str:
-    """What a SLURM job itself printed last to its error file, where it did not get as far as the run's log."""
-    path = study / LAUNCH / JOB_FILES / attempt.token / f"{attempt.job_id}_0_log.err"  # as submitit names it
-    if not attempt.token or not path.is_file():
-        return ""
-    return last_line(tail_of(path))
+    return LOST, last_line(last_words(study, last)) or (GONE if last.started else NEVER_BEGAN), "ledger"
 
 
 def _last(attempts: Sequence[Attempt]) -> Attempt | None:

@@ -7,38 +7,39 @@ never twice. Not here: how a job is started (`launch.executor`), how this machin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import signal
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.cluster import Cluster, DebugCluster, LocalCluster, SlurmCluster
 from launch.display import Display
+from launch.executor import require_path
 from launch.failures import FailureClass
+from launch.gone import end_gone
 from launch.interrupt import Interrupts
-from launch.job import cancel_path, raise_flag
-from launch.lease import Lease, holder, signal_holder
-from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, append_event, read_attempts
-from launch.limits import change_limits, overspent
-from launch.order import Order, adopt, forget, place_order, pump, read_order, take_back, top_up, write_order
+from launch.job import cancel_path
+from launch.lease import Lease, holder
+from launch.ledger import FAILED, LAUNCH, LOST, read_attempts
+from launch.limits import Limits, change_limits, check_limits, overspent, read_limits
+from launch.order import Order, adopt, place_order, pump, read_order, take_back, top_up, weight, write_order
 from launch.past import GONE, NEVER_BEGAN, close, close_finished
 from launch.prepare import task_of
 from launch.retries import STOPPED, study_stopped
 from launch.rows import EVAL, TASK, Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
-from launch.scheduler import cancel_jobs, slurm_site
 from launch.snapshot import make_private, take_snapshot
 from launch.status import OPEN_STATES, RUNNING, RunStatus, eta_seconds, gather, is_planned, lock_path
 from lst.errors import LaunchError, did_you_mean
-from lst.records import LEASE
+from lst.plain import to_dict
 
 NEEDED_MIB = 64  # free space below which nothing is started
 FOLLOW_SECONDS = 5.0
 WAIT_SECONDS = 0.2
-LOCK_SECONDS = 30.0  # for a worker that submits what waits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class Selection:
         """The rows that are named. Raises LaunchError on a name that fits none, or several."""
         if not self.run_ids:
             return list(rows)
-        return [find_row(rows, name) for name in self.run_ids]
+        return list(dict.fromkeys(find_row(rows, name) for name in self.run_ids))
 
     def wants(self, status: RunStatus) -> bool:
         """Whether a run in this state is meant."""
@@ -89,10 +90,12 @@ def submit(
     began = time.time()
     study = study.absolute()
     selection = selection or Selection()
-    rows = [row for row in selection.rows(read_rows(study)) if row.admitted]
+    if isinstance(cluster, SlurmCluster):
+        require_path(study)
+    rows = _admitted(selection, read_rows(study))
     require_data(rows)
     make_private(study / LAUNCH)
-    change_limits(study, limits or {})
+    _require_room(rows, check_limits(study, limits or {}))
     report = Report()
     with Interrupts() as interrupts:
         lock = _take_lock(study, display, interrupts)
@@ -101,24 +104,24 @@ def submit(
         if warning := warn_of_writers(study):
             display.note(warning)
         try:
-            close_finished(study)
-            before = _begin_order(study, selection)
-            if isinstance(cluster, SlurmCluster):
-                adopt(study)
-                before = _lower_limit(study, before, display) if limits else before
-            todo, running = _choose(study, rows, selection, began)
+            stood = read_limits(study)
+            change_limits(study, limits or {})
+            before, again = _what_stands(study, cluster, selection, display, lowered=bool(limits))
+            todo, running = _choose(study, rows, selection, began, behind=isinstance(cluster, SlurmCluster))
             report.submitted = len(todo)
+            before = _with_others(study, before, again, todo)
             root = _prepare(study, todo) if todo and not isinstance(cluster, DebugCluster) else None
             if isinstance(cluster, LocalCluster):
                 from launch.feed import feed
 
                 feed(
                     study, cluster, queue=todo, foreign=running, root=root, display=display, interrupts=interrupts,
-                    announce=lambda waiting: lock.describe(waiting=waiting), trainer_argv=trainer_argv,
+                    announce=lambda waiting: lock.describe(waiting=waiting, works=True), trainer_argv=trainer_argv,
                 )  # fmt: skip
             elif root is not None and isinstance(cluster, SlurmCluster):
                 place_order(study, cluster, todo, root.name, before=before)
-                report.submitted = top_up(study, root, holding=(lock.file,), trainer_argv=trainer_argv, test=True)
+                with _put_back(study, stood, before, todo):
+                    report.submitted = top_up(study, root, holding=(lock.file,), trainer_argv=trainer_argv, test=True)
                 if report.submitted < len(todo):
                     display.note(_waiting_text(study, todo))
         finally:
@@ -132,53 +135,21 @@ def submit(
     return report
 
 
-def cancel(study: Path, *, selection: Selection | None = None, now: bool = False) -> list[str]:
-    """Stop open runs, so that they save and leave, and take back what is queued; returns the run_ids it concerned.
-
-    A running one is told by a file that its worker looks for, on whatever machine; with `now`, SLURM is told to end the jobs,
-    which leaves them the site's KillWait to save. On this machine the whole study's submitter is stopped too, unless single
-    runs are named. Nothing is deleted: submitting again goes on. Raises LaunchError where the scheduler fails.
-    """
-    study = study.absolute()
-    selection = selection or Selection()
-    rows = selection.rows(read_rows(study))
-    attempts = read_attempts(study)
-    concerned = [s for s in gather(study, rows) if s.state in OPEN_STATES]
-    _forget(study, [s.run_id for s in concerned])
-    running = [s for s in concerned if s.state == RUNNING and s.job_id]
-    for status in running:
-        raise_flag(cancel_path(study, status.job_id), "cancelled")
-    slurm = [s for s in concerned if attempts.get(s.run_id) and attempts[s.run_id][-1].cluster == "slurm"]
-    ended = [s for s in slurm if now or s.state != RUNNING]
-    if ended:
-        elsewhere = {attempts[s.run_id][-1].site for s in ended} - {"", site := slurm_site()}
-        if site and elsewhere:
-            raise LaunchError(f"this is cluster {site}, and queued jobs are on {', '.join(elsewhere)}; cancel them from there.")
-        cancel_jobs([s.job_id for s in ended])
-    for status in ended:
-        last = attempts[status.run_id][-1]
-        if last.started is None:
-            end = {"state": INTERRUPTED, "cause": "cancelled", "class": FailureClass.CANCELLED.value}
-            append_event(study, ENDED, status.run_id, attempt=last.attempt, job_id=last.job_id, **end)
-    if not selection.run_ids:
-        signal_holder(lock_path(study), signal.SIGINT)
-    here = {s.run_id for s in concerned} - {s.run_id for s in slurm}
-    for row in rows:
-        if row.run_id in here:
-            signal_holder(row.folder(study) / LEASE, signal.SIGTERM)
-    return [s.run_id for s in concerned]
+def _admitted(selection: Selection, rows: Sequence[Row]) -> list[Row]:
+    """The selected rows that the plan admits. Raises LaunchError where it refuses one that is named, or all of them."""
+    chosen = selection.rows(rows)
+    refused = [row for row in chosen if not row.admitted]
+    if refused and (selection.run_ids or len(refused) == len(chosen)):
+        which = f"run {refused[0].run_id}" if selection.run_ids else "every run"
+        raise LaunchError(f"{which} is refused by the plan ({refused[0].reason or 'no reason given'}); plan the study anew.")
+    return [row for row in chosen if row.admitted]
 
 
-def _forget(study: Path, run_ids: Sequence[str]) -> None:
-    """Take runs off the order, beside whoever may be submitting from it just now."""
-    if not read_order(study).waiting:
-        return
-    lock = Lease.acquire(lock_path(study), wait=LOCK_SECONDS)
-    try:
-        forget(study, run_ids)
-    finally:
-        if lock is not None:
-            lock.release()
+def _require_room(rows: Sequence[Row], limits: Limits) -> None:
+    """Raises LaunchError where a row could never start."""
+    row = max(rows, key=weight, default=None)
+    if row is not None and 0 < limits.gpus < weight(row):
+        raise LaunchError(f"run {row.run_id} needs {weight(row)} GPUs, more than limit.gpus={limits.gpus}; raise it.")
 
 
 def warn_of_writers(study: Path) -> str:
@@ -215,6 +186,18 @@ def _take_lock(study: Path, display: Display, interrupts: Interrupts) -> Lease |
     return None
 
 
+def _what_stands(
+    study: Path, cluster: Cluster, selection: Selection, display: Display, *, lowered: bool
+) -> tuple[Order, list[str]]:
+    """What was ordered before, as it stands now, and the runs whose jobs are gone and that go on by themselves."""
+    close_finished(study)
+    before = _begin_order(study, selection)
+    if not isinstance(cluster, SlurmCluster):
+        return before, []
+    adopt(study)
+    return (_lower_limit(study, before, display) if lowered else before), end_gone(study)
+
+
 def _begin_order(study: Path, selection: Selection) -> Order:
     """What was ordered before, once it may go on: a stopped study goes on by `resubmit` alone. Raises LaunchError."""
     stopped, before = study_stopped(study), read_order(study)
@@ -234,6 +217,27 @@ def _begin_order(study: Path, selection: Selection) -> Order:
         before = dataclasses.replace(before, time=round(time.time(), 3))
     write_order(study, before)
     return before
+
+
+def _with_others(study: Path, before: Order, again: Sequence[str], todo: Sequence[Row]) -> Order:
+    """`before`, and first in it the runs of `again` that go on by themselves and are not selected now."""
+    left = tuple(run_id for run_id in again if run_id not in {row.run_id for row in todo})
+    if left:
+        before = dataclasses.replace(before, waiting=left + before.waiting)
+        write_order(study, before)
+    return before
+
+
+@contextlib.contextmanager
+def _put_back(study: Path, limits: Limits, order: Order, todo: Sequence[Row]) -> Iterator[None]:
+    """Where a call is refused before anything was submitted, what waited before waits as it was asked for."""
+    try:
+        yield
+    except LaunchError:
+        if {row.run_id for row in todo} <= set(read_order(study).waiting):
+            write_order(study, order)
+            change_limits(study, to_dict(limits))
+        raise
 
 
 def _lower_limit(study: Path, before: Order, display: Display) -> Order:
@@ -258,8 +262,11 @@ def _waiting_text(study: Path, todo: Sequence[Row]) -> str:
     return f"{waiting:,} wait for {what}, and are submitted as jobs end"
 
 
-def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: float) -> tuple[list[Row], list[Row]]:
-    """The rows to start, the longest first (so that the end is short), and those that run on this machine already."""
+def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: float, *, behind: bool) -> tuple[list[Row], list[Row]]:
+    """The rows to start, the longest first (so that the end is short), and those that run on this machine already.
+
+    `behind`: rows that still run and are cancelled are started behind those jobs.
+    """
     statuses = gather(study, rows)
     attempts = read_attempts(study)
     todo, running = [], []
@@ -268,6 +275,8 @@ def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: float
         tried = last is not None and max(last.started or 0.0, last.submitted or 0.0) >= began  # by another, while we waited
         if status.state == RUNNING and status.source == "lease" and (last is None or last.cluster != "slurm"):
             running.append(row)
+        elif behind and status.state == RUNNING and cancel_path(study, status.job_id).exists() and selection.wants(status):
+            todo.append(row)
         elif selection.wants(status) and (is_planned(status) or (status.state in (FAILED, LOST) and not tried)):
             todo.append(row)
             if status.state == LOST and last is not None and last.ended is None:
@@ -321,8 +330,12 @@ def _follow(
     """Show the runs until all have ended; an interrupt ends the looking, not the jobs."""
     reported: set[str] = set()
     costs = cost_of(list(rows))
+    root = root or take_snapshot(study / LAUNCH)
     while not interrupts.count:
         statuses = gather(study, rows)
+        if not any(s.state in OPEN_STATES for s in statuses):  # unless what was lost goes on by itself
+            pump(study, root, trainer_argv=trainer_argv)
+            statuses = gather(study, rows)
         open_runs = [s for s in statuses if s.state in OPEN_STATES]
         ended = [s for s in statuses if s.state not in OPEN_STATES]
         for status in ended:
@@ -334,8 +347,7 @@ def _follow(
         display.progress(len(ended), len(rows), running, fraction, eta_seconds(rows, statuses, max(1, running)))
         if not open_runs:
             break
-        if root is not None:
-            pump(study, root, trainer_argv=trainer_argv)
+        pump(study, root, trainer_argv=trainer_argv)
         deadline = time.monotonic() + FOLLOW_SECONDS
         while time.monotonic() < deadline and not interrupts.count:
             time.sleep(WAIT_SECONDS)

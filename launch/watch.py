@@ -67,6 +67,16 @@ class Watch:
         self._next_look = time.monotonic() + pause
         return Stop(failure=FailureClass.BUDGET, cause=found) if found else None
 
+    def too_short(self) -> str:
+        """Why no step could be trained before the time limit's signal; empty where there is time."""
+        start = job_start()
+        if self.deadline is None or start is None or self.deadline > start:
+            return ""
+        return (
+            f"the job's time limit leaves no time to train: runs save {self._job.signal_seconds:g} seconds before it; raise "
+            "cluster.timeout_min, or lower cluster.signal_seconds."
+        )
+
     def _of_signal(self, name: str) -> Stop:
         """What the batch script's signal means."""
         if name not in ("USR1", "USR2"):  # scancel, or scontrol requeue: in both cases not ours to queue it again

@@ -35,19 +35,18 @@ from launch.failures import (
 )
 from launch.job import FLAG, WorkerJob, is_complete, job_id, job_start, life, raise_flag, read_job
 from launch.lease import BEAT_SECONDS, Lease, process_mark
-from launch.ledger import DONE, ENDED, FAILED, INTERRUPTED, STARTED, append_event, next_attempt, read_attempts
+from launch.ledger import DONE, ELSEWHERE, ENDED, FAILED, INTERRUPTED, STARTED, append_event, next_attempt, read_attempts
 from launch.limits import look, overspent
-from launch.past import close_former_life
-from launch.progress import recorded_flops, recorded_step, saved_flops
+from launch.past import close_former_life, ended_in_order
+from launch.progress import own_flops, recorded_step, saved_flops
 from launch.retries import may_go_on, stop_if_alike, study_stopped
-from launch.snapshot import code_hash
+from launch.snapshot import altered
 from launch.watch import Stop, Watch
 from lst.errors import LstError
 from lst.records import EXIT, FAILURE, LEASE, LOG, write_json
 
 RESTART = 75  # the trainer has saved and asks to be run again; a worker that leaves with it asks to be queued again
 FRUITLESS_RESTARTS = 3  # restarts in a row without a new step, after which the run has failed
-ELSEWHERE = "elsewhere"  # another runner holds the run
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 POLL_SECONDS = 0.25
 
@@ -73,11 +72,20 @@ def run_job(job: WorkerJob, trainer_argv: Sequence[str] | None = None, *, runner
     with Signals() as signals:
         lease = Lease.acquire(job.run_dir / LEASE, beats=True, job_id=job_id())
         if lease is None:
+            _withdraw(job)
             return Outcome(state=ELSEWHERE, cause="another runner holds the run")
         try:
             return _hold(job, lease, signals, trainer_argv, runner or Runner)
         finally:
             lease.release()
+
+
+def _withdraw(job: WorkerJob) -> None:
+    """Take the attempt that was submitted for this job back: the run has another runner."""
+    attempts = read_attempts(Path(job.study)).get(job.run_id, []) if job.cluster == "slurm" else []
+    for attempt in attempts:
+        if attempt.job_id == job_id() and attempt.started is None and attempt.ended is None:
+            append_event(Path(job.study), ENDED, job.run_id, attempt=attempt.attempt, job_id=job_id(), state=ELSEWHERE)
 
 
 def _hold(job: WorkerJob, lease: Lease, signals: Signals, trainer_argv: Sequence[str] | None, runner: type[Runner]) -> Outcome:
@@ -87,6 +95,8 @@ def _hold(job: WorkerJob, lease: Lease, signals: Signals, trainer_argv: Sequence
     closed = close_former_life(study, job, attempts, lease.former)
     if is_complete(job.run_dir):
         return Outcome(state=DONE)
+    if not closed and (last := ended_in_order(study, attempts)) is not None:
+        return Outcome(state=last.state, cause=last.cause)
     if closed:
         attempts = read_attempts(study).get(job.run_id, [])
         if not may_go_on(attempts):
@@ -165,10 +175,11 @@ class Runner:
         self._flops_before = saved_flops(run_dir)
         about = {"host": socket.gethostname(), "gpus": self.job.gpus, "code": self.job.code, "cluster": self.job.cluster}
         now = {"token": self.job.token, "life": life(), "step": recorded_step(run_dir), "flops": self._flops_before}
-        self.tell(STARTED, since=self.since, **about, **now)
+        began = round(time.time(), 3)
+        self.tell(STARTED, time=began, since=self.since, **about, **now)
         outcome = self._run()
         if not self.fenced:
-            spent = max(0.0, recorded_flops(run_dir) - self._flops_before)
+            spent = own_flops(run_dir, before=self._flops_before, started=began)
             ended = {"class": outcome.failure, "step": recorded_step(run_dir), "flops": spent}
             self.tell(ENDED, state=outcome.state, cause=outcome.cause, **ended)
             self.watch.flag.unlink(missing_ok=True) if self.job.cluster == "local" else None
@@ -180,7 +191,7 @@ class Runner:
 
     def _run(self) -> Outcome:
         """Train until the run is complete, has failed, or is told to stop."""
-        found = self._wrong_code()
+        found = self._wrong_code() or self.watch.too_short()
         if found:
             return self._failed(FailureClass.CONFIG, found)
         restarts = 0
@@ -212,6 +223,8 @@ class Runner:
             failure = (read_failure(run_dir) or {}) | {"node": socket.gethostname(), "attempt": self.attempt}
             write_json(run_dir / FAILURE, failure)
             return Outcome(state=FAILED, cause=failure_text(failure), failure=str(failure.get("class", "error")))
+        if self.stop is None and self.watch.flag.exists():  # it came just now, and srun was quicker
+            self._look()
         if self.stop:  # killed before it could save: it goes on from its last checkpoint
             return self._interrupted()
         tail = log_tail(run_dir, since)
@@ -298,7 +311,7 @@ class Runner:
         here, root = Path(__file__).resolve().parents[1], Path(self.job.root).resolve()
         if here != root:
             return f"the worker runs from '{here}', not from '{root}'; clean PYTHONPATH."
-        if self.job.code and code_hash(root) != self.job.code:
+        if self.job.code and altered(root, self.job.code):
             return f"the code snapshot '{root}' was altered after submitting; delete it and submit again."
         return ""
 

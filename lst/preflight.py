@@ -1,6 +1,7 @@
-"""What a machine offers to runs: `python -m lst.preflight FOLDER` prints one JSON object. It judges nothing.
+"""What a machine offers to runs: `python -m lst.preflight FOLDER [LETTER]` prints one JSON object. It judges nothing.
 
-Imports and versions, GPUs, bfloat16, a collective of two processes (or of all GPUs), writing and locking in FOLDER, the clock
+Imports and versions, GPUs, bfloat16, a collective of two processes (or of all GPUs), FOLDER's filesystem (its kind, writing,
+locking, creating once, replacing; whether the file LETTER, which another machine has just written, is seen), the clock
 against that of FOLDER's filesystem, and SLURM's commands. What cannot be found out is told as the error it gave. Not here:
 what is wrong with it (the launcher).
 """
@@ -12,6 +13,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -26,11 +28,12 @@ MATRIX = 512
 SPEED_ROUNDS = 5
 
 
-def probe(folder: Path) -> dict[str, Any]:
-    """Everything; a part that fails is {"error": ...}."""
+def probe(folder: Path, letter: Path | None = None) -> dict[str, Any]:
+    """Everything; a part that fails is {"error": ...}. `letter` is a file whose text is its own name."""
+    seen = {} if letter is None else {"letter": _is_seen(letter)}
     parts: dict[str, Callable[[], Any]] = {
         "imports": _imports, "gpus": _gpus, "bf16": _bf16, "collective": _collective,
-        "disk": lambda: _disk(folder), "clock": lambda: _clock(folder), "commands": _commands,
+        "disk": lambda: _disk(folder) | seen, "clock": lambda: _clock(folder), "commands": _commands,
     }  # fmt: skip
     found: dict[str, Any] = {"host": platform.node(), "python": platform.python_version(), "cores": os.cpu_count()}
     for name, part in parts.items():
@@ -103,7 +106,7 @@ def _rank(rank: int, size: int, backend: str, store: str) -> None:
 
 
 def _disk(folder: Path) -> dict[str, Any]:
-    """Free space, and whether files can be written, renamed and locked."""
+    """Free space, the filesystem's kind and options, and whether files can be written, locked, created once and replaced."""
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".preflight-") as file:
         file.write(b"x" * 2**20)
         file.flush()
@@ -113,7 +116,45 @@ def _disk(folder: Path) -> dict[str, Any]:
             locks = True
         except OSError:
             locks = False
-    return {"free_gib": round(shutil.disk_usage(folder).free / 2**30, 2), "locks": locks}
+    kind, options = filesystem(folder, Path("/proc/self/mounts").read_text())
+    free = round(shutil.disk_usage(folder).free / 2**30, 2)
+    return {"free_gib": free, "locks": locks, "filesystem": kind, "options": options} | _files(folder)
+
+
+def filesystem(folder: Path, mounts: str) -> tuple[str, str]:
+    """Kind and mount options of the filesystem that holds `folder`, by the lines of /proc/self/mounts."""
+    best: tuple[int, str, str] = (-1, "?", "")
+    for line in mounts.splitlines():
+        _, point, kind, options, *_ = line.split(" ")
+        place = Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), point))
+        if folder.resolve().is_relative_to(place) and len(place.parts) >= best[0]:
+            best = (len(place.parts), kind, options)
+    return best[1], best[2]
+
+
+def _files(folder: Path) -> dict[str, bool]:
+    """Whether a name can be created once only, and whether a replaced file is the new one at once."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".preflight-") as name:
+        here, aside = Path(name) / "file", Path(name) / "aside"
+        os.close(os.open(here, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        try:
+            os.close(os.open(here, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            once = False
+        except FileExistsError:
+            once = True
+        with here.open() as old:
+            aside.write_text("new")
+            aside.replace(here)
+            replaced = here.read_text() == "new" and os.fstat(old.fileno()).st_ino != here.stat().st_ino
+    return {"creates_once": once, "replaces": replaced}
+
+
+def _is_seen(letter: Path) -> bool:
+    """Whether what another machine has written is there."""
+    try:
+        return letter.read_text() == letter.name
+    except FileNotFoundError:
+        return False
 
 
 def _clock(folder: Path) -> float:
@@ -131,7 +172,8 @@ def _commands() -> list[str]:
 
 
 def main() -> int:
-    print(json.dumps(probe(Path(sys.argv[1])), indent=1))
+    folder, *letter = map(Path, sys.argv[1:])
+    print(json.dumps(probe(folder, *letter), indent=1))
     return 0
 
 

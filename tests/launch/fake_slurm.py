@@ -1,7 +1,8 @@
 """A scheduler of files: sbatch, srun, squeue, scancel and scontrol on PATH, as far as the launcher talks to them.
 
 In its folder script-N.sh is what the Nth sbatch got, queue.txt what squeue prints, calls.txt every call. With a file `runs`
-in it sbatch also runs each task of the script, one after the other. Jobs count from 4711. A file `loses-answer`
+in it sbatch also runs each task of the script, one after the other. ended.txt is what squeue tells of jobs that have ended,
+sacct.txt what sacct does (without it: accounting is off). Jobs count from 4711. A file `loses-answer`
 in the folder makes sbatch take the job and say that it failed.
 """
 
@@ -19,7 +20,7 @@ FIRST_JOB = 4711
 def install(folder: Path) -> dict[str, str]:
     """Put the commands into `folder`; the environment variables that make them be found."""
     folder.mkdir()
-    for name in ("sbatch", "srun", "squeue", "scancel", "scontrol"):
+    for name in ("sbatch", "srun", "squeue", "scancel", "scontrol", "sacct"):
         command = folder / name
         command.write_text(f'#!/bin/sh\nFAKE_SLURM={folder} exec {sys.executable} -I -S {Path(__file__)} {name} "$@"\n')
         command.chmod(0o755)
@@ -42,14 +43,24 @@ def main(name: str, arguments: list[str]) -> int:
             scripts = [(n, (folder / f"script-{n}.sh").read_text()) for n in range(len(list(folder.glob("script-*.sh"))))]
             sys.stdout.write("".join(f"{FIRST_JOB + n}|{re.search('--comment=(.*)', text)[1]}\n" for n, text in scripts))
             return 0
-        queue = folder / "queue.txt"
-        sys.stdout.write(queue.read_text() if queue.exists() and "--format=%S|%l" not in arguments else "")
+        queue, ended = folder / "queue.txt", folder / "ended.txt"
+        if "--states=all" in arguments:
+            sys.stdout.write(ended.read_text() if ended.exists() else "")
+        elif "--format=%S|%l" not in arguments:
+            running = "".join(f"{path.name.partition('-')[2]} RUNNING\n" for path in folder.glob("open-*"))
+            sys.stdout.write(queue.read_text() if queue.exists() else running)
+    if name == "sacct":
+        if not (folder / "sacct.txt").exists():
+            sys.stderr.write("Slurm accounting storage is disabled\n")
+            return 1
+        sys.stdout.write((folder / "sacct.txt").read_text())
     if name == "scontrol" and arguments == ["show", "config"] and (folder / "site").exists():
         sys.stdout.write(f"ClusterName             = {(folder / 'site').read_text()}\n")
-    if name == "scancel" and "--state=PENDING" in arguments:
-        queue = folder / "queue.txt"
-        gone = {f"{job} PENDING" for job in arguments}
-        queue.write_text("".join(f"{line}\n" for line in queue.read_text().splitlines() if line not in gone))
+    queue = folder / "queue.txt"
+    if name == "scancel" and queue.exists():
+        only = " PENDING" if "--state=PENDING" in arguments else ""
+        gone = tuple(f"{job}{only}" for job in arguments)
+        queue.write_text("".join(f"{line}\n" for line in queue.read_text().splitlines() if not line.startswith(gone)))
     return 0
 
 
@@ -71,9 +82,12 @@ def sbatch(folder: Path, script: Path, *, test: bool) -> int:
     if (folder / "loses-answer").exists():
         sys.stderr.write("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n")
         return 1
+    runs, names = (folder / "runs").exists(), [f"{job}_{task}" for task in range(int(array[1]) + 1)] if array else [str(job)]
+    for each in names if runs else ():
+        (folder / f"open-{each}").touch()
     sys.stdout.write(f"Submitted batch job {job}\n")
     sys.stdout.flush()
-    if (folder / "runs").exists() and os.fork() == 0:
+    if runs and os.fork() == 0:
         os.setsid()
         for stream in (0, 1, 2):
             os.close(stream)
@@ -82,6 +96,7 @@ def sbatch(folder: Path, script: Path, *, test: bool) -> int:
             of_array = {} if task is None else {"SLURM_ARRAY_JOB_ID": str(job), "SLURM_ARRAY_TASK_ID": str(task)}
             numbers = {"SLURM_JOB_ID": str(job + (task or 0)), "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
             subprocess.run(["bash", str(folder / f"script-{number}.sh")], env={**os.environ, **numbers, **of_array}, check=False)
+            (folder / f"open-{names[task or 0]}").unlink()
         os._exit(0)
     return 0
 

@@ -199,7 +199,7 @@ def test_a_signal_to_the_batch_script_before_python_is_up_is_not_lost(tmp_path: 
     script.send_signal(number)
     assert script.wait(30) == 0
     assert (tmp_path / "6_0.2").read_text() == f"{number.name.removeprefix('SIG')}\n"
-    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    assert (tmp_path / "asked").read_text() == "requeue 6_0\n"
 
 
 def test_lease_content_survives_a_shorter_description(tmp_path: Path) -> None:

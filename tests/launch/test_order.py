@@ -10,9 +10,10 @@ import pytest
 
 from launch import limits
 from launch.canary import canaries
+from launch.lease import Lease
 from launch.ledger import append_event, read_attempts
 from launch.limits import change_limits, look, overspent, spent
-from launch.order import adopt, read_order
+from launch.order import FULL, adopt, read_order
 from launch.rows import read_rows
 from lst.errors import ConfigError
 from lst.records import read_json
@@ -176,12 +177,17 @@ def test_the_budget_counts_failed_attempts_and_what_they_lost(tmp_path: Path) ->
         append_event(tmp_path, "ended", run, attempt=attempt, job_id="7", time=1e6 + 900, state="failed", flops=5e6)
     append_event(tmp_path, "started", other, attempt=1, job_id="8", time=1e6 + 900, gpus=4, flops=1e6)
     (tmp_path / "runs" / other / "train.jsonl").write_text('{"step": 3, "train_flops": 3e6}\n')
+    lease = Lease.acquire(tmp_path / "runs" / other / "lease.json", beats=True)
+    assert lease is not None
     found = spent(tmp_path, read_attempts(tmp_path), 1e6 + 1800)
     assert (found.gpu_hours, found.flops) == (2 * 8 * 0.25 + 4 * 0.25, 1e7 + 2e6)
     change_limits(tmp_path, {"flops": 1.3e7})
     assert overspent(tmp_path) == ""
     change_limits(tmp_path, {"flops": 1.2e7})
     assert "limit of 1.2e+07 FLOPs is reached" in overspent(tmp_path)
+    for key, value in (("gpus", "nan"), ("gpus", "inf"), ("gpu_hours", "nan"), ("flops", "inf")):
+        with pytest.raises(ConfigError, match=rf"limit.{key}="):
+            change_limits(tmp_path, {key: float(value)})
     with pytest.raises(ConfigError, match="did you mean 'gpu_hours'"):
         change_limits(tmp_path, {"gpu_hour": 1})
 
@@ -190,6 +196,8 @@ def test_workers_look_at_the_budget_the_oftener_the_nearer_a_limit_is(tmp_path: 
     (run,) = make_study(tmp_path, {"steps": 9})
     (tmp_path / "launch").mkdir()
     append_event(tmp_path, "started", run, attempt=1, job_id="8", time=1e6, gpus=4, since=1e6 - 60)
+    lease = Lease.acquire(tmp_path / "runs" / run / "lease.json", beats=True)
+    assert lease is not None
     monkeypatch.setattr(limits.time, "time", lambda: 1e6 + 840)
     assert spent(tmp_path, read_attempts(tmp_path), 1e6 + 840).gpu_hours == 1.0  # 4 GPUs for 15 minutes, from the job's start
     pauses = []
@@ -210,7 +218,7 @@ def test_workers_look_at_the_budget_the_oftener_the_nearer_a_limit_is(tmp_path: 
 def test_a_spent_budget_stops_runs_at_a_step_and_a_higher_one_lets_them_go_on(tmp_path: Path) -> None:
     run, waiting = make_study(tmp_path, {"steps": 400, "seconds_per_step": 0.1}, {"steps": 300})
     code, out, _ = call("submit", tmp_path, "parallel=1", "limit.flops=2e6")
-    assert code == 0
+    assert code == 1  # not all are done
     done = steps(tmp_path, run)[-1]
     assert 2 <= done < 400
     assert status(tmp_path)[run]["cause"].startswith("the limit of 2e+06 FLOPs is reached")
@@ -221,3 +229,54 @@ def test_a_spent_budget_stops_runs_at_a_step_and_a_higher_one_lets_them_go_on(tm
     assert call("submit", tmp_path)[0] == 2
     assert call("submit", tmp_path, "limit.flops=0")[0] == 0
     assert steps(tmp_path, run) == list(range(1, 401))
+
+
+def test_an_attempt_that_ends_before_its_first_step_is_not_debited_with_an_earlier_ones_steps(tmp_path: Path) -> None:
+    (run,) = make_study(tmp_path, {"steps": 9})
+    (tmp_path / "launch").mkdir()
+    append_event(tmp_path, "started", run, attempt=1, job_id="7", time=1e6)
+    append_event(tmp_path, "ended", run, attempt=1, job_id="7", time=1e6 + 9, state="failed", flops=6e6)
+    append_event(tmp_path, "started", run, attempt=2, job_id="7", time=1e6 + 20, flops=4e6)
+    records = tmp_path / "runs" / run / "train.jsonl"
+    records.write_text(f'{{"step": 6, "train_flops": 6e6, "time": {1e6 + 9}}}\n')  # not taken back to the checkpoint yet
+    assert spent(tmp_path, read_attempts(tmp_path), 1e6 + 30).flops == 6e6
+    records.write_text(f'{{"step": 5, "train_flops": 5e6, "time": {1e6 + 25}}}\n')
+    assert spent(tmp_path, read_attempts(tmp_path), 1e6 + 30).flops == 6e6 + 1e6
+
+
+def test_an_attempt_that_was_lost_costs_nothing_after_its_last_beat(tmp_path: Path) -> None:
+    (run,) = make_study(tmp_path, {"steps": 9})
+    (tmp_path / "launch").mkdir()
+    append_event(tmp_path, "started", run, attempt=1, job_id="8", time=1e6, gpus=8)
+    (tmp_path / "runs" / run / "lease.json").write_text(f'{{"beats": true, "attempt": 1, "beat": {1e6 + 450}, "host": "gone"}}')
+    assert spent(tmp_path, read_attempts(tmp_path), 1e6 + 3 * 86400).gpu_hours == 1.0
+    change_limits(tmp_path, {"gpu_hours": 2.0})
+    assert look(tmp_path)[0] == ""
+    append_event(tmp_path, "submitted", run, attempt=2, job_id="9")  # a twin's, that has not begun, hides nothing
+    (tmp_path / "runs" / run / "train.jsonl").write_text('{"step": 3, "train_flops": 3e6}\n')
+    assert spent(tmp_path, read_attempts(tmp_path), 1e6 + 3 * 86400).flops == 3e6
+
+
+def test_a_call_that_is_refused_leaves_what_waits_and_the_limits_as_they_were(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    make_study(study, *[{"steps": n + 1} for n in range(3)], gpus=4)
+    call("submit", study, *NO_CANARY, "limit.gpus=4", "partition=good")
+    (slurm / "queue.txt").write_text("4711_0 RUNNING\n")
+    before, limits_before = read_order(study), read_json(study / "launch/limits.json")
+    assert (len(before.waiting), before.cluster["partition"]) == (2, "good")
+    for words, sentence in (
+        (["partition=nowhere", "limit.gpus=12"], "invalid partition specified"),
+        (["limit.gpus=3"], "needs 4 GPUs, more than limit.gpus=3; raise it"),
+    ):
+        code, _, err = call("submit", study, *NO_CANARY, *words)
+        assert (code, sentence in err) == (2, True)
+        order = read_order(study)
+        assert (order.waiting, order.cluster) == (before.waiting, before.cluster)
+        assert read_json(study / "launch/limits.json") == limits_before
+
+
+@pytest.mark.parametrize(
+    "name", ["AssocGrpSubmitJobsLimit", "QOSGrpSubmitJobsLimit", "QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit"]
+)
+def test_slurms_names_of_limits_on_submitted_jobs_are_known(name: str) -> None:
+    assert FULL.search(f"sbatch refused the jobs (error: {name} Batch job submission failed: Job violates accounting/QOS policy)")

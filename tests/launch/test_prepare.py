@@ -10,9 +10,10 @@ import pytest
 from launch import preflight
 from launch.cluster import load_cluster
 from launch.preflight import check_machines, report_lines
-from launch.prepare import split_words
+from launch.prepare import split_words, write_preparation
 from lst.data.shards import open_dataset
-from lst.errors import ConfigError
+from lst.errors import ConfigError, LaunchError
+from lst.preflight import _is_seen, filesystem
 from lst.records import read_json
 from tests.launch.fake_slurm import install
 from tests.launch.study import call, make_study, status
@@ -87,16 +88,32 @@ def test_words_of_a_preparation_are_told_apart() -> None:
             split_words(words)
 
 
+def test_a_preparation_is_judged_before_it_is_written_and_replaced_until_a_job_was_made(tmp_path: Path) -> None:
+    jobs, words = tmp_path / "jobs", [f"input={tmp_path}", f"out={tmp_path / 'out'}"]
+    for wrong in (["parts=2", "out=", "input=x"], ["parts=2", *words, "cluster=foo"], ["parts=2", *words, "limit.gpuz=1"]):
+        assert call("prepare", jobs, *wrong)[0] == 2
+        assert not jobs.exists()
+    write_preparation(jobs, 2, ["input=typo", "out=o"])
+    write_preparation(jobs, 3, ["input=right", "out=o"])
+    assert read_json(jobs / "preparation.json") == {"parts": 3, "options": ["input=right", "out=o"]}
+    (jobs / "launch").mkdir()
+    (jobs / "launch/ledger.jsonl").touch()
+    with pytest.raises(LaunchError, match="holds another preparation"):
+        write_preparation(jobs, 2, ["input=typo", "out=o"])
+
+
 def test_preflight_of_this_machine_tells_what_is_there(tmp_path: Path) -> None:
     (machine,) = check_machines(tmp_path, load_cluster([]))
     seen = machine["seen"]
     assert seen["imports"]["torch"][0].isdigit()
     assert seen["collective"] == {"backend": "gloo", "processes": 2}
-    assert seen["disk"]["locks"] is True
+    assert [seen["disk"][name] for name in ("locks", "creates_once", "replaces")] == [True] * 3
+    assert f"study on {seen['disk']['filesystem']}" in report_lines([machine])[0]
     assert not [sentence for sentence in machine["wrong"] if not sentence.startswith(("bfloat16 takes", "the study's folder"))]
     assert report_lines([machine])[0].startswith("this machine: ")
 
 
+GOOD_DISK = {"free_gib": 900.0, "locks": True, "creates_once": True, "replaces": True}
 GOOD = {
     "host": "n1", "python": "3.11.7", "imports": {"torch": "2.10.0"}, "gpus": ["H100"] * 8, "bf16": {"relative_error": 0.004},
     "collective": {"backend": "nccl", "processes": 8}, "disk": {"free_gib": 900.0, "locks": True}, "clock": 0.1,
@@ -116,6 +133,13 @@ GOOD = {
         ({"collective": {"error": "RuntimeError: nccl"}}, "collective: RuntimeError: nccl"),
         ({"disk": {"free_gib": 0.5, "locks": True}}, "0.5 GiB of free space"),
         ({"disk": {"free_gib": 9.0, "locks": False}}, "has no locks"),
+        ({"disk": GOOD_DISK | {"creates_once": False}}, "does not create a file once only"),
+        ({"disk": GOOD_DISK | {"replaces": False}}, "shows replaced files late"),
+        ({"disk": GOOD_DISK | {"letter": False}}, "is not seen there"),
+        ({"disk": GOOD_DISK | {"letter": True, "options": "rw,vers=3,local_lock=none"}}, ""),
+        ({"disk": GOOD_DISK | {"options": "rw,vers=3,nolock,addr=10.0.0.1"}}, "mounted with nolock: locks tell nothing between"),
+        ({"disk": GOOD_DISK | {"options": "rw,local_lock=flock"}}, "mounted with local_lock=flock"),
+        ({"disk": GOOD_DISK | {"options": "rw,localflock"}}, "mounted with localflock"),
         ({"clock": -42.0}, "the clock is -42 s off"),
         ({"commands": ["sbatch"]}, "scontrol are not on PATH in jobs"),
         ({"error": "srun: command not found"}, "the check itself did not run: srun: command not found"),
@@ -124,6 +148,22 @@ GOOD = {
 def test_preflight_says_what_is_wrong(change: dict[str, object], sentence: str) -> None:
     wrong = preflight._judged("type", GOOD | change, gpus=8, needs_commands=True)["wrong"]
     assert [sentence in found for found in wrong] == ([True] if sentence else [])
+
+
+def test_the_filesystem_of_a_folder_is_that_of_the_longest_mount_point(tmp_path: Path) -> None:
+    inner = tmp_path / "a b"
+    inner.mkdir()
+    mounts = f"/dev/x / ext4 rw 0 0\nserver:/s {tmp_path} nfs4 rw,vers=4.2 0 0\nmgs:/l {tmp_path}/a\\040b lustre rw,flock 0 0\n"
+    assert filesystem(tmp_path, mounts) == ("nfs4", "rw,vers=4.2")
+    assert filesystem(inner, mounts) == ("lustre", "rw,flock")
+    assert filesystem(Path("/"), mounts) == ("ext4", "rw")
+
+
+def test_a_letter_from_another_machine_is_seen_or_not(tmp_path: Path) -> None:
+    letter = tmp_path / "abc.letter"
+    assert not _is_seen(letter)
+    letter.write_text("abc.letter")
+    assert _is_seen(letter)
 
 
 def install_nodes(folder: Path, monkeypatch: pytest.MonkeyPatch, *nodes: str) -> None:

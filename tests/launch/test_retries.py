@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -10,12 +11,14 @@ from pathlib import Path
 import pytest
 
 from launch import watch
-from launch.failures import FailureClass
+from launch.cluster import load_cluster
+from launch.failures import FailureClass, judge_death
 from launch.job import WorkerJob, flag_path, raise_flag, write_jobs
 from launch.ledger import Attempt, append_event, read_attempts
 from launch.past import close, close_finished, close_former_life, of_former_life
 from launch.retries import POLICIES, fruitless, may_go_on, stop_if_alike, study_stopped
 from launch.watch import Watch, parse_limit
+from lst.errors import ConfigError
 from lst.records import write_json
 from tests.launch.study import ROOT, call, lives, make_study, status
 
@@ -139,6 +142,7 @@ def test_a_lost_attempt_is_paid_for_until_its_last_beat(tmp_path: Path) -> None:
     assert close_former_life(tmp_path, job, read_attempts(tmp_path)[run], {"attempt": 1, "beat": 1e6 + 30})
     first, second = read_attempts(tmp_path)[run]
     assert (first.state, first.seconds(0.0), second.seconds(0.0)) == ("lost", 30.0, 0.0)  # only the first one was heard of
+    second = dataclasses.replace(second, ended=None)
     close(tmp_path, tmp_path / "runs" / run, second, FailureClass.LOST, "gone")
     assert read_attempts(tmp_path)[run][1].seconds(0.0) == 45.0
 
@@ -156,3 +160,22 @@ def test_an_attempt_whose_worker_died_after_the_runs_end_is_closed_as_done(tmp_p
     (attempt,) = read_attempts(tmp_path)[run]
     assert (attempt.state, attempt.seconds(0.0), attempt.flops) == ("done", 60.0, 5.0)
     assert not (tmp_path / "runs" / run / "failure.json").exists()
+
+
+def test_a_time_limit_without_room_for_a_step_is_an_error_of_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LST_JOB_START", "1000")
+    job = WorkerJob(study=str(tmp_path), run_id="r", root=str(ROOT), timeout_minutes=2, signal_seconds=120)
+    assert "leaves no time to train" in Watch(job).too_short()
+    assert Watch(dataclasses.replace(job, signal_seconds=60)).too_short() == ""
+    assert Watch(dataclasses.replace(job, timeout_minutes=0)).too_short() == ""
+    with pytest.raises(ConfigError, match=r"timeout_min=2 leaves no time.*signal_seconds=120"):
+        load_cluster(["cluster=slurm", "timeout_min=2"])
+
+
+def test_a_trainer_that_slurm_takes_away_while_it_starts_is_no_defect() -> None:
+    words = "srun: error: Unable to create step for job 7: Job/step already completing or completed\n"
+    failure, cause = judge_death(1, f"srun: Cancelled pending job step with signal 15\n{words}")
+    assert (failure, cause) == (FailureClass.LOST, words.strip())
+    assert may_go_on([ended(1, failure, 0)])

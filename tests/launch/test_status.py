@@ -154,6 +154,9 @@ def test_a_snapshot_is_taken_once_and_an_altered_one_refused(tmp_path: Path) -> 
         ("id_rsa", b"x", "looks like a secret key"),
         ("notes.txt", b"-----BEGIN OPENSSH " + b"PRIVATE KEY-----", "looks like a secret key"),
         ("keys.py", b"TOKEN = 'hf_" + b"a" * 34 + b"'", "looks like a secret key"),
+        ("keys.json", b'{"key": "github_' + b"pat_" + b"a" * 30 + b'"}', "looks like a secret key"),
+        ("keys.txt", b"s" + b"k-" + b"a" * 30, "looks like a secret key"),
+        ("aws.json", b'{"aws_secret_' + b'access_key": "' + b"a" * 40 + b'"}', "looks like a secret key"),
         ("weights.bin", b"\0" * (33 * 2**20), "has more than 32 MiB"),
     ],
 )

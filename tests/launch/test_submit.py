@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launch.ledger import append_event, read_attempts
 from launch.snapshot import PACKAGES
 from lst.records import read_json, read_jsonl
 from tests.launch.study import ROOT, alive, call, finish, lives, make_study, start, status, steps, wait_for
@@ -297,3 +300,73 @@ def test_a_folder_without_a_plan_or_with_another_versions_is_refused(tmp_path: P
     assert code == 2
     assert "lacks the columns size, steps" in err
     assert not (tmp_path / "launch/snapshot").exists()
+
+
+@contextlib.contextmanager
+def standing_still(study: Path, run: str) -> Iterator[None]:
+    """The run's trainer does nothing meanwhile."""
+    wait_for(lambda: steps(study, run), "the run to train")
+    trainer = lives(study, run)[-1]["pid"]
+    os.kill(trainer, signal.SIGSTOP)
+    yield
+    os.kill(trainer, signal.SIGCONT)
+
+
+def test_a_worker_that_was_killed_alone_leaves_an_account_of_what_its_trainer_spent(tmp_path: Path) -> None:
+    (run,) = make_study(tmp_path, {"steps": 40, "seconds_per_step": 0.05})
+    process = start("submit", tmp_path)
+    with standing_still(tmp_path, run):
+        lease = read_json(tmp_path / "runs" / run / "lease.json")
+        assert lease is not None
+        os.kill(lease["process"][0], signal.SIGKILL)
+    assert finish(process)[0] == 0
+    (attempt,) = read_attempts(tmp_path)[run]
+    assert (attempt.state, attempt.step, attempt.flops) == ("done", 40, 40e6)
+
+
+def test_a_queued_run_that_is_cancelled_does_not_start_in_its_turn(tmp_path: Path) -> None:
+    first, second = make_study(tmp_path, {"steps": 40, "seconds_per_step": 0.05}, {"steps": 2})
+    process = start("submit", tmp_path, "parallel=1")
+    with standing_still(tmp_path, first):
+        assert "1 run saves and leaves" in call("cancel", tmp_path, "--run", second)[1]
+    assert finish(process)[0] == 1  # not all are done
+    assert {run: s["state"] for run, s in status(tmp_path).items()} == {first: "done", second: "planned"}
+    assert call("submit", tmp_path)[0] == 0
+    assert status(tmp_path)[second]["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["limit.gpus=-1"], "must not be negative"),
+        (["limit.gpuz=1"], "did you mean 'gpus'"),
+        (["--run", "zz"], "'zz' is not in the plan"),
+        (["limit.flops=1e-9"], "is reached"),  # the detached one itself refuses
+    ],
+)
+def test_what_a_detached_submitter_refuses_is_told_at_once(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    (run,) = make_study(tmp_path, {"steps": 2})
+    (tmp_path / "launch").mkdir()
+    append_event(tmp_path, "started", run, attempt=1, job_id="7")
+    append_event(tmp_path, "ended", run, attempt=1, job_id="7", state="interrupted", flops=1.0)
+    code, _, err = call("submit", tmp_path, "--detach", *arguments)
+    assert (code, sentence in err) == (2, True)
+
+
+def test_runs_that_the_plan_refuses_are_told_by_name(tmp_path: Path) -> None:
+    refused, _ = make_study(tmp_path / "a", {"status": "refused", "reason": "too large"}, {"steps": 1})
+    code, _, err = call("submit", tmp_path / "a", "--run", refused)
+    assert (code, err) == (2, f"error: run {refused} is refused by the plan (too large); plan the study anew.\n")
+    make_study(tmp_path / "b", {"status": "refused", "reason": "too large"})
+    assert "every run is refused by the plan (too large)" in call("submit", tmp_path / "b")[2]
+
+
+def test_a_shell_inside_a_job_hands_nothing_of_that_job_to_a_local_run(tmp_path: Path) -> None:
+    (run,) = make_study(tmp_path / "study", {"steps": 2})
+    flag = tmp_path / "flag"
+    flag.write_text("TERM\n")
+    inside = {"LST_STOP_FLAG": str(flag), "LST_LEASE": "7-abc", "SLURM_RESTART_COUNT": "3", "SLURM_PROCID": "1"}
+    assert call("submit", tmp_path / "study", env=inside)[0] == 0
+    (life,) = lives(tmp_path / "study", run)
+    assert not {"SLURM_RESTART_COUNT", "SLURM_PROCID"} & set(life["environment"])
+    assert flag.exists()

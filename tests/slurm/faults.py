@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.slurm.lab import LabStudy, processes, slurm
@@ -35,6 +38,17 @@ def catches(job: str, name: str) -> bool:
         if caught is not None and int(caught[1], 16) >> (signal.Signals[f"SIG{name}"] - 1) & 1:
             return True
     return False
+
+
+@contextlib.contextmanager
+def prolog(text: str) -> Iterator[None]:
+    """Shell lines that every node runs meanwhile before a job's script."""
+    path = Path(os.environ["SLURM_CONF"]).with_name("prolog.now")
+    path.write_text(text)
+    try:
+        yield
+    finally:
+        path.unlink()
 
 
 def take_node(node: int, seconds: float = 2.0, nodes: int = 1) -> str:

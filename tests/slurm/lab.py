@@ -106,7 +106,11 @@ def held(study: LabStudy, run_id: str) -> Iterator[list[int]]:
     """The run's trainers stand still in the middle of the run, however fast or busy the machine is; their process ids."""
 
     def trains() -> bool:
-        return len(read_jsonl(study.run_dir(run_id) / "train.jsonl")) >= HELD_STEP and bool(processes(trainers(study, run_id)))
+        lives = read_attempts(study.folder).get(run_id, [])
+        began = lives[-1].started if lives else None
+        times = [record["time"] for record in read_jsonl(study.run_dir(run_id) / "train.jsonl")]
+        own = sum(began is not None and time >= began for time in times)  # the records of an earlier life may stand there still
+        return own >= HELD_STEP and bool(processes(trainers(study, run_id)))
 
     wait_in(trains, f"run {run_id} to train", seconds=SECONDS, pause=0.02)
     found = processes(trainers(study, run_id))

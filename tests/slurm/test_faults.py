@@ -112,22 +112,26 @@ def test_signals_before_python_is_up_are_not_lost(tmp_path: Path, data: Path, al
     assert job_ids(study) == list(jobs.values())
 
 
-def test_a_signal_before_the_batch_scripts_first_line_loses_the_job_and_resubmit_mends_it(
-    tmp_path: Path, data: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = make_study(tmp_path / "study", data, rows=1)
-    before = tmp_path / "before.sh"  # bash reads it before the script
-    before.write_text("kill -USR2 $$\n")
-    with monkeypatch.context() as context:
-        context.setenv("BASH_ENV", str(before))
-        call("submit", study.folder, ON_SLURM, "environment=BASH_ENV")
-    wait_until_done(study)
-    found = status(study)[study.run_ids[0]]
-    assert (found["state"], found["attempts"]) == ("lost", 0)
-    assert found["cause"] == "its job ended before the run had begun; submit again"
-    assert "1 run submitted" in call("resubmit", study.folder, "--class", "lost", ON_SLURM)
+def test_a_task_that_is_queued_again_leaves_the_others_of_its_array_alone(tmp_path: Path, data: Path, alone: Path) -> None:
+    study = make_study(tmp_path / "study", data, rows=2)
+    call("submit", study.folder, ON_SLURM, "canary_steps=0")
+    array = job_ids(study)[0].partition("_")[0]
+
+    def running() -> dict[str, str]:  # SLURM's own number -> the task's id
+        lines = slurm("squeue", "--noheader", f"--jobs={array}", "--states=R", "--format=%A %i").splitlines()
+        return dict(line.split() for line in lines)
+
+    wait_for(lambda: len(running()) == 2, "both tasks to run")
+    job = running()[array]  # one task has the array's own number
+    told, other = sorted(study.run_ids, key=lambda run_id: read_attempts(study.folder)[run_id][0].job_id != job)
+    with held(study, other):
+        with held(study, told):
+            slurm("scancel", "--batch", "--signal=USR2", job)
+            wait_for_flag(study, job)
+        wait_for(lambda: len(read_attempts(study.folder)[told]) == 2, "the task to run again")
     wait_until_done(study)
     require_whole(study, alone)
+    assert [len(read_attempts(study.folder)[run_id]) for run_id in (told, other)] == [2, 1]
 
 
 def test_a_disk_full_in_a_save_is_told_and_resubmit_mends_it(tmp_path: Path, data: Path, alone: Path) -> None:

@@ -28,7 +28,7 @@ def test_preflight_looks_at_a_node_of_each_type_and_says_what_is_wrong(tmp_path:
     seen = machine["seen"]
     assert seen["host"].startswith("node"), err
     assert seen["collective"] == {"backend": "gloo", "processes": 2}
-    assert seen["disk"]["locks"] is True
+    assert [seen["disk"][name] for name in ("locks", "creates_once", "replaces", "letter")] == [True] * 4
     assert {"sbatch", "scontrol"} <= set(seen["commands"])
     assert "torch sees 0 GPUs of 1; look at the driver, and at which build of torch is installed." in machine["wrong"]
     assert process.returncode == 1

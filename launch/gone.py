@@ -1,0 +1,118 @@
+"""Jobs that SLURM ended, or could not start, while their worker had no word: what became of them, and which runs go on.
+
+A job may leave SLURM's list before its script began (a node that died just then, a signal before the traps, an interpreter that
+is not there), or with all it had started (the kernel's memory killer takes the batch script too); or SLURM fails to launch
+it and holds it. Whoever holds the study's lock, a submitter or a worker at its end, asks SLURM how these ended, ends their
+attempts in the ledger under the class of that, and is told which runs `launch.retries` lets go on. Not here: submitting them
+(`launch.order`), lives of a job that SLURM itself followed by another one (`launch.past`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from launch.failures import FailureClass, judge_death, last_line, tail_of
+from launch.job import JOB_FILES, is_complete
+from launch.lease import holder
+from launch.ledger import FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, read_attempts
+from launch.past import close
+from launch.retries import may_go_on, stop_if_alike
+from launch.rows import RUNS
+from launch.scheduler import HELD, cancel_jobs, job_ends, slurm_queue, slurm_site
+from lst.errors import LaunchError
+from lst.records import LEASE
+
+CLASSES = {
+    "NODE_FAIL": FailureClass.NODE_FAILURE,
+    "BOOT_FAIL": FailureClass.NODE_FAILURE,
+    "PREEMPTED": FailureClass.PREEMPTED,
+    "TIMEOUT": FailureClass.TIMEOUT,
+    "OUT_OF_MEMORY": FailureClass.OOM,
+    "CANCELLED": FailureClass.CANCELLED,
+    "DEADLINE": FailureClass.CANCELLED,
+}
+STATES = {FailureClass.CANCELLED: INTERRUPTED, FailureClass.OOM: FAILED}  # of a closed attempt; of other classes LOST
+OPEN_ENDS = ("preempted", "timeout", "lost", "node_failure")  # after which the same job may be queued again
+EXITED = "NonZeroExitCode"  # SLURM's reason of a job whose script ended with a code of its own
+
+
+def suspects(study: Path) -> dict[str, Attempt]:
+    """Last attempts, by run_id, of runs that are not done and have a job on SLURM as far as the ledger knows."""
+    return {
+        run_id: tries[-1]
+        for run_id, tries in read_attempts(study).items()
+        if tries[-1].cluster == "slurm"
+        and (tries[-1].ended is None or tries[-1].failure in OPEN_ENDS)
+        and not is_complete(study / RUNS / run_id)
+    }
+
+
+def end_gone(study: Path) -> list[str]:
+    """End the attempts whose jobs are gone or held; the run_ids that go on. The caller holds the study's lock.
+
+    What SLURM cancelled, or does not remember, is left to the user; so is all while SLURM does not answer.
+    """
+    if not suspects(study):
+        return []
+    try:
+        queue, site = slurm_queue(), slurm_site()
+    except LaunchError:  # who comes next asks again
+        return []
+    known = suspects(study)  # anew: what has left the list meanwhile has told the ledger before
+    here = {run_id: last for run_id, last in known.items() if last.site in ("", site)}
+    held = {run_id: last for run_id, last in here.items() if queue.get(last.job_id) == HELD}
+    gone = {
+        run_id: last
+        for run_id, last in here.items()
+        if last.ended is None and last.job_id not in queue and not _is_held(study / RUNS / run_id / LEASE, last.job_id)
+    }
+    again = _end_held(study, held)
+    if gone:
+        ends = job_ends([last.job_id for last in gone.values()])
+        again += [run_id for run_id, last in gone.items() if _end(study, run_id, last, ends)]
+        stop_if_alike(study)
+    return again
+
+
+def _is_held(lease: Path, job: str) -> bool:
+    """Whether somebody holds the run, be it the job itself: its heartbeat alone outlives a job for a minute."""
+    found = holder(lease)
+    return found is not None and (found["locked"] or found.get("job_id") != job)
+
+
+def _end_held(study: Path, held: Mapping[str, Attempt]) -> list[str]:
+    """Take back jobs that SLURM could not launch and holds: a new one takes their place."""
+    if not held:
+        return []
+    cancel_jobs([last.job_id for last in held.values()])
+    queue, again = slurm_queue(), []
+    for run_id, last in held.items():
+        if last.job_id in queue:
+            continue
+        close(study, study / RUNS / run_id, last, FailureClass.NODE_FAILURE, "SLURM could not start its job, and held it")
+        if may_go_on(read_attempts(study)[run_id]):
+            again.append(run_id)
+    return again
+
+
+def _end(study: Path, run_id: str, last: Attempt, ends: Mapping[str, tuple[str, str]]) -> bool:
+    """End an attempt as SLURM has it; whether the run goes on by itself."""
+    state, reason = ends.get(last.job_id, ("", ""))
+    when = "all it had started was killed" if last.started is not None else "it ended before the run had begun"
+    words = last_words(study, last)
+    failure, cause = CLASSES.get(state, FailureClass.LOST), f"{when} (SLURM: {state}{f', {reason}' if reason else ''})"
+    kind = STATES.get(failure, LOST)
+    if not state:
+        cause = f"{when}, and SLURM does not know any more how"
+    elif state == "FAILED" and reason == EXITED:
+        (failure, cause), kind = judge_death(1, words), FAILED
+    elif words:
+        cause = f"{cause}: {last_line(words)}"
+    close(study, study / RUNS / run_id, last, failure, cause, state=kind)
+    return bool(state) and may_go_on(read_attempts(study)[run_id])
+
+
+def last_words(study: Path, attempt: Attempt) -> str:
+    """The end of what a job itself printed to its error file (as submitit names it): what is no run's, nor in its log."""
+    return tail_of(study / LAUNCH / JOB_FILES / attempt.token / f"{attempt.job_id}_0_log.err") if attempt.token else ""
