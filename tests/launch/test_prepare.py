@@ -134,7 +134,7 @@ GOOD = {
         ({"disk": {"free_gib": 0.5, "locks": True}}, "0.5 GiB of free space"),
         ({"disk": {"free_gib": 9.0, "locks": False}}, "has no locks"),
         ({"disk": GOOD_DISK | {"creates_once": False}}, "does not create a file once only"),
-        ({"disk": GOOD_DISK | {"replaces": False}}, "shows replaced files late"),
+        ({"disk": GOOD_DISK | {"replaces": False}}, "shows replaced ones late"),
         ({"disk": GOOD_DISK | {"letter": False}}, "is not seen there"),
         ({"disk": GOOD_DISK | {"letter": True, "options": "rw,vers=3,local_lock=none"}}, ""),
         ({"disk": GOOD_DISK | {"options": "rw,vers=3,nolock,addr=10.0.0.1"}}, "mounted with nolock: locks tell nothing between"),
