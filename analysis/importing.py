@@ -9,7 +9,6 @@ source's. A store that `fit-scaling sync` wrote needs no map. Nothing is guessed
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -368,5 +367,4 @@ def _hash(source: Path) -> str | None:
     """SHA-256 of a file; none of a folder, which has no one content."""
     if source.is_dir():
         return None
-    with source.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return records.file_sha256(source)

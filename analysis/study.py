@@ -183,6 +183,7 @@ def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = 
         "flop_shares": flop_shares(plan),
         "excluded": [{"run_id": r.run_id, "reason": r.excluded} for r in runs[runs["excluded"].notna()].itertuples()],
         "warnings": spending_warnings(runs),
+        "tables": {name: records.file_sha256(folder / name) for name in (RUNS, RESULTS)},
     }
 
 

@@ -186,6 +186,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def parse_line(line: bytes) -> dict[str, Any] | None:
     """The record on a whole line; None for a torn or damaged one."""
     if not line.endswith(b"\n"):

@@ -16,6 +16,7 @@ from typing import Any
 
 from analysis.basis import Interval
 from analysis.results import IsoflopFit, MultiplierCurve, PowerLawFit, SharedFit, SurfaceFit
+from lst import records
 from lst.errors import DataError, LstError
 from reports import accuracy_laws
 from reports.accuracy_laws import AccuracyComparison, AccuracyLaw
@@ -142,6 +143,15 @@ class Fits:
     accuracy_comparisons: tuple[AccuracyComparison, ...] = ()
     level: float = DEFAULT_LEVEL  # nominal coverage of the intervals
     warnings: tuple[str, ...] = ()  # of the study as a whole
+    tables: dict[str, str] = field(default_factory=dict)  # file -> SHA-256 of the tables that were fitted
+
+    def outdated(self, folder: Path) -> list[str]:
+        """The fitted tables that are others now: the laws are not of the points that stand beside them."""
+        return [
+            name
+            for name, sha256 in self.tables.items()
+            if (folder / name).is_file() and records.file_sha256(folder / name) != sha256
+        ]
 
     @property
     def six_nd(self) -> tuple[str, str] | None:
@@ -170,6 +180,7 @@ def read_fits(path: Path) -> Fits:
         pairs = tuple(_matched(entry) for entry in content.get("comparisons", []) if entry.get("matched"))
         level = float(content.get("options", {}).get("level", DEFAULT_LEVEL))
         warnings = tuple(str(w) for w in content.get("warnings", ()))
+        tables = {str(name): str(sha256) for name, sha256 in content.get("tables", {}).items()}
         of_accuracy = accuracy_laws.read_laws(content), accuracy_laws.read_comparisons(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, LstError) as problem:
         raise DataError(f"'{path}' cannot be read ({problem}); write it again with fit-scaling fit.") from problem
@@ -182,6 +193,7 @@ def read_fits(path: Path) -> Fits:
         accuracy_comparisons=of_accuracy[1],
         level=level,
         warnings=warnings,
+        tables=tables,
     )
 
 

@@ -149,6 +149,11 @@ def read_study(folder: Path) -> Study:
         gaps.append(
             "fits.json is missing, so no fitted law and no compute multiplier is shown: run fit-scaling fit on this folder."
         )
+    if outdated := fits.outdated(folder):
+        gaps.append(
+            f"fits.json was fitted to another {' and '.join(outdated)}, so its laws are not of these points: "
+            "run fit-scaling fit again."
+        )
     references = _read_references(folder / "references.json")
     if not references:
         gaps.append(

@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "lst.command",
             "lst.drawing",
             "lst.errors",
+            "lst.records",
             "lst.assumptions",
             "sweeps.plan",
             "analysis.results",

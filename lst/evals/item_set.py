@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 
 from lst.data.boundary_noise import NoiseRange, frame_moves, move_boundaries
 from lst.data.interleave import Segment
-from lst.data.preparing.shard_writer import file_sha256, table_hash, write_manifest
+from lst.data.preparing.shard_writer import table_hash, write_manifest
 from lst.data.shards import MANIFEST, MANIFEST_SUM, Dataset, manifest_text
 from lst.data.text import TextTokenizer
 from lst.errors import ConfigError, DataError
 from lst.evals.choices import DIRECTIONS, ChoiceItem, score_table
 from lst.plain import content_hash
+from lst.records import file_sha256
 
 ITEM_SET_VERSION = 1
 TABLE = "items.parquet"

@@ -38,3 +38,13 @@ def test_fitted_study_is_read_whole_and_finds_the_truth(make_study: Callable[...
         for block in section.blocks
     }
     assert "gap" not in kinds
+
+
+def test_laws_of_other_tables_than_those_beside_them_are_told(make_study: Callable[..., Path]) -> None:
+    folder = make_study()
+    write_fits(folder, fit_study(folder, FitOptions(resamples=0)))
+    told = "fits.json was fitted to another results.csv"
+    assert not any(told in gap for gap in read_study(folder).gaps)
+    table = (folder / "results.csv").read_text()
+    (folder / "results.csv").write_text(table[: table.rstrip().rindex("\n") + 1])
+    assert any(told in gap for gap in read_study(folder).gaps)

@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from lst.data.preparing.shard_writer import file_sha256
 from lst.errors import CheckpointError
 from lst.model import build_model, load_checkpoint, make_batch
 from lst.model.export import export_checkpoint, read_pieces
 from lst.model.huggingface import from_llama, to_llama
-from lst.records import read_jsonl
+from lst.records import file_sha256, read_jsonl
 from lst.train.__main__ import main
 from tests.train.tiny_run import ROOT, SPEECH_BPE_VOCAB, tiny_config, write_run
 

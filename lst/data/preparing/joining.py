@@ -30,7 +30,6 @@ from lst.data.preparing.overlap import describe_overlap, measure_overlap, write_
 from lst.data.preparing.shard_writer import (
     TOKENS,
     ShardWriter,
-    file_sha256,
     identity,
     list_lengths,
     with_piece_times,
@@ -47,7 +46,7 @@ from lst.data.sources.base import Refused
 from lst.data.text import TextTokenizer, tokenizer_file
 from lst.errors import DataError
 from lst.plain import content_hash
-from lst.records import read_json, write_atomically, write_json
+from lst.records import file_sha256, read_json, write_atomically, write_json
 
 SHARD_SIZE = 1 << 27  # speech tokens, or bytes of text, at which a shard is full; whole blocks only
 REFUSALS = "refusals.jsonl"

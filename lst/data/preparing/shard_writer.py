@@ -37,6 +37,7 @@ from lst.data.shards import (
 )
 from lst.data.text import TextTokenizer
 from lst.errors import DataError
+from lst.records import file_sha256
 
 BATCH_TOKENS = 1 << 20  # tokens a record batch; a longer document is a batch of its own
 BATCH_BYTES = 1 << 23  # of text, where documents have few tokens
@@ -97,12 +98,6 @@ def _add_piece_times(table: pa.Table, pieces: list[list[list[int]]], tokenizer: 
     for column, values in zip(PIECE_TIMES, zip(*found, strict=True), strict=True):
         table = table.append_column(column, pa.array(values, pa.list_(pa.int32())))
     return table
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def list_lengths(column: pa.ChunkedArray) -> NDArray[np.int64]:

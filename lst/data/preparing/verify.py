@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lst.data.preparing.shard_writer import TOKENS, file_sha256, identity, list_lengths
+from lst.data.preparing.shard_writer import TOKENS, identity, list_lengths
 from lst.data.shard_files import file_batches
 from lst.data.shards import MANIFEST, MANIFEST_SUM, SPLITS, Dataset, manifest_text
 from lst.errors import DataError
+from lst.records import file_sha256
 
 AGAIN = "prepare the data set again, or copy it again"
 TABLE_SUFFIXES = (".arrow", ".parquet")

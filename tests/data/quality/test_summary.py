@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from lst.config import Arm, Patching, arm_config
-from lst.data.preparing.shard_writer import file_sha256
 from lst.data.quality.cli import statistics
 from lst.data.quality.show import patching_grid, summary_text
 from lst.data.quality.summary import PATCH_SIZES, STATISTICS, Budget, at_budget, summarise, summary_of, write_summary
@@ -17,6 +16,7 @@ from lst.data.shards import Dataset
 from lst.data.statistics import corpus_statistics, count_sequences, solve_mixture
 from lst.errors import ConfigError
 from lst.patching import aligned_patches, patch_span
+from lst.records import file_sha256
 from tests.data.quality.made_data import changed, in_shards, made_dataset, sound_rows
 
 
