@@ -162,13 +162,8 @@ def noise_parts(
     if "seed" not in table.columns:
         return None
     points = read_points(table, params=params, tokens=tokens, loss=loss)
-    arms = table["arm"].astype(str).to_numpy() if "arm" in table.columns else np.full(len(points), "")
-    keys = [
-        (arms[k], round(float(np.log(points.num_params[k])), 6), round(float(np.log(points.tokens[k])), 3))
-        for k in range(len(points))
-    ]
-    logs = pd.Series(np.log(points.loss))
-    groups = logs.groupby(pd.Series([repr(key) for key in keys]))
+    arms = pd.factorize(table["arm"])[0] if "arm" in table.columns else None
+    groups = pd.Series(np.log(points.loss)).groupby(points.cell_of(arms))
     pure, freedom = float(groups.apply(lambda g: ((g - g.mean()) ** 2).sum()).sum()), int((groups.size() - 1).sum())
     if freedom < 1:
         return None

@@ -128,7 +128,8 @@ def compute_multiplier(
     noises = [regression.noise if regression is not None else None for regression in regressions]
     known = [noise for noise in noises if noise is not None]
     drawn_with: dict[str, Any] = {"resamples": resamples if known else 0, "level": level, "rng": rng}
-    drawn_with |= {"noise": known[0] if known else None, "pooled": pooled_spread(regressions, level)}
+    pooled = pooled_spread(regressions, level)
+    drawn_with |= {"noise": pooled if pooled is not None or not known else known[0], "pooled": pooled}
     curves = [best_losses(points, of, **drawn_with) for points, of in zip(sides, regressions, strict=True)]
     overlap = _overlap(*curves, names=names)
     at = np.linspace(np.log(overlap[1]), np.log(overlap[0]), 1 if overlap[0] == overlap[1] else CURVE_POINTS)

@@ -32,7 +32,7 @@ PARABOLA, CUBIC = "parabola", "cubic"
 OWN_CURVATURE_SIZES = 5
 """Sizes that every budget must have before each gets a curvature of its own: two degrees of freedom a parabola."""
 TREND_BUDGETS = 3
-"""Budgets from which a shared curvature may change with ln C: as scale grows a law's profiles flatten."""
+"""Budgets of three sizes from which a shared curvature may change with ln C: as scale grows a law's profiles flatten."""
 INTERIOR, BELOW, ABOVE, NOT_CONVEX, TOO_FEW = "interior", "below_smallest", "above_largest", "not_convex", "too_few_sizes"
 
 
@@ -92,7 +92,7 @@ class Regression:
         every = np.arange(len(points.budget_flops))
         sizes = np.array([len(np.unique(np.round(log_n[points.budget == b], 6))) for b in every])
         if curvature == AUTO:
-            own, few = (sizes >= OWN_CURVATURE_SIZES).all(), shape == CUBIC or (sizes > 1).sum() < TREND_BUDGETS
+            own, few = (sizes >= OWN_CURVATURE_SIZES).all(), shape == CUBIC or (sizes > 2).sum() < TREND_BUDGETS
             curvature = PER_BUDGET if own else SHARED if few else TREND
         needed = 3 + (shape == CUBIC)
         usable = every[sizes >= (needed if curvature == PER_BUDGET else needed - 1)]
@@ -110,8 +110,12 @@ class Regression:
         bends = {2: of[PER_BUDGET if shape == CUBIC else curvature], 3: of[curvature]}
         columns = [x[:, None] ** power * (member @ bends[power]) for power in range(2, needed)]
         design = np.concatenate([member, member * x[:, None], *columns], axis=1)
-        if len(rows) < design.shape[1]:
-            raise FitError(f"{len(rows)} runs cannot fix the {design.shape[1]} parameters of the isoFLOP parabolas; add sizes.")
+        told_apart = int(np.linalg.matrix_rank(design))
+        if told_apart < design.shape[1]:
+            raise FitError(
+                f"budgets of {sizes.tolist()} sizes cannot fix the {design.shape[1]} parameters of isoFLOP parabolas with "
+                f"curvature={curvature}: add sizes, or choose curvature={SHARED}."
+            )
         return cls(points, rows, usable, design, curvature, tuple(bends[power] for power in range(2, needed)), centre)
 
     @property

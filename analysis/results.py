@@ -82,6 +82,10 @@ class SurfaceFit(Basis):
                 f"no interval for '{name}': this fit has no bootstrap samples; fit with resamples > 0 and keep samples."
             )
         if name in ("optimal_params", "optimal_tokens", "optimal_loss") and flops is not None:
+            if self.columns[1] == "speech_seconds":
+                raise FitError(
+                    f"'{name}' has no interval where D is in seconds of speech, for C = 6 N D holds of tokens; fit tokens."
+                )
             self.optimal(flops, extrapolate=extrapolate)  # refused where the law itself has none, or none inside the data
         e, a, b, alpha, beta = self.samples.T
         if name == "optimal_exponent":  # N* ~ C^(beta / (alpha + beta))

@@ -52,7 +52,7 @@ class RunFiles:
 
     @classmethod
     def _read(cls, folder: Path, steps: Steps) -> RunFiles:
-        way, ended = on_path(steps.table, None), _ended(folder)
+        way, ended = on_path(steps.table, None), _ended(folder / records.EXIT)
         evaluations, items = metric_rows(folder), item_rows(folder)
         found, notes = evaluation_folders(folder)
         for path, known in found:
@@ -75,7 +75,7 @@ class RunFiles:
         steps = read_steps(folder / records.TRAIN_RECORDS)
         way = on_path(steps.table, branch)
         whole = cls._read(folder, steps)
-        tag = records.read_json(folder / records.CHECKPOINTS / f"budget-{branch}" / "tag.json")
+        tag = _ended(folder / records.CHECKPOINTS / f"budget-{branch}" / "tag.json")
         return cls(
             steps=way,
             end=steps.last_of(way),
@@ -149,9 +149,9 @@ def train_records(folder: Path) -> list[dict[str, Any]]:
     return once(_rows(folder / records.TRAIN_RECORDS), ("step",))
 
 
-def _ended(folder: Path) -> dict[str, Any] | None:
-    """exit.json without fields that have not their types."""
-    record = records.read_json(folder / records.EXIT)
+def _ended(path: Path) -> dict[str, Any] | None:
+    """exit.json, or a branch's tag, without fields that have not their types."""
+    record = records.read_json(path)
     return None if record is None else {name: value for name, value in record.items() if _has_type(name, value)}
 
 

@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from analysis.laws import Floats, floats
+from analysis.laws import Floats, floats, places
 
 CONSTANT, IN_N, IN_D = 0, 1, 2
 EXPONENT_BOUNDS = (0.01, 4.0)
@@ -65,10 +65,8 @@ class Problem:
 
     @cached_property
     def cells(self) -> np.ndarray:
-        """(n,) which of the distinct places a point lies at: repeats tell of noise alone."""
-        places = np.round(np.concatenate([self.x[:, None], self.y[:, None], self.members], axis=1), 6)
-        index: np.ndarray = np.unique(places, axis=0, return_inverse=True)[1].ravel()
-        return index
+        """(n,) which of the different places a point lies at: repeats tell of noise alone."""
+        return places(np.stack([self.x, self.y], axis=1), self.members)
 
     @cached_property
     def unused(self) -> list[int]:

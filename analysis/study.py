@@ -154,6 +154,7 @@ def final_losses(runs: pd.DataFrame, results: pd.DataFrame, target: str) -> pd.D
 def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = None) -> dict[str, Any]:
     """The content of fits.json. Raises FitError where nothing is collected or no run is complete; writes nothing."""
     options.validate()
+    fitted = {name: records.file_sha256(folder / name) for name in (RUNS, RESULTS) if (folder / name).is_file()}
     plan, runs, results = pd.DataFrame(read_plan(folder)), read_table(folder, RUNS), read_table(folder, RESULTS)
     arms = list(dict.fromkeys(runs["arm"]))
     if not len(runs) or not ((runs["state"] == "done") & runs["excluded"].isna()).any():
@@ -183,7 +184,7 @@ def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = 
         "flop_shares": flop_shares(plan),
         "excluded": [{"run_id": r.run_id, "reason": r.excluded} for r in runs[runs["excluded"].notna()].itertuples()],
         "warnings": spending_warnings(runs),
-        "tables": {name: records.file_sha256(folder / name) for name in (RUNS, RESULTS)},
+        "tables": fitted,
     }
 
 

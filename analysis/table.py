@@ -11,7 +11,7 @@ from math import fsum
 import numpy as np
 import pandas as pd
 
-from analysis.laws import Floats
+from analysis.laws import Floats, places
 from lst.errors import FitError, did_you_mean
 
 BUDGET_GAP = 1.25
@@ -39,10 +39,13 @@ class Points:
         return len(self.loss)
 
     def cells(self, member: np.ndarray | None = None) -> int:
-        """Distinct pairs of N and D (of each arm, with `member` an index of arms): repeats of a cell tell of noise alone."""
+        """Different pairs of N and D (of each arm, with `member` an index of arms): repeats of a cell tell of noise alone."""
+        return int(self.cell_of(member).max()) + 1
+
+    def cell_of(self, member: np.ndarray | None = None) -> np.ndarray:
+        """(n,) the cell of each row."""
         arm = np.zeros(len(self)) if member is None else member
-        logs = (np.round(np.log(v), 6) for v in (self.num_params, self.tokens))
-        return len(np.unique(np.stack([*logs, arm]), axis=1).T)
+        return places(np.log([self.num_params, self.tokens]).T, arm[:, None])
 
     def copies(self, member: np.ndarray | None = None) -> int:
         """Rows whose N, D and loss (and arm) equal another's to the last digit."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from launch.failures import FailureClass, judge_death, last_line, tail_of
-from launch.job import JOB_FILES, is_complete
+from launch.job import JOB_FILES, cancel_path, is_complete
 from launch.lease import holder
 from launch.ledger import FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, read_attempts
 from launch.past import close
@@ -67,9 +67,9 @@ def end_gone(study: Path) -> list[str]:
         for run_id, last in here.items()
         if last.ended is None and last.job_id not in queue and not _is_held(study / RUNS / run_id / LEASE, last.job_id)
     }
+    ends = job_ends([last.job_id for last in gone.values()]) if gone else {}
     again = _end_held(study, held)
     if gone:
-        ends = job_ends([last.job_id for last in gone.values()])
         again += [run_id for run_id, last in gone.items() if _end(study, run_id, last, ends)]
         stop_if_alike(study)
     return again
@@ -102,15 +102,20 @@ def _end(study: Path, run_id: str, last: Attempt, ends: Mapping[str, tuple[str, 
     when = "all it had started was killed" if last.started is not None else "it ended before the run had begun"
     words = last_words(study, last)
     failure, cause = CLASSES.get(state, FailureClass.LOST), f"{when} (SLURM: {state}{f', {reason}' if reason else ''})"
+    cancelled = cancel_path(study, last.job_id).exists()
+    if cancelled:
+        failure = FailureClass.CANCELLED
     kind = STATES.get(failure, LOST)
-    if not state:
+    if cancelled:
+        cause = "cancelled"
+    elif not state:
         cause = f"{when}, and SLURM does not know any more how"
     elif state == "FAILED" and reason == EXITED:
         (failure, cause), kind = judge_death(1, words), FAILED
     elif words:
         cause = f"{cause}: {last_line(words)}"
     close(study, study / RUNS / run_id, last, failure, cause, state=kind)
-    return bool(state) and may_go_on(read_attempts(study)[run_id])
+    return bool(state) and not cancelled and may_go_on(read_attempts(study)[run_id])
 
 
 def last_words(study: Path, attempt: Attempt) -> str:

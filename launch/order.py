@@ -67,7 +67,9 @@ class Order:
 
 
 def write_order(study: Path, order: Order) -> None:
-    write_json(study / LAUNCH / ORDER, dataclasses.asdict(order))
+    """Keep the order, each run once."""
+    once = dataclasses.replace(order, waiting=tuple(dict.fromkeys(order.waiting)), canaries=tuple(dict.fromkeys(order.canaries)))
+    write_json(study / LAUNCH / ORDER, dataclasses.asdict(once))
 
 
 def read_order(study: Path) -> Order:

@@ -1,7 +1,7 @@
-"""Talking to SLURM: what it says about our jobs in one call of squeue whatever their number, submitting, cancelling.
+"""Talking to SLURM: what it says about our jobs in one call of squeue whatever their number, submitting, cancelling; and how jobs
+ended that left no word of their own.
 
-Commands are lists of words, never a shell's. Not here: sacct (a run's own files say how it ended), the batch script's text
-(`launch.executor`).
+Commands are lists of words, never a shell's. Not here: the batch script's text (`launch.executor`).
 """
 
 from __future__ import annotations
@@ -171,13 +171,17 @@ def node_types(partition: str | None) -> dict[str, str]:
     return types
 
 
+class NoAnswer(LaunchError):
+    """SLURM does not answer now: whoever can wait asks again."""
+
+
 def _call(argv: list[str], seconds: float = CALL_SECONDS) -> str:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
     except FileNotFoundError as error:
         raise LaunchError(f"{argv[0]} is not on PATH; look at this study from a machine of its cluster.") from error
     except subprocess.TimeoutExpired as error:
-        raise LaunchError(f"{argv[0]} did not answer within {seconds:g} s; try again when the scheduler is up.") from error
+        raise NoAnswer(f"{argv[0]} did not answer within {seconds:g} s; try again when the scheduler is up.") from error
     if done.returncode:
-        raise LaunchError(f"{argv[0]} failed ({one_line(done.stderr) or done.returncode}); try again when the scheduler is up.")
+        raise NoAnswer(f"{argv[0]} failed ({one_line(done.stderr) or done.returncode}); try again when the scheduler is up.")
     return done.stdout

@@ -22,6 +22,7 @@ from launch.lease import holder
 from launch.ledger import DONE, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, read_attempts
 from launch.order import read_order
 from launch.past import GONE, NEVER_BEGAN
+from launch.progress import last_sign
 from launch.rows import Row, cost_of, read_rows, waits_for
 from launch.scheduler import HELD, slurm_queue, slurm_site
 from launch.scheduler import RUNNING as SLURM_RUNNING
@@ -176,7 +177,7 @@ def _status(study: Path, row: Row, attempts: list[Attempt], seen: _Seen) -> RunS
     record = last_record(folder / TRAIN_RECORDS) or {}
     last, step = _last(attempts), int(record.get("step", 0))
     state, cause, source = _state(study, row, last, seen, step)
-    until = seen.now if state == RUNNING else float(record.get("time") or 0.0)
+    until = seen.now if state == RUNNING or last is None else last_sign(folder, last)
     seconds = sum(a.seconds(until) for a in attempts)
     loss, mfu = (record.get(name) if isinstance(record.get(name), int | float) else None for name in ("loss", "mfu"))
     speed = (step - last.step_before) / last.seconds(until) if last is not None and last.seconds(until) > 0 else 0.0

@@ -23,7 +23,7 @@ from launch.executor import require_path
 from launch.failures import FailureClass
 from launch.gone import end_gone
 from launch.interrupt import Interrupts
-from launch.job import cancel_path
+from launch.job import cancel_path, is_complete
 from launch.lease import Lease, holder
 from launch.ledger import FAILED, LAUNCH, LOST, read_attempts
 from launch.limits import Limits, change_limits, check_limits, overspent, read_limits
@@ -32,6 +32,7 @@ from launch.past import GONE, NEVER_BEGAN, close, close_finished
 from launch.prepare import task_of
 from launch.retries import STOPPED, study_stopped
 from launch.rows import EVAL, TASK, Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
+from launch.scheduler import NoAnswer
 from launch.snapshot import make_private, take_snapshot
 from launch.status import OPEN_STATES, RUNNING, RunStatus, eta_seconds, gather, is_planned, lock_path
 from lst.errors import LaunchError, did_you_mean
@@ -95,7 +96,7 @@ def submit(
     rows = _admitted(selection, read_rows(study))
     require_data(rows)
     make_private(study / LAUNCH)
-    _require_room(rows, check_limits(study, limits or {}))
+    _require_room(study, rows, check_limits(study, limits or {}))
     report = Report()
     with Interrupts() as interrupts:
         lock = _take_lock(study, display, interrupts)
@@ -145,9 +146,9 @@ def _admitted(selection: Selection, rows: Sequence[Row]) -> list[Row]:
     return [row for row in chosen if row.admitted]
 
 
-def _require_room(rows: Sequence[Row], limits: Limits) -> None:
-    """Raises LaunchError where a row could never start."""
-    row = max(rows, key=weight, default=None)
+def _require_room(study: Path, rows: Sequence[Row], limits: Limits) -> None:
+    """Raises LaunchError where a row that is not done could never start."""
+    row = max((row for row in rows if not is_complete(row.folder(study))), key=weight, default=None)
     if row is not None and 0 < limits.gpus < weight(row):
         raise LaunchError(f"run {row.run_id} needs {weight(row)} GPUs, more than limit.gpus={limits.gpus}; raise it.")
 
@@ -331,10 +332,17 @@ def _follow(
     reported: set[str] = set()
     costs = cost_of(list(rows))
     root = root or take_snapshot(study / LAUNCH)
+
+    def send_more() -> None:
+        try:
+            pump(study, root, trainer_argv=trainer_argv)
+        except NoAnswer as error:
+            display.note(str(error))
+
     while not interrupts.count:
         statuses = gather(study, rows)
         if not any(s.state in OPEN_STATES for s in statuses):  # unless what was lost goes on by itself
-            pump(study, root, trainer_argv=trainer_argv)
+            send_more()
             statuses = gather(study, rows)
         open_runs = [s for s in statuses if s.state in OPEN_STATES]
         ended = [s for s in statuses if s.state not in OPEN_STATES]
@@ -347,7 +355,7 @@ def _follow(
         display.progress(len(ended), len(rows), running, fraction, eta_seconds(rows, statuses, max(1, running)))
         if not open_runs:
             break
-        pump(study, root, trainer_argv=trainer_argv)
+        send_more()
         deadline = time.monotonic() + FOLLOW_SECONDS
         while time.monotonic() < deadline and not interrupts.count:
             time.sleep(WAIT_SECONDS)

@@ -20,9 +20,11 @@ from pathlib import Path
 from launch.failures import FailureClass
 from launch.job import FLAG, WorkerJob, cancel_path, flag_path, flag_reason, job_id, job_start, life
 from launch.progress import recorded_step
+from lst.errors import LstError
 
 TOLD_SECONDS = 90.0  # SLURM looks at time limits now and then: a signal so much before our own deadline is for the limit
 CALL_SECONDS = 20
+LOOK_AGAIN_SECONDS = 5.0  # after a look at the budget that came to nothing
 LIMIT = re.compile(r"(?:(?:(\d+)-)?(\d+):)?(\d+):(\d+)")
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,11 @@ class Watch:
             return Stop(failure=FailureClass.CANARY, cause="the canary's steps are done")
         if time.monotonic() < self._next_look:
             return None
-        found, pause = self._look()
+        try:
+            found, pause = self._look()
+        except (LstError, OSError) as error:  # a file that is being replaced, on a filesystem that shows it: the run goes on
+            log.warning("what is spent cannot be told now: %s", error)
+            found, pause = "", LOOK_AGAIN_SECONDS
         self._next_look = time.monotonic() + pause
         return Stop(failure=FailureClass.BUDGET, cause=found) if found else None
 
@@ -94,7 +100,7 @@ def find_deadline(job: WorkerJob) -> float | None:
     """
     start, seconds = job_start(), 60 * job.timeout_minutes or None
     if job.cluster == "slurm":
-        argv = ["squeue", "--noheader", "--jobs", os.environ.get("SLURM_JOB_ID", ""), "--format=%S|%l"]
+        argv = ["squeue", "--noheader", "--jobs", job_id(), "--format=%S|%l"]
         try:
             done = subprocess.run(argv, capture_output=True, text=True, timeout=CALL_SECONDS, check=False)
             began, _, limit = done.stdout.strip().partition("|")

@@ -212,3 +212,21 @@ def test_an_interval_of_an_optimum_needs_an_optimum() -> None:
     fit = fit_loss_surface(grid(away=40.0), resamples=20)
     with pytest.raises(FitError, match="the optimal num_params"):
         fit.interval("optimal_params", flops=1e19)
+
+
+def test_seeds_that_end_a_few_tokens_apart_are_one_cell() -> None:
+    table = grid(seeds=6, noise=0.004)
+    few = table.groupby(["num_params", "tokens"]).ngroup() < 4
+    jittered = table[few].assign(tokens=lambda t: t["tokens"] * (1 + 1e-4 * np.random.default_rng(0).standard_normal(len(t))))
+    with pytest.raises(FitError, match="24 points at 4 different N and D"):
+        fit_loss_surface(jittered, resamples=0)
+
+
+def test_budgets_of_two_sizes_tell_nothing_of_how_curvature_changes() -> None:
+    """Of sizes 4, 2, 2 only one curvature is known, seeds or not."""
+    table = grid(budgets=3, sizes=4, noise=0.001)
+    keep = (table["flops_budget"] == table["flops_budget"].min()) | (table.groupby("flops_budget").cumcount() < 2)
+    table = pd.concat([table[keep].assign(seed=1), table[keep].assign(seed=2, loss=lambda t: t["loss"] * 1.0005)])
+    assert fit_isoflop(table, resamples=0).curvature == "shared"
+    with pytest.raises(FitError, match="curvature=trend: add sizes, or choose curvature=shared"):
+        fit_isoflop(table, curvature="trend", resamples=0)

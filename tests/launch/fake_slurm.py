@@ -58,9 +58,13 @@ def main(name: str, arguments: list[str]) -> int:
         sys.stdout.write(f"ClusterName             = {(folder / 'site').read_text()}\n")
     queue = folder / "queue.txt"
     if name == "scancel" and queue.exists():
-        only = " PENDING" if "--state=PENDING" in arguments else ""
-        gone = tuple(f"{job}{only}" for job in arguments)
-        queue.write_text("".join(f"{line}\n" for line in queue.read_text().splitlines() if not line.startswith(gone)))
+        pending = "--state=PENDING" in arguments
+        kept = [
+            line
+            for line in queue.read_text().splitlines()
+            if not {line.split()[0], line.split()[0].partition("_")[0]} & set(arguments) or (pending and "PENDING" not in line)
+        ]
+        queue.write_text("".join(f"{line}\n" for line in kept))
     return 0
 
 

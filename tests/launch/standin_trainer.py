@@ -2,7 +2,7 @@
 
 It writes records as the trainer does, resumes after its last record, saves nothing else, leaves with 75 on SIGTERM,
 SIGUSR1 or the stop flag, and writes exit.json at the end. `behaviour.json` in the run folder says how long
-it takes and how it goes wrong.
+it takes, after which step it waits for a file `go`, and how it goes wrong.
 Each life adds a line to lives.jsonl: which code and which environment it saw.
 """
 
@@ -46,6 +46,8 @@ def main(run_dir: Path) -> int:
                 return die(run_dir, behaviour["how"])
             step += 1
             writer.write({"step": step, "loss": 5.0 / step, "train_flops": 1e6 * step, "time": round(time.time(), 3)})
+            while step == behaviour.get("hold_at") and not (run_dir / "go").exists():
+                time.sleep(0.01)
             if asked or Path(os.environ.get("LST_STOP_FLAG", "/nowhere")).exists():
                 return 75
     write_json(run_dir / EXIT, {"run_id": run_dir.name, "status": "done", "step": step})

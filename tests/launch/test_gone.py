@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from launch.failures import failure_text, read_failure
 from launch.gone import end_gone
+from launch.job import cancel_path, raise_flag
 from launch.ledger import append_event, attempts_of, read_attempts
-from launch.order import pump, read_order
+from launch.order import pump, read_order, write_order
 from launch.retries import study_stopped
 from launch.scheduler import job_ends
 from tests.launch.fake_slurm import install
@@ -84,6 +86,23 @@ def test_a_job_that_is_lost_each_time_is_given_up_after_its_retries(tmp_path: Pa
     assert [(a.state, a.failure) for a in read_attempts(study)[run]] == [("lost", "lost")] * 4
     assert (status(study)[run]["state"], read_order(study).waiting) == ("lost", ())
     assert "1 run submitted" in call("resubmit", study, "--class", "lost", *NO_CANARY)[1]
+
+
+def test_a_cancelled_run_whose_job_was_killed_does_not_go_on(tmp_path: Path, slurm: Path) -> None:
+    study, (run,) = submitted(tmp_path)
+    append_event(study, "started", run, attempt=1, job_id="4711_0", cluster="slurm", host="node1", gpus=1)
+    raise_flag(cancel_path(study, "4711_0"), "cancel")
+    (slurm / "ended.txt").write_text("4711_0|TIMEOUT|TimeLimit\n")
+    (slurm / "queue.txt").write_text("9_9 RUNNING\n")
+    pump(study, root(study))
+    assert [(a.state, a.failure, a.cause) for a in read_attempts(study)[run]] == [("interrupted", "cancelled", "cancelled")]
+
+
+def test_a_run_stands_in_the_order_once(tmp_path: Path, slurm: Path) -> None:
+    study, (run, other) = submitted(tmp_path, 2)
+    order = dataclasses.replace(read_order(study), waiting=(run, other, run), canaries=(other, other))
+    write_order(study, order)
+    assert (read_order(study).waiting, read_order(study).canaries) == ((run, other), (other,))
 
 
 def test_a_run_that_began_and_was_killed_with_all_it_had_started_goes_on(tmp_path: Path, slurm: Path) -> None:

@@ -119,6 +119,13 @@ def test_a_signal_for_a_limit_that_was_lowered_meanwhile_is_told_as_the_time_lim
     assert [stop.failure for stop in found if stop] == ["preempted", "timeout"]
 
 
+def test_a_look_at_the_budget_that_comes_to_nothing_stops_no_run(tmp_path: Path) -> None:
+    def damaged() -> tuple[str, float]:
+        raise ConfigError("limits.json is damaged.")
+
+    assert Watch(WorkerJob(study=str(tmp_path), run_id="r", root=str(ROOT)), look=damaged).reason() is None
+
+
 def test_a_job_whose_file_was_altered_does_not_run(tmp_path: Path) -> None:
     (run,) = make_study(tmp_path, {"steps": 1})
     (tmp_path / "launch").mkdir()

@@ -304,16 +304,16 @@ def test_a_folder_without_a_plan_or_with_another_versions_is_refused(tmp_path: P
 
 @contextlib.contextmanager
 def standing_still(study: Path, run: str) -> Iterator[None]:
-    """The run's trainer does nothing meanwhile."""
+    """The run, planned with `hold_at`, does nothing meanwhile."""
     wait_for(lambda: steps(study, run), "the run to train")
-    trainer = lives(study, run)[-1]["pid"]
-    os.kill(trainer, signal.SIGSTOP)
-    yield
-    os.kill(trainer, signal.SIGCONT)
+    try:
+        yield
+    finally:
+        (study / "runs" / run / "go").touch()
 
 
 def test_a_worker_that_was_killed_alone_leaves_an_account_of_what_its_trainer_spent(tmp_path: Path) -> None:
-    (run,) = make_study(tmp_path, {"steps": 40, "seconds_per_step": 0.05})
+    (run,) = make_study(tmp_path, {"steps": 40, "hold_at": 1})
     process = start("submit", tmp_path)
     with standing_still(tmp_path, run):
         lease = read_json(tmp_path / "runs" / run / "lease.json")
@@ -325,7 +325,7 @@ def test_a_worker_that_was_killed_alone_leaves_an_account_of_what_its_trainer_sp
 
 
 def test_a_queued_run_that_is_cancelled_does_not_start_in_its_turn(tmp_path: Path) -> None:
-    first, second = make_study(tmp_path, {"steps": 40, "seconds_per_step": 0.05}, {"steps": 2})
+    first, second = make_study(tmp_path, {"steps": 40, "hold_at": 1}, {"steps": 2})
     process = start("submit", tmp_path, "parallel=1")
     with standing_still(tmp_path, first):
         assert "1 run saves and leaves" in call("cancel", tmp_path, "--run", second)[1]
