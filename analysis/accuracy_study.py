@@ -113,13 +113,20 @@ def _comparison(
     settings |= {"chance": float(pair["chance"].iloc[0]), "draws": max(options.resamples, LEAST_DRAWS)}
     curve = _tried(warnings, "compute multiplier in accuracy", lambda: accuracy_multiplier(best, arm, **settings))
     matched = matched_runs(runs[runs["run_id"].isin(pair["run_id"])], arm, baseline=options.baseline)
-    paired = _tried(warnings, "comparison item by item", lambda: paired_by_item(items, matched, level=options.level))
+
+    def by_item() -> dict[str, Any]:
+        ids = sorted(set(items.loc[items["run_id"].isin(pair["run_id"]), "items_id"].dropna()))
+        if len(ids) > 1:
+            raise FitError(f"the runs have answers to {len(ids)} item sets ({', '.join(ids)}); evaluate them on one.")
+        return paired_by_item(items, matched, level=options.level)
+
+    paired = _tried(warnings, "comparison item by item", by_item)
     return {"curve": None if curve is None else curve.to_json(), "items": paired, "warnings": warnings}
 
 
 def _items(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
     """Single answers at each run's final step, as `collect` wrote them; no rows where there are none."""
-    path, columns = folder / ITEMS, ["run_id", "step", "task", "direction", "item", "correct"]
+    path, columns = folder / ITEMS, ["run_id", "step", "task", "direction", "item", "correct", "items_id"]
     if not path.is_file():
         return pd.DataFrame(columns=columns)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         results.loc[index, ["value", "n_items"]] = [share, ITEM_COUNT]  # type: ignore[index]
         if row["metric"] == "accuracy":
             about = {name: row[name] for name in ("run_id", "arm", "size", "step", "task", "direction")}
-            answers = {"item": [str(i) for i in range(ITEM_COUNT)], "correct": right, "branch": None}
+            answers = {"item": [str(i) for i in range(ITEM_COUNT)], "correct": right, "branch": None, "items_id": "a"}
             items.append(pd.DataFrame(about | answers))
     results.to_csv(made / "results.csv", index=False)
     pd.concat(items).to_parquet(made / ITEMS)
@@ -72,6 +73,17 @@ def test_an_arm_is_compared_by_compute_and_item_by_item(fits: dict[str, Any]) ->
     assert (entry["items"]["pairs"], entry["items"]["n_items"]) == (12, ITEM_COUNT)
     low, high = entry["items"]["interval"]
     assert 0 < low < entry["items"]["difference"] < high
+
+
+def test_answers_to_other_items_are_not_paired(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    answers = pd.read_parquet(other / ITEMS)
+    answers.loc[answers["arm"] == "lst_static", "items_id"] = "b"
+    answers.to_parquet(other / ITEMS)
+    (entry,) = fit_study(other, FitOptions(resamples=0))["accuracy_comparisons"]
+    assert entry["items"] is None
+    assert any("2 item sets (a, b); evaluate them on one" in warning for warning in entry["warnings"])
 
 
 def test_an_accuracy_multiplier_from_foreign_json_is_refused() -> None:
