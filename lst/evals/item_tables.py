@@ -21,9 +21,13 @@ from lst.evals.found_items import AUDIO, Found, Part, Reader, parse_json, read_l
 
 FREQUENCY_BANDS = ((1, "oov"), (5, "1-5"), (20, "6-20"), (100, "21-100"))  # ZeroSpeech's, each below its number
 
+LONGEST_FIELD = 2**17
+"""Characters of a cell: more are a quote that is never closed."""
+
 
 def _rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, str]] | Refused]:
     """(line, row) of a CSV file with a header. Raises DataError if a column is missing, or there twice."""
+    csv.field_size_limit(LONGEST_FIELD)  # of the whole process: other readers set theirs
     reader = csv.DictReader(io.StringIO(read_text(file), newline=""))
     try:
         columns = list(reader.fieldnames or ())

@@ -242,8 +242,10 @@ def test_a_planner_that_is_ended_in_the_middle_leaves_no_plan_and_no_litter(tmp_
     """Ctrl-C and SIGTERM take away what was begun; what kill -9 leaves aside, hidden, goes with the next planner, once old."""
     out, script = tmp_path / "study", tmp_path / "plan.py"
     script.write_text(
-        "import os, sys\nfrom pathlib import Path\nfrom lst.command import ended, sigterm_raises\nfrom sweeps import folder\n"
+        "import os, signal, sys\nfrom pathlib import Path\n"
+        "from lst.command import ended, sigterm_raises\nfrom sweeps import folder\n"
         "write = folder._write_file\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell starts what it has in the background without it
         f"def dies(path, data):\n    write(path, data)\n    'run.yaml' in path and os.kill(os.getpid(), {int(number)})\n"
         "folder._write_file = dies\n"
         "files = {'study.yaml': b'', 'runs/a/run.yaml': b'', 'runs/b/run.yaml': b''}\n"
