@@ -18,6 +18,7 @@ DIVERGED_NATS = 1.0
 aligned patches, which see where words end, give way to static ones."""
 Losses = Sequence[float] | np.ndarray
 LOSS_METRIC = "nats_per_token"
+"""Per token by content (docs/evaluation.md): arms that cut speech into pieces divide by the same 25 Hz tokens as the others."""
 STRETCHES = 20
 """Equal stretches of steps whose mean losses are compared: each is 5% of the steps."""
 

@@ -25,6 +25,7 @@ from analysis.checks import held_out, influence, influence_warning, noise_parts
 from analysis.collect import RESULTS, RUNS, made_anew, read_plan
 from analysis.compare import ENVELOPE, LAW, LAW_ASYMPTOTE_BUDGETS, compute_multiplier
 from analysis.diagnose import HUBER, check_options, chosen_delta
+from analysis.exclude import LOSS_METRIC
 from analysis.fit import fit_loss_surface, fit_power_law
 from analysis.isoflop import CUBIC, CURVATURES, PARABOLA, fit_isoflop
 from analysis.laws import LossSurface
@@ -41,8 +42,6 @@ TARGETS = {
     "text": "heldout_text",
     "interleaved": "heldout_interleaved",
 }
-METRIC = "nats_per_token"
-"""Per token by content (docs/evaluation.md): arms that cut speech into pieces divide by the same 25 Hz tokens as the others."""
 CONDITIONAL_ARMS = ("lst_aligned",)
 """With their variants (`is_conditional`)."""
 N_KINDS = {"total": "num_params", "non_embedding": "num_non_embedding_params", "global": "num_params_global"}
@@ -146,7 +145,7 @@ def final_losses(runs: pd.DataFrame, results: pd.DataFrame, target: str) -> pd.D
     used = runs[(runs["state"] == "done") & runs["excluded"].isna()]
     branches = set(runs["run_id"][runs["kind"] == "branch"]) if "kind" in runs else set()
     own = results["branch"].isna() | results["run_id"].isin(branches)  # of the run's own path, or of a branch that has a row
-    rows = results[(results["task"] == TARGETS[target]) & (results["metric"] == METRIC) & own]
+    rows = results[(results["task"] == TARGETS[target]) & (results["metric"] == LOSS_METRIC) & own]
     joined = used.merge(rows[["run_id", "step", "value"]].rename(columns={"value": "loss"}), on=["run_id", "step"])
     return joined[joined["loss"].notna()].reset_index(drop=True)
 

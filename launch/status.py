@@ -177,7 +177,9 @@ def _status(study: Path, row: Row, attempts: list[Attempt], seen: _Seen) -> RunS
     record = last_record(folder / TRAIN_RECORDS) or {}
     last, step = _last(attempts), int(record.get("step", 0))
     state, cause, source = _state(study, row, last, seen, step)
-    until = seen.now if state == RUNNING or last is None else last_sign(folder, last)
+    until = seen.now if state == RUNNING else float(record.get("time") or 0.0)
+    if state != RUNNING and last is not None and last.ended is None:
+        until = last_sign(folder, last)
     seconds = sum(a.seconds(until) for a in attempts)
     loss, mfu = (record.get(name) if isinstance(record.get(name), int | float) else None for name in ("loss", "mfu"))
     speed = (step - last.step_before) / last.seconds(until) if last is not None and last.seconds(until) > 0 else 0.0

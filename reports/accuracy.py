@@ -25,7 +25,7 @@ from reports.numbers import count, fixed, general, interval, level_name, listed,
 from reports.stories import StoryScore
 from reports.study import Study
 from reports.style import log_ticks, log_x
-from reports.tables import Column, Table
+from reports.tables import DIRECTION, Column, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -183,7 +183,7 @@ def laws_table(laws: Sequence[AccuracyLaw]) -> Table:
     columns = (
         Column("arm", "arm", numeric=False),
         Column("task", "task", numeric=False),
-        Column("direction", "direction", lambda value: str(value).replace("->", "→"), numeric=False),
+        DIRECTION,
         Column("x", "in", numeric=False),
         Column("runs", "runs", count),
         Column("chance", "chance", percent(0)),
@@ -284,7 +284,7 @@ def multipliers_table(comparisons: Sequence[AccuracyComparison]) -> Table:
         Column("arm", "arm", numeric=False),
         Column("baseline", "against", numeric=False),
         Column("task", "task", numeric=False),
-        Column("direction", "direction", lambda value: str(value).replace("->", "→"), numeric=False),
+        DIRECTION,
         Column("multiplier", "compute multiplier (×)", fixed(2)),
         Column("interval", "interval", numeric=False),
         Column("overlap", "overlap of accuracies", numeric=False),

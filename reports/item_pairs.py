@@ -5,9 +5,9 @@ The tests are those of `fit-scaling collect`: McNemar's exact test, a paired boo
 
 from __future__ import annotations
 
-from reports.numbers import count, fixed, interval, level_name, percent, plural, scientific, text
+from reports.numbers import count, fixed, interval, level_name, percent, plural, scientific
 from reports.study import Study, records
-from reports.tables import Column, Table
+from reports.tables import DIRECTION, Column, Table
 
 LEVEL = 0.05
 """Of a p-value that is called a difference."""
@@ -33,7 +33,7 @@ def table(study: Study) -> Table:
             Column("size", "size", numeric=False),
             Column("flops_budget", "budget (FLOPs)", scientific),
             Column("task", "task", numeric=False),
-            Column("direction", "direction", lambda value: text(value).replace("->", "→"), numeric=False),
+            DIRECTION,
             Column("n_items", "items", count),
             Column("accuracy", "accuracy", share),
             Column("baseline_accuracy", "the other's", share),

@@ -101,6 +101,7 @@ def as_rows(table: pd.DataFrame) -> tuple[dict[str, Any], ...]:
     return tuple(records(table))
 
 
+DIRECTION = Column("direction", "direction", lambda value: text(value).replace("->", "→"), numeric=False)
 PLAN_TABLE = (
     Column("run_id", "run", numeric=False),
     Column("arm", "arm", numeric=False),
@@ -225,7 +226,7 @@ def stories_table(scores: Sequence[StoryScore]) -> Table:
     rows = tuple({**r, "interval": interval(r["low"], r["high"], percent(1))} for r in rows)
     columns = (
         Column("task", "task", numeric=False),
-        Column("direction", "direction", lambda v: text(v).replace("->", "→"), numeric=False),
+        DIRECTION,
         Column("arm", "arm", numeric=False),
         Column("size", "size", numeric=False),
         Column("flops", "FLOPs", scientific),

@@ -22,6 +22,7 @@ from tests.train.tiny_run import write_run
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = [sys.executable, str(Path(__file__).with_name("standin_trainer.py"))]
+NO_CANARY = ["cluster=slurm", "canary_steps=0"]
 SECONDS = 60.0  # how long a test waits for anything
 
 

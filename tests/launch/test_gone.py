@@ -14,18 +14,7 @@ from launch.ledger import append_event, attempts_of, read_attempts
 from launch.order import pump, read_order, write_order
 from launch.retries import study_stopped
 from launch.scheduler import job_ends
-from tests.launch.fake_slurm import install
-from tests.launch.study import call, make_study, status
-
-NO_CANARY = ["cluster=slurm", "canary_steps=0"]
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "slurm"
-    for name, value in install(folder).items():
-        monkeypatch.setenv(name, value)
-    return folder
+from tests.launch.study import NO_CANARY, call, make_study, status
 
 
 def submitted(tmp_path: Path, runs: int = 1) -> tuple[Path, list[str]]:

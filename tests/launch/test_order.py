@@ -17,25 +17,13 @@ from launch.order import FULL, adopt, read_order
 from launch.rows import read_rows
 from lst.errors import ConfigError
 from lst.records import read_json
-from tests.launch.fake_slurm import install
-from tests.launch.study import call, lives, make_study, status, steps, wait_for
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "slurm"
-    for name, value in install(folder).items():
-        monkeypatch.setenv(name, value)
-    return folder
+from tests.launch.study import NO_CANARY, call, lives, make_study, status, steps, wait_for
 
 
 def sizes(slurm: Path) -> list[int]:
     """How many jobs each sbatch has got."""
     texts = [path.read_text() for path in sorted(slurm.glob("script-*.sh"), key=lambda p: int(p.stem[7:]))]
     return [int(re.search(r"--array=0-(\d+)", text)[1]) + 1 for text in texts]  # type: ignore[index]
-
-
-NO_CANARY = ["cluster=slurm", "canary_steps=0"]
 
 
 def test_rows_beyond_the_largest_array_make_further_arrays(tmp_path: Path, slurm: Path) -> None:

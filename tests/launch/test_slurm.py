@@ -16,18 +16,9 @@ import pytest
 from launch.ledger import append_event
 from launch.scheduler import expand_job_id
 from lst.records import read_json, read_jsonl
-from tests.launch.fake_slurm import install
 from tests.launch.study import ROOT, call, lives, make_study, start, status, steps, wait_for
 
 GOLDEN = ROOT / "tests/golden/sbatch.txt"
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "slurm"
-    for name, value in install(folder).items():
-        monkeypatch.setenv(name, value)
-    return folder
 
 
 def scripts(slurm: Path, study: Path) -> list[str]:

@@ -16,18 +16,7 @@ from launch.order import pump, read_order, write_order
 from launch.past import ended_in_order
 from launch.worker import run_job
 from lst.errors import LaunchError
-from tests.launch.fake_slurm import install
-from tests.launch.study import ROOT, call, make_study, status
-
-NO_CANARY = ["cluster=slurm", "canary_steps=0"]
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "slurm"
-    for name, value in install(folder).items():
-        monkeypatch.setenv(name, value)
-    return folder
+from tests.launch.study import NO_CANARY, ROOT, call, make_study, status
 
 
 def scripts(slurm: Path) -> int:
