@@ -2,7 +2,8 @@
 
 Wilson's score interval (Wilson 1927): with p the share of k right answers in n, z the normal quantile,
     (p + z^2/2n +- z sqrt(p (1 - p) / n + z^2/4n^2)) / (1 + z^2/n).
-It speaks of the items drawn, not of seeds. Not here: accuracy as a law of compute.
+It speaks of the items drawn, not of seeds. Not here: accuracy as a law of compute, and which of several evaluations counts
+(`analysis.evaluation_kinds`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import pandas as pd
 from scipy import stats
 
+from analysis.evaluation_kinds import KIND, TASK, ranked, with_kinds
 from lst.errors import FitError
 
 PREFIX = "story_"
@@ -36,24 +38,29 @@ def choice_rows(results: pd.DataFrame) -> pd.Series:
     return (task.str.startswith(PREFIX) | evaluated) & results["metric"].isin(["accuracy", "chance"]) & results["n_items"].notna()
 
 
-def accuracies(runs: pd.DataFrame, results: pd.DataFrame, *, level: float) -> list[dict[str, Any]]:
-    """Each usable run's accuracies at its final step, with interval, chance, and whether the interval lies above chance.
+def evaluated(runs: pd.DataFrame, results: pd.DataFrame) -> pd.DataFrame:
+    """Each usable run's accuracies at its final step, of every kind of evaluation (`analysis.evaluation_kinds.ranked`).
 
-    Of the trainer's stories, and of item sets evaluated in RUN/evals; of several evaluations of one set the first counts.
+    Of the trainer's stories, and of item sets evaluated in RUN/evals. Columns of results.csv with flops_budget, num_params and
+    `chance` (NaN where none was recorded). One kind of one run stands once: evaluations that differ in nothing that decides.
     """
     used = runs[(runs["state"] == "done") & runs["excluded"].isna()]
-    rows = results[choice_rows(results)]
-    rows = rows.merge(used[["run_id", "step", "flops_budget", "num_params"]], on=["run_id", "step"])
-    keys = ["run_id", "task", "direction"]
+    rows = with_kinds(results[choice_rows(results)])
+    rows = used[["run_id", "step", "flops_budget", "num_params"]].merge(rows, on=["run_id", "step"])
+    keys = ["run_id", *TASK, *KIND]
     rows = rows.drop_duplicates([*keys, "metric"])
-    chance = rows[rows["metric"] == "chance"].set_index(keys)["value"]
+    chance = rows[rows["metric"] == "chance"].rename(columns={"value": "chance"})[[*keys, "chance"]]
+    return ranked(rows[rows["metric"] == "accuracy"].merge(chance, on=keys, how="left"))
+
+
+def accuracies(rows: pd.DataFrame, *, level: float) -> list[dict[str, Any]]:
+    """Accuracies (`evaluated`) with their intervals, beside chance, and whether the interval lies above it."""
     found = []
-    for row in rows[rows["metric"] == "accuracy"].to_dict("records"):
-        key = tuple(row[k] for k in keys)
-        guess = float(chance[key]) if key in chance.index else None
+    for row in rows.to_dict("records"):
+        guess = None if math.isnan(row["chance"]) else float(row["chance"])
         low, high = wilson_interval(float(row["value"]), float(row["n_items"]), level)
         found.append(
-            {name: row[name] for name in ("run_id", "arm", "size", "task", "direction")}
+            {name: row[name] for name in ("run_id", "arm", "size", *TASK, *KIND)}
             | {"train_flops": float(row["train_flops"]), "num_params": float(row["num_params"])}
             | {"accuracy": float(row["value"]), "n_items": int(row["n_items"]), "interval": [low, high], "level": level}
             | {"chance": guess, "above_chance": None if guess is None else low > guess}

@@ -2,8 +2,9 @@
 
 For each arm, task and direction: sigmoids in the loss of the direction's modality and in ln C (`analysis.accuracy_fit`).
 Against the baseline: the compute multiplier in accuracy (`analysis.endpoints`), from each budget's run of least loss, chosen by
-its loss so that no lucky accuracy is picked; and matched runs on the same items (`analysis.item_pairs`). What the data refuse is
-a sentence in `warnings`. Not here: accuracies with their intervals (`analysis.accuracy`).
+its loss so that no lucky accuracy is picked; and matched runs on the same items (`analysis.item_pairs`). Evaluations of one kind
+alone enter a law or a comparison (`analysis.evaluation_kinds`). What the data refuse is a sentence in `warnings`. Not here:
+accuracies with their intervals (`analysis.accuracy`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from analysis.accuracy import accuracies
+from analysis.accuracy import accuracies, evaluated
 from analysis.accuracy_fit import fit_accuracy
 from analysis.collect import ITEMS, made_anew
 from analysis.endpoints import accuracy_multiplier
+from analysis.evaluation_kinds import KIND, TASK, choices, described, lacking, of_common_kind, of_first_kind, with_kinds
 from analysis.form_results import FormFit
 from analysis.item_pairs import paired_by_item
 from analysis.pairs import matched_runs
@@ -41,28 +43,33 @@ def accuracy_parts(
     compared: list[str],
     options: FitOptions,
 ) -> dict[str, Any]:
-    """The keys accuracies, accuracy_laws and accuracy_comparisons of fits.json; `tables` hold each target's final losses."""
-    scores = accuracies(runs, results, level=options.level)
-    found: dict[str, Any] = {"accuracies": scores, "accuracy_laws": [], "accuracy_comparisons": []}
-    known = pd.DataFrame([s for s in scores if s["chance"] is not None])
-    if not len(known):
-        return found
+    """The keys accuracies, accuracy_laws and accuracy_comparisons of fits.json, and `warnings`: which evaluations count
+    where there are several; `tables` hold each target's final losses."""
+    every = evaluated(runs, results)
+    first = of_first_kind(every)
+    found: dict[str, Any] = {"accuracies": accuracies(first, level=options.level), "accuracy_laws": []}
+    found |= {"accuracy_comparisons": [], "warnings": choices(every)}
     items = _items(folder, runs)
-    for names, rows in known.groupby(["task", "direction"], sort=False):
+    for names, rows in every[every["chance"].notna()].groupby(TASK, sort=False):
         task, direction = (str(name) for name in names)
         target = LOSS_OF.get(direction) or next((t for t in MIXED if len(tables[t])), MIXED[-1])
-        columns = ["run_id", "loss", "flops_budget", "train_flops"]
-        joined = rows.drop(columns="train_flops").merge(tables[target].reindex(columns=columns), on="run_id")
         about = {"task": task, "direction": direction, "loss_target": target, "flops_convention": options.c}
+        joined = _with_loss(rows, tables[target])
         for arm in joined["arm"].unique():
-            found["accuracy_laws"].append({"arm": arm} | about | _laws(joined[joined["arm"] == arm], options, about))
+            own = joined[joined["arm"] == arm]
+            found["accuracy_laws"].append({"arm": arm} | about | _laws(own, options, about))
         for arm in compared:
             if (joined["arm"] == arm).any() and (joined["arm"] == options.baseline).any():
-                pair = joined[joined["arm"].isin([options.baseline, arm])]
-                of = items[(items["task"] == task) & (items["direction"] == direction)]
-                entry = _comparison(pair, arm, runs, of, options, about)
+                entry = _comparison(joined, arm, runs, items, options, about)
                 found["accuracy_comparisons"].append({"baseline": options.baseline, "arm": arm} | about | entry)
     return found
+
+
+def _with_loss(rows: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
+    """Accuracies of runs that have a final held-out loss, with it and with FLOPs as the study counts them."""
+    kept = rows.drop(columns=["train_flops", "flops_budget"]).rename(columns={"value": "accuracy"})
+    columns = ["run_id", "loss", "flops_budget", "train_flops"]
+    return kept.merge(losses.reindex(columns=columns), on="run_id")
 
 
 def _generator(options: FitOptions, *names: str) -> np.random.Generator:
@@ -78,10 +85,11 @@ def _tried(warnings: list[str], what: str, work: Callable[[], Any]) -> Any:
 
 
 def _laws(rows: pd.DataFrame, options: FitOptions, about: dict[str, str]) -> dict[str, Any]:
-    """Both sigmoids of an arm, JSON without samples, or null with the refusal among `warnings`."""
-    warnings: list[str] = []
+    """Both sigmoids of an arm, JSON without samples, or null with the refusal among `warnings`; of its first kind."""
+    every, rows = rows, of_first_kind(rows)
+    warnings = lacking(every, rows)
     chance, arm = float(rows["chance"].iloc[0]), str(rows["arm"].iloc[0])
-    found: dict[str, Any] = {"chance": chance}
+    found: dict[str, Any] = {"chance": chance, "evaluated": described(rows.iloc[0])}
     for against in ("loss", "flops"):
         rng = _generator(options, "accuracy", against, arm, about["task"], about["direction"])
         law = _tried(
@@ -104,29 +112,30 @@ def _band(law: FormFit, against: str) -> dict[str, list[float]] | None:
 
 
 def _comparison(
-    pair: pd.DataFrame, arm: str, runs: pd.DataFrame, items: pd.DataFrame, options: FitOptions, about: dict[str, str]
+    rows: pd.DataFrame, arm: str, runs: pd.DataFrame, items: pd.DataFrame, options: FitOptions, about: dict[str, str]
 ) -> dict[str, Any]:
+    """Of the first kind of evaluation that both arms have; nulls with the refusal where they have none."""
     warnings: list[str] = []
+    arms = [options.baseline, arm]
+    pair = _tried(warnings, "comparison of accuracies", lambda: of_common_kind(rows, arms))
+    if pair is None:
+        return {"evaluated": None, "curve": None, "items": None, "warnings": warnings}
+    warnings += lacking(rows[rows["arm"].isin(arms)], pair)
     best = pair.sort_values("loss", kind="stable").drop_duplicates(["arm", "flops_budget"])
     rng = _generator(options, "accuracy multiplier", arm, about["task"], about["direction"])
     settings: dict[str, Any] = {"baseline": options.baseline, "level": options.level, "rng": rng}
     settings |= {"chance": float(pair["chance"].iloc[0]), "draws": max(options.resamples, LEAST_DRAWS)}
     curve = _tried(warnings, "compute multiplier in accuracy", lambda: accuracy_multiplier(best, arm, **settings))
     matched = matched_runs(runs[runs["run_id"].isin(pair["run_id"])], arm, baseline=options.baseline)
-
-    def by_item() -> dict[str, Any]:
-        ids = sorted(set(items.loc[items["run_id"].isin(pair["run_id"]), "items_id"].dropna()))
-        if len(ids) > 1:
-            raise FitError(f"the runs have answers to {len(ids)} item sets ({', '.join(ids)}); evaluate them on one.")
-        return paired_by_item(items, matched, level=options.level)
-
-    paired = _tried(warnings, "comparison item by item", by_item)
-    return {"curve": None if curve is None else curve.to_json(), "items": paired, "warnings": warnings}
+    answers = items.merge(pair[[*TASK, *KIND]].drop_duplicates(), on=[*TASK, *KIND])
+    paired = _tried(warnings, "comparison item by item", lambda: paired_by_item(answers, matched, level=options.level))
+    told = {"evaluated": described(pair.iloc[0]), "curve": None if curve is None else curve.to_json()}
+    return told | {"items": paired, "warnings": warnings}
 
 
 def _items(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
     """Single answers at each run's final step, as `collect` wrote them; no rows where there are none."""
-    path, columns = folder / ITEMS, ["run_id", "step", "task", "direction", "item", "correct", "items_id"]
+    path, columns = folder / ITEMS, ["run_id", "step", *TASK, "item", "correct", *KIND]
     if not path.is_file():
         return pd.DataFrame(columns=columns)
     try:
@@ -135,4 +144,4 @@ def _items(folder: Path, runs: pd.DataFrame) -> pd.DataFrame:
         told = str(error).splitlines()[0]
         raise FitError(f"'{path}' is no readable table ({told}); {made_anew(folder)}") from error
     found = found[found["correct"].notna()].merge(runs[["run_id", "step"]], on=["run_id", "step"])
-    return found.drop_duplicates(["run_id", "task", "direction", "item"])  # of several evaluations the first, as in `accuracies`
+    return with_kinds(found).drop_duplicates(["run_id", *TASK, *KIND, "item"])

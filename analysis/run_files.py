@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,6 +108,18 @@ def options_of(decided_by: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in decided_by.items() if name not in OF_A_MODEL}
 
 
+def options_text(decided_by: dict[str, Any]) -> str:
+    """The same as name=value by their names, without the task and the items, which have columns of their own."""
+    kept = {name: value for name, value in options_of(decided_by).items() if name not in ("task", "items_id", "test")}
+    return " ".join(f"{name}={_text_of(kept[name])}" for name in sorted(kept))
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, str) and not re.search(r"[\s=\"]", value):
+        return value
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)
+
+
 def evaluation_folders(folder: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
     """The finished evaluations of a run, each with its id, that of its items and its options as text; and what was left out, in
     sentences. Those of most items come first, then by options, so that the first of several is the same for all runs."""
@@ -124,7 +137,7 @@ def evaluation_folders(folder: Path) -> tuple[list[tuple[Path, dict[str, Any]]],
         elif name in found:
             notes.append(f"'{path.parent}' is the evaluation '{found[name][0]}' again, so it was left out; remove one of them.")
         else:
-            options = json.dumps(options_of(about), sort_keys=True)
+            options = options_text(about)
             known = {"evaluation": name, "items_id": about.get("items_id") or about.get("test"), "options": options}
             found[name] = path.parent, known
             items = about.get("items")

@@ -42,6 +42,7 @@ RESULT_COLUMNS = [
     "conditional",
     "evaluation",
     "items_id",
+    "options",
 ]
 RUN_COLUMNS = [
     "run_id",
@@ -80,7 +81,7 @@ ITEM_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("run_id", "arm", "size")]
     + [("branch", pa.int64()), ("step", pa.int64()), ("task", pa.string()), ("direction", pa.string()), ("item", pa.string())]
     + [("correct", pa.bool_()), ("scores", pa.list_(pa.float64())), ("score", pa.string()), ("conditional", pa.bool_())]
-    + [("evaluation", pa.string()), ("items_id", pa.string())]
+    + [("evaluation", pa.string()), ("items_id", pa.string()), ("options", pa.string())]
 )
 NO_CURVES, NO_ITEMS = CURVE_SCHEMA.empty_table(), ITEM_SCHEMA.empty_table()
 FEW_RUNS = 64

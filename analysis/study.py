@@ -176,13 +176,15 @@ def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = 
         content[kind] += found if isinstance(found, list) else [found]
         if progress is not None:
             progress(done + 1, len(jobs))
+    of_accuracy = accuracy_parts(folder, runs, results, tables, compared, options)
+    warnings = [*spending_warnings(runs), *of_accuracy.pop("warnings")]
     return content | {
         "not_compared": [{"arm": a, "reason": "conditional"} for a in arms if is_conditional(a)],
-        **accuracy_parts(folder, runs, results, tables, compared, options),
+        **of_accuracy,
         "references": references(folder, tables),
         "flop_shares": flop_shares(plan),
         "excluded": [{"run_id": r.run_id, "reason": r.excluded} for r in runs[runs["excluded"].notna()].itertuples()],
-        "warnings": spending_warnings(runs),
+        "warnings": warnings,
         "tables": fitted,
     }
 

@@ -40,7 +40,7 @@ PARAM_BATCH = 100
 NO_TIME = 1  # millisecond: MLflow takes 0 for now
 RESULTS = "results"  # the run_id of the MLflow run that has the study's artifacts
 LONGEST_TASK, LONGEST_FACT = 100, 500
-CONSTANT = ("task", "direction", "branch", "evaluation", "items_id", "score", "patching", "conditional")
+CONSTANT = ("task", "direction", "branch", "evaluation", "items_id", "options", "score", "patching", "conditional")
 NAMES = {"step", "time", "batch_hash", "branch"}
 Progress = Callable[[int, int], None]
 

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
+from analysis.evaluation_kinds import TASK, of_first_kind, ranked, with_kinds
 from reports.numbers import as_float, is_number
 from reports.study import STORY_PREFIX, Study, records
 
@@ -49,17 +50,14 @@ def wilson(right: float, items: int, level: float) -> tuple[float, float]:
 
 
 def story_scores(study: Study) -> list[StoryScore]:
-    """Every usable run's last score on stories and on item sets in RUN/evals, in a stable order; of several evaluations of one
-    set the first. Tasks without a recorded chance level, and groups of tasks, are left out."""
+    """Every usable run's last score on stories and on item sets in RUN/evals, in a stable order; of evaluations in several ways
+    each arm's first (`analysis.evaluation_kinds`). Tasks without a recorded chance level, and groups of tasks, are left out."""
     tasks = study.results["task"].fillna("").astype(str)
     rows = study.results[tasks.str.startswith(STORY_PREFIX) | (study.results["evaluation"].notna() & ~tasks.str.contains("/"))]
-    rows = (
-        rows.dropna(subset=["value", "step"])
-        .drop_duplicates(["run_id", "task", "direction", "metric", "step"])
-        .sort_values("step", kind="stable")
-        .groupby(["run_id", "task", "direction", "metric"])
-        .tail(1)
-    )
+    rows = with_kinds(rows[rows["run_id"].isin(study.usable()["run_id"])].dropna(subset=["value", "step"]))
+    keys = ["run_id", *TASK]
+    rows = rows[rows["step"] == rows.groupby(keys)["step"].transform("max")]
+    rows = of_first_kind(ranked(rows)).drop_duplicates([*keys, "metric"])
     found = records(rows)
     chance = {(r["run_id"], r["task"], r["direction"]): as_float(r["value"]) for r in found if r["metric"] == "chance"}
     usable = {str(run["run_id"]): run for run in records(study.usable())}

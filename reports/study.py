@@ -47,7 +47,8 @@ def _names(words: str) -> list[str]:
 
 TEXT_COLUMNS = _names(
     "run_id study kind parent_run_id arm size matching match_group flops_convention context_match recipe data_id status "
-    "reason state excluded task direction metric item job_id submitted started ended cause scores evaluation"
+    "reason state excluded task direction metric item job_id submitted started ended cause scores evaluation "
+    "items_id options score conditional"
 )
 PLAN_COLUMNS = _names(
     "run_id study kind arm size num_params num_non_embedding_params num_params_global matching match_group flops_budget "
@@ -59,7 +60,8 @@ RUN_COLUMNS = _names(
     "run_id state reason step steps train_flops units tokens text_tokens speech_tokens seconds final_loss excluded"
 )
 RESULT_COLUMNS = _names(
-    "run_id arm size step train_flops units text_tokens speech_tokens task direction metric value n_items evaluation"
+    "run_id arm size step train_flops units text_tokens speech_tokens task direction metric value n_items evaluation "
+    "items_id options score conditional"
 )
 ATTEMPT_COLUMNS = _names("run_id attempt job_id submitted started ended state cause")
 CURVE_COLUMNS = _names("run_id step train_flops loss loss_text loss_speech lr grad_norm tokens")

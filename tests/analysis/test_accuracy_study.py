@@ -11,16 +11,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.accuracy import evaluated
+from analysis.accuracy_study import accuracy_parts
 from analysis.collect import ITEMS, collect_into
+from analysis.evaluation_kinds import of_common_kind, of_first_kind
 from analysis.form_results import AccuracyMultiplier, FormFit
 from analysis.forms import ChanceSigmoid
 from analysis.item_pairs import paired_by_item
 from analysis.results import SurfaceFit
-from analysis.study import FitOptions, final_losses, fit_study
+from analysis.study import TARGETS, FitOptions, final_losses, fit_study
 from lst.errors import FitError
 from tests.analysis.study_folder import TRUTH, Synthetic, write_study
 
 TASK, ITEM_COUNT = "story_elsewhere", 4000
+KIND_OF_ALL = {"items_id": "a", "options": "join=straddle", "score": "loglik_sum", "conditional": False}
 OF_LOSS = ChanceSigmoid(midpoint=3.2, slope=-3.0, chance=0.25)
 
 
@@ -39,8 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         results.loc[index, ["value", "n_items"]] = [share, ITEM_COUNT]  # type: ignore[index]
         if row["metric"] == "accuracy":
             about = {name: row[name] for name in ("run_id", "arm", "size", "step", "task", "direction")}
-            answers = {"item": [str(i) for i in range(ITEM_COUNT)], "correct": right, "branch": None, "items_id": "a"}
-            items.append(pd.DataFrame(about | answers))
+            answers = {"item": [str(i) for i in range(ITEM_COUNT)], "correct": right, "branch": None}
+            items.append(pd.DataFrame(about | answers | KIND_OF_ALL))
+    results = results.astype(dict.fromkeys(KIND_OF_ALL, object))
+    results.loc[results["task"] == TASK, list(KIND_OF_ALL)] = list(KIND_OF_ALL.values())
     results.to_csv(made / "results.csv", index=False)
     pd.concat(items).to_parquet(made / ITEMS)
     return made
@@ -75,15 +81,100 @@ def test_an_arm_is_compared_by_compute_and_item_by_item(fits: dict[str, Any]) ->
     assert 0 < low < entry["items"]["difference"] < high
 
 
-def test_answers_to_other_items_are_not_paired(folder: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(folder, other)
-    answers = pd.read_parquet(other / ITEMS)
-    answers.loc[answers["arm"] == "lst_static", "items_id"] = "b"
-    answers.to_parquet(other / ITEMS)
-    (entry,) = fit_study(other, FitOptions(resamples=0))["accuracy_comparisons"]
-    assert entry["items"] is None
-    assert any("2 item sets (a, b); evaluate them on one" in warning for warning in entry["warnings"])
+@pytest.fixture
+def other(folder: Path, tmp_path: Path) -> Path:
+    """A copy of the study, to be changed."""
+    return Path(shutil.copytree(folder, tmp_path / "other"))
+
+
+def of_accuracy(study: Path, *, resamples: int = 0) -> dict[str, Any]:
+    """What fits.json has of accuracies, without fitting all that it has of losses."""
+    runs, results, options = pd.read_csv(study / "runs.csv"), pd.read_csv(study / "results.csv"), FitOptions(resamples=resamples)
+    tables = {target: options.prepared(final_losses(runs, results, target)) for target in TARGETS}
+    return accuracy_parts(study, runs, results, tables, ["lst_static"], options)
+
+
+def changed(study: Path, arm: str, change: dict[str, Any], *, sizes: tuple[str, ...] = (), added: bool = False) -> None:
+    """The arm's answers are of another kind; `added`: it has them so as well, each answer turned round."""
+    for name in ("results.csv", ITEMS):
+        table = pd.read_csv(study / name) if name.endswith(".csv") else pd.read_parquet(study / name)
+        of = (table["arm"] == arm) & (table["task"] == TASK) & (table["size"].isin(sizes) if sizes else True)
+        if added:
+            more = table[of].assign(**change)
+            if "correct" in more:
+                more["correct"] = ~more["correct"]
+            else:
+                accuracy = more["metric"] == "accuracy"
+                more.loc[accuracy, "value"] = 1 - more.loc[accuracy, "value"]
+            table = pd.concat([more, table])
+        else:
+            table.loc[of, list(change)] = list(change.values())
+        table.to_csv(study / name, index=False) if name.endswith(".csv") else table.to_parquet(study / name)
+
+
+@pytest.mark.parametrize(
+    "change", [{"items_id": "b"}, {"options": "join=closed"}, {"score": "loglik_gain"}, {"conditional": True}]
+)
+def test_arms_that_were_evaluated_in_no_common_way_are_not_compared(other: Path, change: dict[str, Any]) -> None:
+    changed(other, "lst_static", change)
+    content = of_accuracy(other)
+    (entry,) = content["accuracy_comparisons"]
+    assert (entry["evaluated"], entry["curve"], entry["items"]) == (None, None, None)
+    (told,) = entry["warnings"]
+    assert "were evaluated in no common way (baseline: items a, join=straddle, by loglik_sum; lst_static: " in told
+    assert [law["of_loss"] is None for law in content["accuracy_laws"]] == [False, False]
+    assert "was evaluated in 2 ways" in content["warnings"][-1]
+
+
+def test_of_several_ways_that_counts_which_most_runs_have_in_whatever_order_they_stand(fits: dict[str, Any], other: Path) -> None:
+    changed(other, "lst_static", {"options": "context_tokens=69"}, added=True)  # before the others in both tables
+    content = of_accuracy(other, resamples=30)
+    for name in ("accuracies", "accuracy_laws", "accuracy_comparisons"):
+        assert content[name] == fits[name]
+    assert fits["warnings"] == []
+    assert content["warnings"] == [
+        "story_elsewhere S->S was evaluated in 2 ways; of each arm counts the one that most runs have, then the plan's own: "
+        "items a, join=straddle, by loglik_sum (of baseline, lst_static: 24 runs)"
+    ]
+
+
+def test_what_two_arms_have_in_common_is_compared_where_another_way_is_commoner(fits: dict[str, Any], other: Path) -> None:
+    """Both arms by the straddling join, one of them in most of its runs by another one too, the other only so in a third arm."""
+    changed(other, "baseline", {"options": "join=closed"}, added=True)
+    results = pd.read_csv(other / "results.csv")
+    more = results[(results["arm"] == "baseline") & (results["options"] == "join=closed")]
+    copies = [more.assign(run_id=more["run_id"] + "x", arm="third")]
+    runs = pd.read_csv(other / "runs.csv")
+    of = runs["arm"] == "baseline"
+    pd.concat([runs, runs[of].assign(run_id=runs["run_id"] + "x", arm="third", excluded=None)]).to_csv(
+        other / "runs.csv", index=False
+    )
+    pd.concat([results, *copies]).to_csv(other / "results.csv", index=False)
+    changed(other, "lst_static", {"options": "join=straddle"}, sizes=("s0",))
+    scores = evaluated(pd.read_csv(other / "runs.csv"), pd.read_csv(other / "results.csv"))
+    assert set(of_first_kind(scores).groupby("arm")["options"].first().items()) == {
+        ("baseline", "join=closed"), ("lst_static", "join=straddle"), ("third", "join=closed"),
+    }  # fmt: skip
+    common = of_common_kind(scores, ["baseline", "lst_static"])
+    assert set(common["options"]) == {"join=straddle"}
+
+
+def test_runs_that_were_evaluated_otherwise_only_are_left_out_and_named(other: Path) -> None:
+    changed(other, "lst_static", {"options": "limit=15"}, sizes=("s0",))
+    content = of_accuracy(other)
+    law = next(e for e in content["accuracy_laws"] if e["arm"] == "lst_static")
+    lost = sorted(pd.read_csv(other / "runs.csv").query("arm == 'lst_static' and size == 's0'")["run_id"])
+    assert law["warnings"][0] == f"{len(lost)} runs were evaluated otherwise only, and left out: {', '.join(lost)}"
+    assert law["evaluated"] == "items a, join=straddle, by loglik_sum"
+    (entry,) = content["accuracy_comparisons"]
+    assert entry["items"]["pairs"] == 12 - len(lost)
+
+
+def test_the_plans_own_evaluation_comes_first_where_as_many_runs_have_another(other: Path) -> None:
+    for arm in ("baseline", "lst_static"):
+        changed(other, arm, {"evaluation": "aaa", "options": "context_tokens=69"}, added=True)
+    (told,) = of_accuracy(other)["warnings"]
+    assert told.endswith("items a, join=straddle, by loglik_sum (of baseline, lst_static: 24 runs)")
 
 
 def test_an_accuracy_multiplier_from_foreign_json_is_refused() -> None:

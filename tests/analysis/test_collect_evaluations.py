@@ -61,6 +61,18 @@ def test_metrics_and_items_of_an_evaluation_stand_beside_the_trainers(tmp_path: 
     assert after.runs.equals(before.runs)
 
 
+def test_the_options_that_decide_stand_with_metrics_and_items_without_the_model_the_task_and_the_items(tmp_path: Path) -> None:
+    run = runs_of(write_study(tmp_path, STUDY))[0]
+    of_model = {"weights": "w", "data_id": "d", "patching": "static", "directions": ["S->S"]}
+    named = {"join": "closed", "items": 4, "boundary_noise_ms": [20, 40], "phones": "a folder", "static_fallback": False}
+    write_evaluation(run, "aaa", **of_model, **named)
+    collected = collect(tmp_path)
+    text = 'boundary_noise_ms=[20,40] items=4 join=closed phones="a folder" static_fallback=false'
+    told = collected.results[["evaluation", "options"]].drop_duplicates().to_numpy().tolist()
+    assert told == [[None, None], ["aaa", text]]
+    assert {item["options"] for item in collected.items.to_pylist()} == {text}
+
+
 def test_two_checkpoints_and_two_ways_of_scoring_are_rows_of_their_own(tmp_path: Path) -> None:
     run = runs_of(write_study(tmp_path, STUDY))[0]
     write_evaluation(run, "aaa")

@@ -219,7 +219,7 @@ def synced(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.write(
             eval_record(first, "heldout_mixture", "ST->ST", "nats_per_token", 2.5, 1000) | {"step": 10, "train_flops": 2e17}
         )
-    write_evaluation(home, "aaa")
+    write_evaluation(home, "aaa", join="closed", items=4)
     write_evaluation(home, "bbb", task="swuggy/A & B", step=20, share=0.25)
     (folder / "runs" / second.run_id / records.EXIT).unlink()
     subprocess.run([sys.executable, "-m", "analysis.cli", "sync", str(folder)], check=True, capture_output=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from analysis.accuracy import accuracies
+from analysis.accuracy import accuracies, evaluated
 from analysis.collect import collect, collect_into
+from analysis.evaluation_kinds import of_first_kind
 from analysis.item_table import PAIR_COLUMNS, holm
 from analysis.study import read_table
 from lst import records
@@ -22,6 +24,10 @@ STUDY = Synthetic(budgets=(1e18,), sizes=2, stories=False)
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     return write_study(tmp_path, STUDY)
+
+
+def first_accuracies(study: Path) -> list[dict[str, Any]]:
+    return accuracies(of_first_kind(evaluated(read_table(study, "runs.csv"), read_table(study, "results.csv"))), level=0.9)
 
 
 def run(study: Path, arm: str, size: str = "s0") -> Path:
@@ -77,7 +83,7 @@ def test_the_first_of_several_evaluations_has_most_items_and_is_of_one_kind_in_a
         write_evaluation(run(study, arm), names[1], share=1.0, items=4)
         write_evaluation(run(study, arm), names[2], share=0.5, items=4, context_tokens=69)
     collect_into(study)
-    scores = accuracies(read_table(study, "runs.csv"), read_table(study, "results.csv"), level=0.9)
+    scores = first_accuracies(study)
     assert {s["accuracy"] for s in scores} == {0.5}  # of options in their order: "context_tokens" before "items"
 
 
@@ -142,7 +148,7 @@ def test_accuracies_of_item_sets_are_fitted_and_reported_like_those_of_stories(s
         write_evaluation(run(study, arm), "bbb", share=1.0)  # another way of scoring; the first counts
         write_evaluation(run(study, arm), "ccc", task="hellaswag/group", share=1.0)
     collect_into(study)
-    scores = accuracies(read_table(study, "runs.csv"), read_table(study, "results.csv"), level=0.9)
+    scores = first_accuracies(study)
     assert [(s["task"], s["accuracy"], s["chance"], s["n_items"]) for s in scores] == [("hellaswag", 0.5, 0.25, 4)] * 2
     told = pd.read_csv(render(study).parent / "tables" / "stories.csv")
     assert told[["task", "accuracy", "chance"]].to_numpy().tolist() == [["hellaswag", 0.5, 0.25]] * 2

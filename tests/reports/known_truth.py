@@ -132,7 +132,9 @@ def write_study(folder: Path, truth: Truth | None = None) -> Path:
     pd.DataFrame(attempts).to_csv(folder / "attempts.csv", index=False)
     pd.DataFrame(curves).to_parquet(folder / "curves.parquet", index=False)
     if items:
-        pd.DataFrame(items).assign(items_id=None).to_parquet(folder / "items.parquet", index=False)
+        pd.DataFrame(items).assign(items_id=None, options=None, score=None, conditional=None).to_parquet(
+            folder / "items.parquet", index=False
+        )
     (folder / "references.json").write_text(json.dumps(truth.references))
     (folder / "study.yaml").write_text(
         f"name: known_truth\ndata: {truth.data}\nbudgets: [1e13, 3e13, 1e14]\ndata_about: {{licence: CC0, voices: [a, b]}}\n"

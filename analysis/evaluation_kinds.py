@@ -1,0 +1,99 @@
+"""Evaluations of one task in several kinds: which of them are compared, and which count where there are many.
+
+A run may be evaluated on a task more than once: on other items, in another context, by another score. Two evaluations are of one
+kind where they agree in KIND, and only those compare. Kinds of a task and direction have an order: those that saw no alignment
+before those that did (`conditional`), then that which most runs have, then the plan's own (the trainer's), then that of most
+items, then by their text. An arm counts by the first kind that it has, two arms by the first that both have. Not here: what is
+made of accuracies (`analysis.accuracy`, `analysis.accuracy_study`), single items (`analysis.item_table`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lst.errors import FitError
+
+KIND = ["items_id", "options", "score", "conditional"]
+TASK = ["task", "direction"]
+
+
+def with_kinds(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of results.csv (or items.parquet) with the columns of KIND whole: text, "" where there is none, and a flag."""
+    whole = rows.reindex(columns=list(dict.fromkeys([*rows.columns, *KIND]))).copy()
+    for name in KIND[:-1]:
+        whole[name] = whole[name].astype(object).where(whole[name].notna(), "").astype(str)
+    whole["conditional"] = whole["conditional"].astype(str).str.lower().eq("true")
+    return whole
+
+
+def ranked(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of accuracies (`with_kinds`), each with the place of its kind in its task and direction, `rank`, from 0."""
+    own = rows["evaluation"].isna() if "evaluation" in rows else pd.Series(True, rows.index)
+    table = rows.assign(other=~own).groupby([*TASK, *KIND], as_index=False, sort=False)
+    kinds = table.agg(runs=("run_id", "nunique"), other=("other", "all"), most=("n_items", "max"))
+    kinds = kinds.assign(runs=-kinds["runs"], most=-kinds["most"])
+    kinds = kinds.sort_values(["conditional", "runs", "other", "most", "options", "items_id", "score"], kind="stable")
+    kinds["rank"] = kinds.groupby(TASK).cumcount()
+    return rows.merge(kinds[[*TASK, *KIND, "rank"]], on=[*TASK, *KIND])
+
+
+def of_first_kind(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows (`ranked`) of each arm's first kind of each task and direction: a law of an arm mixes none."""
+    first = rows.groupby([*TASK, "arm"])["rank"].transform("min")
+    return pd.DataFrame(rows[rows["rank"] == first]).reset_index(drop=True)
+
+
+def of_common_kind(rows: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
+    """The rows (`ranked`, of one task and direction) of the first kind that all `arms` have, of those that saw no alignment.
+
+    Raises FitError where they have none in common.
+    """
+    of = {arm: rows[(rows["arm"] == arm) & ~rows["conditional"]] for arm in arms}
+    common = set.intersection(*(set(found["rank"]) for found in of.values()))
+    if not common:
+        told = "; ".join(f"{arm}: {_listed(found)}" for arm, found in of.items())
+        raise FitError(f"the arms were evaluated in no common way ({told}); evaluate both on one item set by the same options.")
+    return pd.DataFrame(rows[(rows["rank"] == min(common)) & rows["arm"].isin(arms)]).reset_index(drop=True)
+
+
+def choices(rows: pd.DataFrame) -> list[str]:
+    """A sentence for each task and direction that was evaluated in several ways (`ranked` rows): which of them counts."""
+    told = []
+    for (task, direction), found in rows.groupby(TASK, sort=False):
+        kinds = found.drop_duplicates("rank").sort_values("rank")
+        if len(kinds) == 1:
+            continue
+        taken = of_first_kind(found)
+        parts = []
+        for rank in np.unique(taken["rank"]):
+            of = taken[taken["rank"] == rank]
+            arms = ", ".join(dict.fromkeys(of["arm"]))
+            parts.append(f"{described(of.iloc[0])} (of {arms}: {of['run_id'].nunique()} runs)")
+        told.append(
+            f"{task} {direction} was evaluated in {len(kinds)} ways; of each arm counts the one that most runs have, then the "
+            f"plan's own: {'; '.join(parts)}"
+        )
+    return told
+
+
+def lacking(rows: pd.DataFrame, taken: pd.DataFrame) -> list[str]:
+    """A sentence where runs of `rows` have not the kind that was `taken` of them."""
+    absent = sorted(set(rows["run_id"]) - set(taken["run_id"]))
+    return [f"{len(absent)} runs were evaluated otherwise only, and left out: {', '.join(absent)}"] if absent else []
+
+
+def described(row: Any) -> str:
+    """A kind in words."""
+    parts = [f"items {row['items_id']}"] if row["items_id"] else []
+    parts.append(row["options"] or "the plan's own")
+    parts += [f"by {row['score']}"] if row["score"] and "score=" not in row["options"] else []
+    return ", ".join(parts) + (", under aligned patches" if row["conditional"] else "")
+
+
+def _listed(rows: pd.DataFrame) -> str:
+    kinds = rows.drop_duplicates("rank").sort_values("rank")
+    return " or ".join(described(row) for _, row in kinds.iterrows()) or "under aligned patches alone"
