@@ -36,7 +36,7 @@ def config(tiny_data: Path) -> RunConfig:
 
 @pytest.fixture
 def known(config: RunConfig) -> Scorer:
-    return Scorer(BigramModel(VOCABULARY), config, device=DEVICE)  # type: ignore[arg-type]
+    return Scorer(BigramModel(VOCABULARY), config, device=DEVICE, dtype="float64")  # type: ignore[arg-type]
 
 
 def text(*values: int) -> Segment:
@@ -54,10 +54,10 @@ def test_document_losses_are_those_of_the_table(known: Scorer) -> None:
     scored = known.score(documents)[0]
     assert scored.row.ids.tolist() == ids
     expected = [-log_p[a, b] for a, b in itertools.pairwise(ids)] + [0.0]
-    assert scored.nats_T == pytest.approx(expected, rel=1e-6)
-    assert scored.sums() == (pytest.approx(sum(expected), rel=1e-6), 9)
-    assert scored.sums(TEXT) == (pytest.approx(expected[1] + expected[2] + expected[8], rel=1e-6), 3)
-    assert scored.sums(SPEECH) == (pytest.approx(sum(expected[4:7]), rel=1e-6), 3)
+    assert scored.nats_T == pytest.approx(expected, rel=1e-9)
+    assert scored.sums() == (pytest.approx(sum(expected), rel=1e-9), 9)
+    assert scored.sums(TEXT) == (pytest.approx(expected[1] + expected[2] + expected[8], rel=1e-9), 3)
+    assert scored.sums(SPEECH) == (pytest.approx(sum(expected[4:7]), rel=1e-9), 3)
 
 
 def test_metrics_are_the_documented_formulas(known: Scorer, tiny_data: Path) -> None:
@@ -74,22 +74,22 @@ def test_metrics_are_the_documented_formulas(known: Scorer, tiny_data: Path) -> 
     assert {m.direction for k, m in found.items() if k[0] in ("heldout_interleaved", "heldout_mixture")} == {"ST->ST"}
 
     speech_nats = sum(model.nats([SPEECH_MARK, *(TEXT_VOCAB + t for t in s)]) for s in spoken) / 5
-    assert found["heldout_speech", "nats_per_token"].value == pytest.approx(speech_nats, rel=1e-6)
-    assert found["heldout_speech", "bits_per_second"].value == pytest.approx(25 * speech_nats / math.log(2), rel=1e-6)
+    assert found["heldout_speech", "nats_per_token"].value == pytest.approx(speech_nats, rel=1e-9)
+    assert found["heldout_speech", "bits_per_second"].value == pytest.approx(25 * speech_nats / math.log(2), rel=1e-9)
     assert found["heldout_speech", "nats_per_token"].n_items == 5
 
     text_sum = sum(model.nats([TEXT_MARK, *p]) for p in pieces)
     text_nats = text_sum / sum(map(len, pieces))
-    assert found["heldout_text", "nats_per_token"].value == pytest.approx(text_nats, rel=1e-6)
-    assert found["heldout_text", "bits_per_byte"].value == pytest.approx(text_sum / math.log(2) / len("ab cdxyz ab"), rel=1e-6)
+    assert found["heldout_text", "nats_per_token"].value == pytest.approx(text_nats, rel=1e-9)
+    assert found["heldout_text", "bits_per_byte"].value == pytest.approx(text_sum / math.log(2) / len("ab cdxyz ab"), rel=1e-9)
 
     ids = [BOS, SPEECH_MARK, *(TEXT_VOCAB + t for t in spoken[0]), TEXT_MARK, *pieces[0]]
     interleaved = model.nats(ids) / (len(ids) - 1)
-    assert found["heldout_interleaved", "nats_per_token"].value == pytest.approx(interleaved, rel=1e-6)
+    assert found["heldout_interleaved", "nats_per_token"].value == pytest.approx(interleaved, rel=1e-9)
     assert found["heldout_interleaved", "nats_per_token"].n_items == len(ids) - 1
     assert found["heldout_interleaved", "nats_per_speech_token"].n_items == 3
     # interleaved_token_share is 0.5 in this configuration
-    assert found["heldout_mixture", "nats_per_token"].value == pytest.approx((interleaved + text_nats) / 2, rel=1e-6)
+    assert found["heldout_mixture", "nats_per_token"].value == pytest.approx((interleaved + text_nats) / 2, rel=1e-9)
 
 
 @pytest.fixture
@@ -114,8 +114,8 @@ def test_losses_of_pieces_are_per_token_of_their_content(known_bpe: tuple[Scorer
     nats = sum(model.nats([marks, *(TEXT_VOCAB + ids).tolist()]) for ids in encoded)
     frames = sum(map(len, spoken))
     speech = found["heldout_speech", "nats_per_token"]
-    assert (speech.value, speech.n_items) == (pytest.approx(nats / frames, rel=1e-6), frames)
-    assert found["heldout_speech", "bits_per_second"].value == pytest.approx(nats / math.log(2) / (frames / 25), rel=1e-6)
+    assert (speech.value, speech.n_items) == (pytest.approx(nats / frames, rel=1e-9), frames)
+    assert found["heldout_speech", "bits_per_second"].value == pytest.approx(nats / math.log(2) / (frames / 25), rel=1e-9)
     other = Scorer(BigramModel(VOCABULARY), tiny_config("baseline", tiny_data), device=DEVICE)  # type: ignore[arg-type]
     plain = {(m.task, m.metric): m.n_items for m in heldout_metrics(other, sets, dataset.tokenizer)}
     assert plain == {key: metric.n_items for key, metric in found.items()}
