@@ -15,7 +15,6 @@ last part joins them: the result depends neither on N nor on interruptions. One 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lst.errors import ConfigError, LstError, RunFailed
+from lst.file_lock import locked
 from lst.plain import content_hash
 from lst.records import EVAL_RECORDS, EVALUATION_CARD, ITEM_RECORDS, read_json, read_jsonl, write_atomically, write_json
 
@@ -84,8 +84,14 @@ class EvaluationFolder:
             own = f"lock-{self.shard.number}-of-{self.shard.of}"
             stack.enter_context(self._lock(own, wait=False))
             with self._lock("lock"):
-                if read_json(self.work / EVALUATION_CARD) != self.decisive:
+                done = self.is_done  # the others ended it while this one waited
+                if done:
+                    shutil.rmtree(self.work, ignore_errors=True)
+                elif read_json(self.work / EVALUATION_CARD) != self.decisive:
                     self._start_anew(own)
+            if done:
+                yield None
+                return
             try:
                 for i in range(self.shard.number - 1, len(sizes), self.shard.of):
                     if self._part(i, sizes[i]) is None:
@@ -122,8 +128,12 @@ class EvaluationFolder:
         return f"shard {self.shard} of {self.out} is done; the other shards' parts are missing, and the last to finish joins all."
 
     def _start_anew(self, own: str) -> None:
-        """Drop the parts of another evaluation that was never finished. Raises RunFailed if somebody is still at it."""
-        for lock in self.work.glob("lock-*"):
+        """Drop the parts of another evaluation that was never finished. Raises RunFailed if somebody is still at it.
+
+        Where no card is, nothing has begun: a shard that holds its lock already is waiting to read what is written here.
+        """
+        begun = (self.work / EVALUATION_CARD).exists()
+        for lock in self.work.glob("lock-*") if begun else ():
             if lock.name != own:
                 with self._lock(lock.name, wait=False):
                     pass
@@ -153,10 +163,9 @@ class EvaluationFolder:
     @contextlib.contextmanager
     def _lock(self, name: str, *, wait: bool = True) -> Iterator[None]:
         """Hold a lock of the work folder. Raises RunFailed where another has it and `wait` is False."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        with (self.work / name).open("w") as lock:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                stack.enter_context(locked(self.work / name, wait=wait))
             except BlockingIOError as error:
                 raise RunFailed(f"'{self.work}' ({name}) is in use by another evaluation; wait for it.") from error
             yield

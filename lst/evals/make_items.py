@@ -12,7 +12,6 @@ Formats: lst/evals/item_formats.py; the folder: lst/evals/item_set.py; docs/eval
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -93,34 +92,43 @@ def prepare_items(values: dict[str, Any]) -> str:
     """Make the item set; the line to print. Raises LstError, OSError on a full disk."""
     config = from_dict(ItemsConfig, values)
     config.validate()
-    with _alone(Path(config.out)):
-        return _prepare(config)
+    from lst.model.export import require_new
+
+    out = Path(config.out)
+    maker = _Maker(config)  # reads the input: nothing is made for one that is none
+    found = maker.wanted()
+    with _alone(out):
+        if out.exists():
+            require_new(out)
+        return _prepare(config, maker, found)
 
 
 @contextlib.contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Hold the lock of what is made in `out`. Raises RunFailed where another process makes it."""
+    """Hold the lock of what is made in `out`; folders above it that are made for nothing go. Raises RunFailed where another
+    process makes it."""
+    from lst.file_lock import locked
+
     path = out.parent / f".{out.name}.items-lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunFailed(f"out={out} is being made by another prepare-data; wait for it, or give another folder.") from error
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        with locked(path):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    except BlockingIOError as error:
+        raise RunFailed(f"out={out} is being made by another prepare-data; wait for it, or give another folder.") from error
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # one that holds something stays
+                folder.rmdir()
 
 
-def _prepare(config: ItemsConfig) -> str:
-    from lst.model.export import new_folder, require_new
+def _prepare(config: ItemsConfig, maker: _Maker, found: list[Found | Refused]) -> str:
+    from lst.model.export import new_folder
 
     out = Path(config.out)
-    if out.exists():
-        require_new(out)
-    maker = _Maker(config)
-    found = maker.wanted()
     try:
         rows, refused = _of_one_kind(Path(config.eval), *maker.make(found))
         _judge(config, refused, len(rows) + len(refused))
@@ -182,7 +190,6 @@ class _Maker:
         from lst.data.sources.base import Refused
         from lst.records import JsonLinesWriter, iter_jsonl
 
-        self.work.parent.mkdir(parents=True, exist_ok=True)
         self._open(found)
         header = {"made_by": content_hash([to_dict(self.config), self._digest(found), self.about()])}
         done = list(iter_jsonl(self.work))

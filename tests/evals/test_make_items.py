@@ -12,7 +12,7 @@ import pytest
 
 from lst.data.prepare import main
 from lst.data.shards import manifest_text, open_dataset
-from lst.errors import ConfigError, DataError, RunFailed
+from lst.errors import ConfigError, DataError, LstError, RunFailed
 from lst.evals import make_items, voices
 from lst.evals.item_set import ItemSet, open_item_set
 from lst.evals.make_items import prepare_items
@@ -121,6 +121,34 @@ def test_two_preparations_of_one_folder_are_refused(source: Path, tmp_path: Path
         prepare(source, tmp_path / "set")
     assert len(prepare(source, tmp_path / "set")) == 6
     assert list(tmp_path.glob(".*")) == []
+
+
+@pytest.mark.parametrize("options", [{"eval": "nowhere.jsonl"}, {"label": 9}, {"max_words": 1}, {"card": "nowhere.json"}])
+def test_what_is_refused_makes_no_folder_above_its_out(tmp_path: Path, options: dict[str, Any]) -> None:
+    lines = [line | ({"label": 9} if "label" in options else {}) for line in spoken_items(2)]
+    source = write_lines(tmp_path / "mine.jsonl", lines)
+    given = {name: value for name, value in options.items() if name not in ("label", "eval")}
+    with pytest.raises(LstError):
+        prepare(Path(options.get("eval", source)), tmp_path / "a" / "b" / "set", **given)
+    assert list(tmp_path.iterdir()) == [source]
+    prepare(write_lines(source, spoken_items(2)), tmp_path / "a" / "b" / "set")
+    assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["set"]
+
+
+def test_a_folder_that_was_made_meanwhile_is_left_alone(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another preparation ends between the reading of the input and the lock."""
+    prepare(source, tmp_path / "other")
+    wanted = make_items._Maker.wanted
+
+    def overtaken(maker: Any) -> Any:
+        (tmp_path / "other").rename(tmp_path / "set")
+        return wanted(maker)
+
+    monkeypatch.setattr(make_items._Maker, "wanted", overtaken)
+    before = {p: p.read_bytes() for p in (tmp_path / "other").iterdir()}
+    with pytest.raises(LstError, match="is not empty; give a new or an empty folder"):
+        prepare(source, tmp_path / "set")
+    assert {tmp_path / "other" / p.name: p.read_bytes() for p in (tmp_path / "set").iterdir()} == before
 
 
 def test_a_share_of_bad_items_above_the_limit_stops(tmp_path: Path) -> None:

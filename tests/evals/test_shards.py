@@ -153,6 +153,49 @@ def test_a_shard_that_comes_when_all_is_done_leaves_nothing(tmp_path: Path) -> N
     assert [p.name for p in tmp_path.iterdir()] == ["o"]
 
 
+def test_shards_that_start_at_once_do_not_take_each_other_for_another_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first has its own lock, and no card is there yet that says of what it is a shard; the second goes ahead of it."""
+    first, second = (EvaluationFolder(tmp_path / "o", {"a": 1}, shard=f"{i}/2") for i in (1, 2))
+    other = EvaluationFolder(tmp_path / "o", {"a": 2}, shard="2/3")
+    real, overtaken = first._lock, []
+
+    def after_the_second(name: str, *, wait: bool = True) -> Any:
+        if name == "lock" and not overtaken:
+            overtaken.append(name)
+            with second.records([1, 1], lambda part: [{"part": part}]) as found:
+                assert found is None
+            with pytest.raises(RunFailed, match="in use"), other.records([1, 1], lambda _: []):
+                raise AssertionError
+        return real(name, wait=wait)
+
+    monkeypatch.setattr(first, "_lock", after_the_second)
+    with first.records([1, 1], lambda part: [{"part": part}]) as found:
+        assert found == [{"part": 0}, {"part": 1}]
+    assert overtaken == ["lock"]
+
+
+def test_a_shard_that_waited_while_the_others_ended_makes_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for the folder's lock while the others finish, which takes the folder away under it."""
+    late = EvaluationFolder(tmp_path / "o", {"a": 1}, shard="2/2")
+    real, waited = late._lock, []
+
+    def ended_meanwhile(name: str, *, wait: bool = True) -> Any:
+        if name == "lock" and not waited:
+            waited.append(name)
+            with EvaluationFolder(tmp_path / "o", {"a": 1}).records([1, 1], lambda part: [{"part": part}]) as found:
+                assert found is not None
+                EvaluationFolder(tmp_path / "o", {"a": 1}).finish({}, found, [])
+        return real(name, wait=wait)
+
+    monkeypatch.setattr(late, "_lock", ended_meanwhile)
+    with late.records([1, 1], lambda part: pytest.fail(f"part {part} is made again")) as found:
+        assert found is None
+    assert "there already" in late.left
+    assert [p.name for p in tmp_path.iterdir()] == ["o"]
+
+
 def test_a_diverged_model_is_told_in_one_sentence(
     tiny_data: Path, items: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
