@@ -15,8 +15,8 @@ from pathlib import Path
 from launch.environment import python_environment
 from launch.failures import FailureClass, last_line
 from launch.job import is_complete
-from launch.ledger import FAILED, LAUNCH, LOST, Attempt
-from launch.retries import may_go_on
+from launch.ledger import FAILED, LAUNCH, Attempt
+from launch.retries import GOES_ON, may_go_on
 from launch.rows import EVAL, TASK, Row, cost_of, waits_for
 from lst.records import read_json, write_json
 
@@ -39,21 +39,22 @@ def canaries(study: Path, todo: Sequence[Row], code: str) -> list[Row]:
     return list(chosen.values()) if len(todo) > len(chosen) else []
 
 
-def passed(study: Path, rows: Sequence[Row], attempts: Mapping[str, Sequence[Attempt]], since: float) -> bool:
-    """Whether all canaries have trained their steps since they were asked for."""
+def passed(study: Path, rows: Sequence[Row], attempts: Mapping[str, Sequence[Attempt]], since: int) -> bool:
+    """Whether all canaries have trained their steps since they were asked for: the ledger had `since` lines then."""
     return all(
         is_complete(row.folder(study))
-        or any(a.failure == FailureClass.CANARY and (a.ended or 0.0) >= since for a in attempts.get(row.run_id, ()))
+        or any(a.failure == FailureClass.CANARY and a.end_line >= since for a in attempts.get(row.run_id, ()))
         for row in rows
     )
 
 
-def failed(rows: Sequence[Row], attempts: Mapping[str, Sequence[Attempt]], since: float) -> str:
-    """Which canary has failed, and why; empty where none has."""
+def failed(rows: Sequence[Row], attempts: Mapping[str, Sequence[Attempt]], since: int) -> str:
+    """Which canary has failed since then, or was interrupted more often than it may be, and why; empty where none has."""
     for row in rows:
-        last = attempts[row.run_id][-1] if attempts.get(row.run_id) else None
-        over = last is not None and (last.state == FAILED or (last.state == LOST and not may_go_on(attempts[row.run_id])))
-        if last is not None and over and (last.ended or 0.0) >= since:
+        tries = attempts.get(row.run_id) or []
+        last = tries[-1] if tries and tries[-1].ended is not None else None
+        over = last is not None and (last.state == FAILED or (last.failure in GOES_ON and not may_go_on(tries)))
+        if last is not None and over and last.end_line >= since:
             return f"canary {row.run_id} ({row.arm}, {row.size}) failed: {last.cause}"
     return ""
 

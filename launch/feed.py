@@ -20,7 +20,17 @@ from launch.failures import FailureClass, last_line, one_line
 from launch.interrupt import Interrupts
 from launch.job import WorkerJob, cancel_path, is_complete
 from launch.lease import holder, signal_holder
-from launch.ledger import ELSEWHERE, ENDED, INTERRUPTED, LAUNCH, SUBMITTED, append_event, next_attempt, read_attempts
+from launch.ledger import (
+    ELSEWHERE,
+    ENDED,
+    INTERRUPTED,
+    LAUNCH,
+    SUBMITTED,
+    append_event,
+    count_lines,
+    next_attempt,
+    read_attempts,
+)
 from launch.limits import overspent
 from launch.past import close
 from launch.prepare import task_of
@@ -246,7 +256,7 @@ def feed(
 
     chosen = canary.canaries(study, queue, root.name) if root is not None and cluster.canary_steps else []
     if chosen and root is not None:
-        since = time.time()
+        since = count_lines(study)
         display.note(f"{len(chosen)} canaries of {cluster.canary_steps} steps first")
         run(chosen, (), cluster.canary_steps)
         attempts = read_attempts(study)

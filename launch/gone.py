@@ -9,7 +9,9 @@ attempts in the ledger under the class of that, and is told which runs `launch.r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from launch.failures import FailureClass, judge_death, last_line, tail_of
@@ -17,7 +19,8 @@ from launch.job import JOB_FILES, cancel_path, is_complete
 from launch.lease import holder
 from launch.ledger import FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, read_attempts
 from launch.past import close
-from launch.retries import may_go_on, stop_if_alike
+from launch.progress import recorded_step
+from launch.retries import GOES_ON, may_go_on
 from launch.rows import RUNS
 from launch.scheduler import HELD, cancel_jobs, job_ends, slurm_queue, slurm_site
 from lst.errors import LaunchError
@@ -33,7 +36,6 @@ CLASSES = {
     "DEADLINE": FailureClass.CANCELLED,
 }
 STATES = {FailureClass.CANCELLED: INTERRUPTED, FailureClass.OOM: FAILED}  # of a closed attempt; of other classes LOST
-OPEN_ENDS = ("preempted", "timeout", "lost", "node_failure")  # after which the same job may be queued again
 EXITED = "NonZeroExitCode"  # SLURM's reason of a job whose script ended with a code of its own
 
 
@@ -43,15 +45,29 @@ def suspects(study: Path) -> dict[str, Attempt]:
         run_id: tries[-1]
         for run_id, tries in read_attempts(study).items()
         if tries[-1].cluster == "slurm"
-        and (tries[-1].ended is None or tries[-1].failure in OPEN_ENDS)
+        and (tries[-1].ended is None or tries[-1].failure in GOES_ON)
         and not is_complete(study / RUNS / run_id)
     }
 
 
-def end_gone(study: Path) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Gone:
+    """What became of a job that left no word, and of its run."""
+
+    run_id: str
+    attempt: Attempt
+    failure: FailureClass
+    cause: str
+    state: str = LOST  # of the attempt, once it is closed
+    again: bool = False  # whether the run goes on by itself
+
+
+def end_gone(study: Path, *, keep: Callable[[Sequence[str]], None]) -> list[str]:
     """End the attempts whose jobs are gone or held; the run_ids that go on. The caller holds the study's lock.
 
-    What SLURM cancelled, or does not remember, is left to the user; so is all while SLURM does not answer.
+    `keep` is told these first, to write down that they wait: whoever kills this process then finds either attempts that still
+    have to be closed, or runs that wait. What SLURM cancelled, or does not remember, is left to the user; so is all while
+    SLURM does not answer.
     """
     if not suspects(study):
         return []
@@ -61,17 +77,23 @@ def end_gone(study: Path) -> list[str]:
         return []
     known = suspects(study)  # anew: what has left the list meanwhile has told the ledger before
     here = {run_id: last for run_id, last in known.items() if last.site in ("", site)}
-    held = {run_id: last for run_id, last in here.items() if queue.get(last.job_id) == HELD}
+    tries = read_attempts(study)
+    held = [_of_held(study, run_id, tries[run_id]) for run_id, last in here.items() if queue.get(last.job_id) == HELD]
     gone = {
         run_id: last
         for run_id, last in here.items()
         if last.ended is None and last.job_id not in queue and not _is_held(study / RUNS / run_id / LEASE, last.job_id)
     }
     ends = job_ends([last.job_id for last in gone.values()]) if gone else {}
-    again = _end_held(study, held)
-    if gone:
-        again += [run_id for run_id, last in gone.items() if _end(study, run_id, last, ends)]
-        stop_if_alike(study)
+    found = held + [_of_gone(study, run_id, tries[run_id], ends) for run_id in gone]
+    again = [one.run_id for one in found if one.again]
+    if again:
+        keep(again)
+    for one in found:
+        if not _is_closed(one.attempt):
+            close(study, study / RUNS / one.run_id, one.attempt, one.failure, one.cause, state=one.state)
+    if held:
+        cancel_jobs([one.attempt.job_id for one in held])
     return again
 
 
@@ -81,23 +103,21 @@ def _is_held(lease: Path, job: str) -> bool:
     return found is not None and (found["locked"] or found.get("job_id") != job)
 
 
-def _end_held(study: Path, held: Mapping[str, Attempt]) -> list[str]:
-    """Take back jobs that SLURM could not launch and holds: a new one takes their place."""
-    if not held:
-        return []
-    cancel_jobs([last.job_id for last in held.values()])
-    queue, again = slurm_queue(), []
-    for run_id, last in held.items():
-        if last.job_id in queue:
-            continue
-        close(study, study / RUNS / run_id, last, FailureClass.NODE_FAILURE, "SLURM could not start its job, and held it")
-        if may_go_on(read_attempts(study)[run_id]):
-            again.append(run_id)
-    return again
+def _is_closed(last: Attempt) -> bool:
+    """Whether an attempt that never began has its end: a held job's, whose submitter was killed before it took the job back."""
+    return last.started is None and last.ended is not None
 
 
-def _end(study: Path, run_id: str, last: Attempt, ends: Mapping[str, tuple[str, str]]) -> bool:
-    """End an attempt as SLURM has it; whether the run goes on by itself."""
+def _of_held(study: Path, run_id: str, tries: Sequence[Attempt]) -> Gone:
+    """Of a job that SLURM could not launch and holds: a new one takes its place."""
+    failure, cause = FailureClass.NODE_FAILURE, "SLURM could not start its job, and held it"
+    again = _goes_on(study / RUNS / run_id, tries, failure, LOST)
+    return Gone(run_id=run_id, attempt=tries[-1], failure=failure, cause=cause, again=again)
+
+
+def _of_gone(study: Path, run_id: str, tries: Sequence[Attempt], ends: Mapping[str, tuple[str, str]]) -> Gone:
+    """Of a job that has left, as SLURM has it."""
+    last = tries[-1]
     state, reason = ends.get(last.job_id, ("", ""))
     when = "all it had started was killed" if last.started is not None else "it ended before the run had begun"
     words = last_words(study, last)
@@ -114,8 +134,15 @@ def _end(study: Path, run_id: str, last: Attempt, ends: Mapping[str, tuple[str, 
         (failure, cause), kind = judge_death(1, words), FAILED
     elif words:
         cause = f"{cause}: {last_line(words)}"
-    close(study, study / RUNS / run_id, last, failure, cause, state=kind)
-    return bool(state) and not cancelled and may_go_on(read_attempts(study)[run_id])
+    again = bool(state) and not cancelled and _goes_on(study / RUNS / run_id, tries, failure, kind)
+    return Gone(run_id=run_id, attempt=last, failure=failure, cause=cause, state=kind, again=again)
+
+
+def _goes_on(run_dir: Path, tries: Sequence[Attempt], failure: FailureClass, state: str) -> bool:
+    """Whether the run goes on by itself once its last attempt is closed so."""
+    last = tries[-1]
+    before = tries[:-1] if last.ended is None or _is_closed(last) else tries
+    return may_go_on([*before, dataclasses.replace(last, state=state, failure=failure.value, step=recorded_step(run_dir))])
 
 
 def last_words(study: Path, attempt: Attempt) -> str:

@@ -31,6 +31,8 @@ class Attempt:
     """One job of a run, put together from its events. Times are seconds since the epoch; None = not happened."""
 
     attempt: int
+    line: int = 0  # of the ledger: that of its `started`, or its `submitted` before; lines tell before and after on all machines
+    end_line: int = 0  # and of its `ended`
     job_id: str = ""
     submitted: float | None = None
     started: float | None = None  # when its worker took the run
@@ -43,6 +45,7 @@ class Attempt:
     site: str = ""  # of SLURM: the cluster's own name
     token: str = ""  # names the submission, on SLURM: the jobs' comment, and the folder of their own logs
     host: str = ""  # where it ran
+    life: int = 0  # how often SLURM had started its job before
     failure: str = ""  # the class, if it did not end as done
     step_before: int = 0  # optimiser steps recorded when it started
     step: int = 0  # and when it ended
@@ -83,6 +86,11 @@ def append_event(study: Path, event: str, run_id: str, *, attempt: int, job_id: 
         os.close(file)
 
 
+def count_lines(study: Path) -> int:
+    """How many events the ledger holds: what is appended from now on has this number as its line, or a higher one."""
+    return len(read_jsonl(ledger_path(study)))
+
+
 def read_attempts(study: Path) -> dict[str, list[Attempt]]:
     """The attempts of every run that the ledger knows, oldest first."""
     return attempts_of(read_jsonl(ledger_path(study)))
@@ -91,27 +99,28 @@ def read_attempts(study: Path) -> dict[str, list[Attempt]]:
 def attempts_of(events: Iterable[dict[str, Any]]) -> dict[str, list[Attempt]]:
     """Group events by run and attempt; lines that are no event are left out."""
     runs: dict[str, dict[int, Attempt]] = {}
-    for event in events:
+    for line, event in enumerate(events):
         try:
-            _take(runs, event)
+            _take(runs, event, line)
         except (KeyError, TypeError, ValueError, OverflowError):
             continue
     return {run_id: [attempts[number] for number in sorted(attempts)] for run_id, attempts in runs.items() if attempts}
 
 
-def _take(runs: dict[str, dict[int, Attempt]], event: Mapping[str, Any]) -> None:
-    """Put one event to its attempt. Raises KeyError, TypeError, ValueError or OverflowError on what is no event."""
+def _take(runs: dict[str, dict[int, Attempt]], event: Mapping[str, Any], line: int) -> None:
+    """Put the event on this line to its attempt. Raises KeyError, TypeError, ValueError or OverflowError on what is no event."""
     run_id, number, kind, at = str(event["run_id"]), int(event["attempt"]), event["event"], float(event["time"])
     changes: dict[str, Any] = {"job_id": str(event.get("job_id", ""))}
     changes |= {key: str(event[key]) for key in ("cluster", "site", "token") if event.get(key)}
     step, flops = int(event.get("step") or 0), float(event.get("flops") or 0.0)
     if kind == SUBMITTED:
-        changes["submitted"] = at
+        changes |= {"submitted": at, "line": line}
     elif kind == STARTED:
-        changes |= {"started": at, "since": float(event.get("since") or 0.0) or None, "gpus": int(event.get("gpus") or 0)}
+        changes |= {"started": at, "line": line, "life": int(event.get("life") or 0)}
+        changes |= {"since": float(event.get("since") or 0.0) or None, "gpus": int(event.get("gpus") or 0)}
         changes |= {"host": str(event.get("host") or ""), "step_before": step, "flops_before": flops}
     elif kind == ENDED:
-        changes |= {"ended": at, "state": str(event.get("state", "")), "cause": str(event.get("cause") or "")}
+        changes |= {"ended": at, "end_line": line, "state": str(event.get("state", "")), "cause": str(event.get("cause") or "")}
         changes |= {"failure": str(event.get("class") or ""), "step": step, "flops": flops}
     attempts = runs.setdefault(run_id, {})
     if changes.get("state") == ELSEWHERE:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from launch.ledger import (
     SUBMITTED,
     Attempt,
     append_event,
+    count_lines,
     ledger_path,
     next_attempt,
     read_attempts,
@@ -38,9 +38,9 @@ from launch.ledger import (
 from launch.limits import overspent, read_limits
 from launch.past import close_finished
 from launch.prepare import task_of
-from launch.retries import ORDER, stop_study, study_stopped
+from launch.retries import GOES_ON, ORDER, stop_if_alike, stop_study, study_stopped
 from launch.rows import Row, cost_of, read_rows, waits_for
-from launch.scheduler import PENDING, Refused, cancel_jobs, find_by_token, slurm_queue, slurm_site
+from launch.scheduler import PENDING, Refused, cancel_jobs, find_by_token, restarts, slurm_queue, slurm_site
 from lst.errors import LaunchError
 from lst.plain import to_dict
 from lst.records import read_json, read_jsonl, write_json
@@ -58,12 +58,13 @@ PUMP_SECONDS = 60.0  # how long a worker at its end waits for another one that s
 class Order:
     """What the user asked for last."""
 
-    time: float = 0.0  # when
+    since: int = 0  # lines that the ledger had then
     waiting: tuple[str, ...] = ()  # run_ids, in the order in which they are to start
     canaries: tuple[str, ...] = ()  # run_ids that have to pass before the others start; empty = none, or they have passed
     canary_steps: int = 0
     cluster: dict[str, Any] = field(default_factory=dict)
     note: str = ""  # why runs wait
+    back: tuple[str, ...] = ()  # jobs that are being taken back (limit.gpus was lowered): nobody cancelled these
 
 
 def write_order(study: Path, order: Order) -> None:
@@ -75,18 +76,19 @@ def write_order(study: Path, order: Order) -> None:
 def read_order(study: Path) -> Order:
     path = study / LAUNCH / ORDER
     values = read_json(path) or {}
-    lists = [values.get(name) or [] for name in ("waiting", "canaries")]
-    numbers = [values.get(name) or 0 for name in ("time", "canary_steps")]
+    lists = [values.get(name) or [] for name in ("waiting", "canaries", "back")]
+    numbers = [values.get(name) or 0 for name in ("since", "canary_steps")]
     sound = all(isinstance(found, list) and all(isinstance(run_id, str) for run_id in found) for found in lists)
-    if not sound or not all(isinstance(n, int | float) for n in numbers) or not isinstance(values.get("cluster") or {}, dict):
+    if not sound or not all(isinstance(n, int) for n in numbers) or not isinstance(values.get("cluster") or {}, dict):
         raise LaunchError(f"'{path}' is damaged; delete it and submit again.")
     return Order(
-        time=float(numbers[0]),
+        since=numbers[0],
         waiting=tuple(lists[0]),
         canaries=tuple(lists[1]),
-        canary_steps=int(numbers[1]),
+        canary_steps=numbers[1],
         cluster=dict(values.get("cluster") or {}),
         note=str(values.get("note") or ""),
+        back=tuple(lists[2]),
     )
 
 
@@ -95,8 +97,9 @@ def top_up(
 ) -> int:
     """Submit what fits now; how many. The caller holds the study's lock, by the file `holding`. Raises LaunchError."""
     close_finished(study)
-    order = _with_gone(study, read_order(study))
-    if not order.waiting or study_stopped(study) or overspent(study):
+    end_lost(study)
+    order = read_order(study)
+    if not order.waiting or not order.cluster or study_stopped(study) or overspent(study):
         return 0
     cluster = cluster_from_dict(order.cluster)
     assert isinstance(cluster, SlurmCluster)
@@ -104,11 +107,12 @@ def top_up(
     order = _pass_canaries(study, order, rows, root.name)
     if study_stopped(study):
         return 0
-    wanted = [rows[run_id] for run_id in order.waiting if run_id in rows and not is_complete(rows[run_id].folder(study))]
     attempts = read_attempts(study)
     queue = slurm_queue() if attempts else {}
+    order = _without_cancelled(study, order, attempts, queue)
+    wanted = [rows[run_id] for run_id in order.waiting if run_id in rows and not is_complete(rows[run_id].folder(study))]
     if order.canaries:
-        wanted = [row for row in wanted if row.run_id in order.canaries and not _passed(study, order, row, attempts)]
+        wanted = [row for row in wanted if row.run_id in order.canaries and _may_start(study, order, row, attempts, queue)]
     else:
         order = _without_jobs(study, order, attempts, queue)
     able = [row for row in wanted if not waits_for(study, row) and not has_job(attempts.get(row.run_id, ()), queue)]
@@ -136,13 +140,17 @@ def top_up(
     return submitted
 
 
-def _with_gone(study: Path, order: Order) -> Order:
-    """The order, and first in it the runs whose jobs are gone and that go on by themselves."""
-    again = tuple(end_gone(study)) if order.cluster else ()
-    if again:
-        order = dataclasses.replace(order, waiting=again + tuple(run_id for run_id in order.waiting if run_id not in again))
-        write_order(study, order)
-    return order
+def end_lost(study: Path) -> list[str]:
+    """End attempts whose jobs are gone, as SLURM has it; the runs that go on by themselves, which then wait before all others."""
+
+    def keep(again: Sequence[str]) -> None:
+        order = read_order(study)
+        write_order(study, dataclasses.replace(order, waiting=(*again, *order.waiting)))
+
+    again = end_gone(study, keep=keep)
+    if not study_stopped(study):
+        stop_if_alike(study)
+    return again
 
 
 def pump(study: Path, root: Path, *, trainer_argv: Sequence[str] | None = None) -> None:
@@ -224,17 +232,36 @@ def _pass_canaries(study: Path, order: Order, rows: Mapping[str, Row], code: str
         return order
     chosen = [rows[run_id] for run_id in order.canaries if run_id in rows]
     attempts = read_attempts(study)
-    if found := canary.failed(chosen, attempts, order.time):
+    if found := canary.failed(chosen, attempts, order.since):
         stop_study(study, one_line(found))
         return order
-    if not canary.passed(study, chosen, attempts, order.time):
+    if not canary.passed(study, chosen, attempts, order.since):
         return order
     canary.note_passed(study, chosen, code)
     return dataclasses.replace(order, canaries=())
 
 
-def _passed(study: Path, order: Order, row: Row, attempts: Mapping[str, Sequence[Attempt]]) -> bool:
-    return canary.passed(study, [row], attempts, order.time)
+def _may_start(study: Path, order: Order, row: Row, attempts: Mapping[str, Sequence[Attempt]], queue: Mapping[str, str]) -> bool:
+    """Whether a canary is to be submitted: it has not passed, and no job of it is about to be queued again."""
+    tries = attempts.get(row.run_id, ())
+    listed = [a for a in tries if a.line >= order.since and a.job_id in queue and not cancel_path(study, a.job_id).exists()]
+    goes_on = any(a.failure in (*GOES_ON, FailureClass.CANCELLED) for a in listed)  # cancelled: by `scontrol requeue`
+    return not goes_on and not canary.passed(study, [row], attempts, order.since)
+
+
+def _without_cancelled(study: Path, order: Order, attempts: Mapping[str, Sequence[Attempt]], queue: Mapping[str, str]) -> Order:
+    """The order without canaries whose jobs somebody has ended by scancel; other runs of their arms take their places."""
+    if not order.canaries:
+        return order
+    ended = [(run_id, attempts[run_id][-1]) for run_id in order.canaries if attempts.get(run_id)]
+    ended = [(run_id, a) for run_id, a in ended if a.failure == FailureClass.CANCELLED and a.line >= order.since]
+    ended = [(run_id, a) for run_id, a in ended if a.job_id not in order.back and not cancel_path(study, a.job_id).exists()]
+    # to the job `scontrol requeue` looks alike
+    cancelled = [run_id for run_id, a in ended if a.job_id not in queue or restarts(a.job_id) <= a.life]
+    if cancelled:
+        forget(study, cancelled)
+        order = read_order(study)
+    return order
 
 
 def _without_jobs(study: Path, order: Order, attempts: Mapping[str, Sequence[Attempt]], queue: Mapping[str, str]) -> Order:
@@ -270,7 +297,7 @@ def _fitting(
 def take_back(study: Path) -> list[str]:
     """Where limit.gpus was lowered: cancel jobs beyond it that have not started; the run_ids, which wait again.
 
-    Raises LaunchError where SLURM does not answer.
+    That they wait is written first, for the case that this process is killed. Raises LaunchError where SLURM does not answer.
     """
     most = read_limits(study).gpus
     if not most:
@@ -285,14 +312,17 @@ def take_back(study: Path) -> list[str]:
             beyond -= weight(rows[run_id])
     if not surplus:
         return []
-    cancel_jobs([last[run_id].job_id for run_id in surplus], only=PENDING)
+    order, jobs = read_order(study), tuple(last[run_id].job_id for run_id in surplus)
+    write_order(study, dataclasses.replace(order, waiting=(*order.waiting, *surplus), back=jobs))
+    cancel_jobs(jobs, only=PENDING)
     queue = slurm_queue()
     taken = [run_id for run_id in surplus if last[run_id].job_id not in queue]
     for run_id in taken:
         attempt = last[run_id]
         if attempt.ended is None:
-            end = {"state": INTERRUPTED, "cause": f"taken back: limit.gpus={most}", "class": FailureClass.CANCELLED.value}
+            end = {"state": INTERRUPTED, "cause": f"taken back: limit.gpus={most}"}
             append_event(study, ENDED, run_id, attempt=attempt.attempt, job_id=attempt.job_id, **end)
+    write_order(study, dataclasses.replace(order, waiting=(*order.waiting, *taken)))
     return taken
 
 
@@ -334,7 +364,7 @@ def place_order(study: Path, cluster: SlurmCluster, rows: Sequence[Row], code: s
     behind = [row for row in read_rows(study) if row.run_id in left]
     chosen = canary.canaries(study, [*rows, *behind], code) if cluster.canary_steps else []
     order = Order(
-        time=round(time.time(), 3),
+        since=count_lines(study),
         waiting=ids + left,
         canaries=tuple(row.run_id for row in chosen),
         canary_steps=cluster.canary_steps,

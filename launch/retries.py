@@ -21,6 +21,7 @@ from lst.records import read_json, read_jsonl, write_json
 ALIKE = 3  # equal failures before the first step, after which nothing more of a study starts
 STOPPED = "stopped.json"
 ORDER = "order.json"
+GOES_ON = ("preempted", "timeout", "lost", "node_failure")  # ends after which the same job may be queued again
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,11 @@ def fruitless(attempts: Sequence[Attempt]) -> int:
 
 def stop_if_alike(study: Path) -> str:
     """Stop the study where ALIKE attempts since the last order failed alike before their first step; why, or empty."""
-    since = float((read_json(study / LAUNCH / ORDER) or {}).get("time", 0.0))
+    since = (read_json(study / LAUNCH / ORDER) or {}).get("since")
     kinds: dict[tuple[str, str], int] = {}
-    for event in read_jsonl(ledger_path(study)):
+    for event in read_jsonl(ledger_path(study))[since if isinstance(since, int) else 0 :]:
         kind = _kind(event)
-        if kind and float(event.get("time", 0.0)) >= since:
+        if kind:
             kinds[kind] = kinds.get(kind, 0) + 1
             if kinds[kind] >= ALIKE:
                 return stop_study(study, f"{ALIKE} attempts failed alike before their first step ({event['cause']})")

@@ -92,6 +92,20 @@ def expand_job_id(identity: str) -> list[str]:
     return ids
 
 
+def restarts(job_id: str) -> int:
+    """How often SLURM has started a job again, or is about to: it counts when the job is queued again, before it has left.
+
+    0 where it does not know the job any more. Raises LaunchError if squeue does not answer.
+    """
+    try:
+        words = _call(["squeue", "--noheader", "--jobs", job_id, "--Format=restartcnt"]).split()
+    except NoAnswer as error:
+        if "invalid job id" not in str(error).lower():
+            raise
+        words = []
+    return int(words[0]) if words and words[0].isdecimal() else 0
+
+
 def cancel_jobs(job_ids: Sequence[str], *, only: str = "") -> None:
     """Cancel jobs, `only` those in one state; those that have left already are no error. Raises LaunchError if scancel fails."""
     state = [f"--state={only}"] if only else []

@@ -21,13 +21,12 @@ from launch.cluster import Cluster, DebugCluster, LocalCluster, SlurmCluster
 from launch.display import Display
 from launch.executor import require_path
 from launch.failures import FailureClass
-from launch.gone import end_gone
 from launch.interrupt import Interrupts
 from launch.job import cancel_path, is_complete
 from launch.lease import Lease, holder
-from launch.ledger import FAILED, LAUNCH, LOST, read_attempts
+from launch.ledger import FAILED, LAUNCH, LOST, count_lines, read_attempts
 from launch.limits import Limits, change_limits, check_limits, overspent, read_limits
-from launch.order import Order, adopt, place_order, pump, read_order, take_back, top_up, weight, write_order
+from launch.order import Order, adopt, end_lost, place_order, pump, read_order, take_back, top_up, weight, write_order
 from launch.past import GONE, NEVER_BEGAN, close, close_finished
 from launch.prepare import task_of
 from launch.retries import STOPPED, study_stopped
@@ -88,8 +87,8 @@ def submit(
 
     Raises LaunchError on a folder without a plan, a plan of another version, a full disk, or a scheduler that refuses.
     """
-    began = time.time()
     study = study.absolute()
+    began = count_lines(study)
     selection = selection or Selection()
     if isinstance(cluster, SlurmCluster):
         require_path(study)
@@ -110,8 +109,7 @@ def submit(
             before, again = _what_stands(study, cluster, selection, display, lowered=bool(limits))
             todo, running = _choose(study, rows, selection, began, behind=isinstance(cluster, SlurmCluster))
             report.submitted = len(todo)
-            before = _with_others(study, before, again, todo)
-            root = _prepare(study, todo) if todo and not isinstance(cluster, DebugCluster) else None
+            root = _prepare(study, todo) if (todo or again) and not isinstance(cluster, DebugCluster) else None
             if isinstance(cluster, LocalCluster):
                 from launch.feed import feed
 
@@ -196,7 +194,10 @@ def _what_stands(
     if not isinstance(cluster, SlurmCluster):
         return before, []
     adopt(study)
-    return (_lower_limit(study, before, display) if lowered else before), end_gone(study)
+    if lowered and (taken := take_back(study)):
+        display.note(f"{len(taken):,} queued jobs beyond limit.gpus are taken back, and wait")
+    again = end_lost(study)
+    return read_order(study), again
 
 
 def _begin_order(study: Path, selection: Selection) -> Order:
@@ -210,22 +211,13 @@ def _begin_order(study: Path, selection: Selection) -> Order:
     if spent := overspent(study):
         raise LaunchError(f"{spent}; raise it with limit.gpu_hours=N or limit.flops=N to go on.")
     if stopped:
-        (study / LAUNCH / STOPPED).unlink()
         attempts = read_attempts(study)  # what has not failed goes on waiting, behind new canaries
         left = tuple(r for r in before.waiting if not (attempts.get(r) and attempts[r][-1].state in (FAILED, LOST)))
         before = dataclasses.replace(before, canaries=(), waiting=left)
     if not before.canaries:
-        before = dataclasses.replace(before, time=round(time.time(), 3))
+        before = dataclasses.replace(before, since=count_lines(study))
     write_order(study, before)
-    return before
-
-
-def _with_others(study: Path, before: Order, again: Sequence[str], todo: Sequence[Row]) -> Order:
-    """`before`, and first in it the runs of `again` that go on by themselves and are not selected now."""
-    left = tuple(run_id for run_id in again if run_id not in {row.run_id for row in todo})
-    if left:
-        before = dataclasses.replace(before, waiting=left + before.waiting)
-        write_order(study, before)
+    (study / LAUNCH / STOPPED).unlink(missing_ok=True)
     return before
 
 
@@ -241,17 +233,6 @@ def _put_back(study: Path, limits: Limits, order: Order, todo: Sequence[Row]) ->
         raise
 
 
-def _lower_limit(study: Path, before: Order, display: Display) -> Order:
-    """`before`, with what limit.gpus has no room for any more."""
-    taken = take_back(study)
-    if not taken:
-        return before
-    display.note(f"{len(taken):,} queued jobs beyond limit.gpus are taken back, and wait")
-    order = dataclasses.replace(before, waiting=before.waiting + tuple(taken))
-    write_order(study, order)
-    return order
-
-
 def _waiting_text(study: Path, todo: Sequence[Row]) -> str:
     """What is told of rows that are not submitted yet."""
     order = read_order(study)
@@ -263,17 +244,18 @@ def _waiting_text(study: Path, todo: Sequence[Row]) -> str:
     return f"{waiting:,} wait for {what}, and are submitted as jobs end"
 
 
-def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: float, *, behind: bool) -> tuple[list[Row], list[Row]]:
+def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: int, *, behind: bool) -> tuple[list[Row], list[Row]]:
     """The rows to start, the longest first (so that the end is short), and those that run on this machine already.
 
-    `behind`: rows that still run and are cancelled are started behind those jobs.
+    `began`: lines of the ledger when the call began. `behind`: rows that still run and are cancelled are started behind their
+    jobs.
     """
     statuses = gather(study, rows)
     attempts = read_attempts(study)
     todo, running = [], []
     for row, status in zip(rows, statuses, strict=True):
         last = attempts[row.run_id][-1] if attempts.get(row.run_id) else None
-        tried = last is not None and max(last.started or 0.0, last.submitted or 0.0) >= began  # by another, while we waited
+        tried = last is not None and last.line >= began  # by another, while we waited
         if status.state == RUNNING and status.source == "lease" and (last is None or last.cluster != "slurm"):
             running.append(row)
         elif behind and status.state == RUNNING and cancel_path(study, status.job_id).exists() and selection.wants(status):

@@ -2,8 +2,8 @@
 
 In its folder script-N.sh is what the Nth sbatch got, queue.txt what squeue prints, calls.txt every call. With a file `runs`
 in it sbatch also runs each task of the script, one after the other. ended.txt is what squeue tells of jobs that have ended,
-sacct.txt what sacct does (without it: accounting is off). Jobs count from 4711. A file `loses-answer`
-in the folder makes sbatch take the job and say that it failed.
+sacct.txt what sacct does (without it: accounting is off), restarts how often any job was
+queued again. Jobs count from 4711. A file `loses-answer` in the folder makes sbatch take the job and say that it failed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main(name: str, arguments: list[str]) -> int:
             sys.stdout.write("".join(f"{FIRST_JOB + n}|{re.search('--comment=(.*)', text)[1]}\n" for n, text in scripts))
             return 0
         queue, ended = folder / "queue.txt", folder / "ended.txt"
-        if "--states=all" in arguments:
+        if "--Format=restartcnt" in arguments:
+            sys.stdout.write((folder / "restarts").read_text() if (folder / "restarts").exists() else "0")
+        elif "--states=all" in arguments:
             sys.stdout.write(ended.read_text() if ended.exists() else "")
         elif "--format=%S|%l" not in arguments:
             running = "".join(f"{path.name.partition('-')[2]} RUNNING\n" for path in folder.glob("open-*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import subprocess
 import sys
@@ -13,8 +14,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from launch.cluster import load_cluster
+from launch.display import Display
 from launch.rows import NEEDED
 from launch.status import as_json, gather
+from launch.submit import Selection, submit
 from lst.config import RunConfig, arm_config
 from lst.plain import to_dict
 from lst.records import read_jsonl, write_json
@@ -70,6 +74,14 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def call(*arguments: object, **options: Any) -> tuple[int, str, str]:
     """Run submit-sweep to its end."""
     return finish(start(*arguments, **options))
+
+
+def send(study: Path, *words: str, limits: dict[str, float] | None = None, selection: Selection | None = None) -> str:
+    """submit-sweep submit cluster=slurm, in this process; what it told."""
+    told = io.StringIO()
+    cluster = load_cluster(["cluster=slurm", *words])
+    report = submit(study, cluster, display=Display(told), wait=False, limits=limits, selection=selection)
+    return f"{told.getvalue()}{report.submitted} submitted"
 
 
 def wait_for(condition: Callable[[], Any], what: str, *, seconds: float = SECONDS, pause: float = 0.02) -> Any:

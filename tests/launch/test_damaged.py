@@ -60,7 +60,7 @@ def test_jobs_leave_no_compiled_files_in_the_snapshot(tmp_path: Path) -> None:
     assert not altered(root, root.name)
 
 
-@pytest.mark.parametrize("content", [{"waiting": 5}, {"waiting": [["a"]]}, {"time": "x"}, {"cluster": "x"}])
+@pytest.mark.parametrize("content", [{"waiting": 5}, {"waiting": [["a"]]}, {"since": "x"}, {"since": 1.5}, {"cluster": "x"}])
 def test_a_damaged_order_is_told_in_one_sentence(tmp_path: Path, content: dict[str, object]) -> None:
     make_study(tmp_path, {"steps": 1})
     (tmp_path / "launch").mkdir()

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from launch.failures import failure_text, read_failure
-from launch.gone import end_gone
 from launch.job import cancel_path, raise_flag
 from launch.ledger import append_event, attempts_of, read_attempts
-from launch.order import pump, read_order, write_order
+from launch.order import end_lost, pump, read_order, write_order
 from launch.retries import study_stopped
 from launch.scheduler import job_ends
 from tests.launch.study import NO_CANARY, call, make_study, status
@@ -125,9 +124,9 @@ def test_a_held_job_of_a_run_that_was_preempted_before_makes_an_attempt_of_its_o
     append_event(study, "started", run, attempt=1, job_id="4711_0", cluster="slurm")
     append_event(study, "ended", run, attempt=1, job_id="4711_0", state="interrupted", **{"class": "preempted"})
     (slurm / "queue.txt").write_text("4711_0 PENDING launch_failed_requeued_held\n")
-    assert end_gone(study) == [run]
+    assert end_lost(study) == [run]
     assert [a.failure for a in read_attempts(study)[run]] == ["preempted", "node_failure"]
-    assert end_gone(study) == []
+    assert end_lost(study) == []
 
 
 def test_workers_that_cannot_begin_stop_the_study(tmp_path: Path, slurm: Path) -> None:
@@ -148,7 +147,7 @@ def test_a_job_of_another_cluster_is_left_alone_whatever_its_life(tmp_path: Path
     assert read_attempts(study)[run][1].site == "north"
     (slurm / "site").write_text("south")
     (slurm / "ended.txt").write_text("4711_0|NODE_FAIL|NodeDown\n")
-    assert end_gone(study) == []
+    assert end_lost(study) == []
     assert "cluster north" in status(study)[run]["cause"]
 
 

@@ -16,7 +16,7 @@ from launch.order import pump, read_order, write_order
 from launch.past import ended_in_order
 from launch.worker import run_job
 from lst.errors import LaunchError
-from tests.launch.study import NO_CANARY, ROOT, call, make_study, status
+from tests.launch.study import NO_CANARY, ROOT, call, make_study, send, status
 
 
 def scripts(slurm: Path) -> int:
@@ -170,3 +170,57 @@ def test_on_a_full_disk_cancel_ends_jobs_all_the_same(tmp_path: Path, slurm: Pat
     with pytest.raises(LaunchError, match=r"cannot be written \(No space left on device\): jobs are ended"):
         cancel_module.cancel(study)
     assert "scancel --quiet 4711_0" in (slurm / "calls.txt").read_text()
+
+
+def canary_of_three(tmp_path: Path) -> tuple[Path, list[str], Path]:
+    """A study whose cheapest run is its canary, and submitted as 4711_0; its runs and code."""
+    study = tmp_path / "study"
+    runs = make_study(study, {"steps": 7}, {"steps": 8}, {"steps": 9})
+    send(study)
+    (root,) = (study / "launch/snapshot").iterdir()
+    return study, runs, root
+
+
+@pytest.mark.parametrize("listed", ["", "4711_0 COMPLETING\n"], ids=["gone", "leaving"])
+def test_a_canary_that_is_ended_by_scancel_is_not_sent_again(tmp_path: Path, slurm: Path, listed: str) -> None:
+    study, runs, root = canary_of_three(tmp_path)
+    append_event(study, "started", runs[0], attempt=1, job_id="4711_0", cluster="slurm", life=0)
+    word = {"state": "interrupted", "cause": "stopped by SIGTERM", "class": "cancelled"}
+    append_event(study, "ended", runs[0], attempt=1, job_id="4711_0", **word)
+    (slurm / "queue.txt").write_text(listed)
+    pump(study, root)
+    assert (read_order(study).canaries, read_order(study).waiting) == ((runs[1],), (runs[2], runs[1]))
+    assert {run: [a.job_id for a in tries] for run, tries in read_attempts(study).items()} == {
+        runs[0]: ["4711_0"],
+        runs[1]: ["4712_0"],
+    }
+    (slurm / "queue.txt").write_text("4712_0 PENDING\n")
+    assert status(study)[runs[0]]["state"] == "planned"
+
+
+def test_a_queued_canary_that_is_ended_by_scancel_is_not_sent_again(tmp_path: Path, slurm: Path) -> None:
+    study, runs, root = canary_of_three(tmp_path)
+    (slurm / "ended.txt").write_text("4711_0|CANCELLED|None\n")
+    pump(study, root)
+    assert (read_order(study).canaries, len(read_attempts(study)[runs[0]])) == ((runs[1],), 1)
+
+
+def test_a_canary_that_is_queued_again_by_hand_stays_one_and_has_one_job(tmp_path: Path, slurm: Path) -> None:
+    study, runs, root = canary_of_three(tmp_path)
+    append_event(study, "started", runs[0], attempt=1, job_id="4711_0", cluster="slurm", life=0)
+    word = {"state": "interrupted", "cause": "stopped by SIGTERM", "class": "cancelled"}
+    append_event(study, "ended", runs[0], attempt=1, job_id="4711_0", **word)
+    (slurm / "queue.txt").write_text("4711_0 COMPLETING\n")
+    (slurm / "restarts").write_text("1")
+    pump(study, root)  # as its worker does at its end
+    assert (read_order(study).canaries, scripts(slurm)) == ((runs[0],), 1)
+
+
+@pytest.mark.parametrize("failure", ["preempted", "timeout"])
+def test_a_canary_whose_job_is_about_to_be_queued_again_has_one_job(tmp_path: Path, slurm: Path, failure: str) -> None:
+    study, runs, root = canary_of_three(tmp_path)
+    append_event(study, "started", runs[0], attempt=1, job_id="4711_0", cluster="slurm")
+    append_event(study, "ended", runs[0], attempt=1, job_id="4711_0", state="interrupted", **{"class": failure})
+    (slurm / "queue.txt").write_text("4711_0 RUNNING\n")
+    pump(study, root)  # as another canary's worker does in the same second
+    assert (read_order(study).canaries, scripts(slurm)) == ((runs[0],), 1)
