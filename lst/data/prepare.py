@@ -166,12 +166,16 @@ def _main(argv: Sequence[str] | None) -> int:
 def _left(arguments: Sequence[str]) -> str:
     """What an end before the end has left behind."""
     from lst.data.preparing.work_folder import WorkFolder
+    from lst.evals.make_items import work_file
 
     named = [a.removeprefix("out=") for a in arguments if a.startswith("out=")] or list(arguments[1:2])
-    work = WorkFolder(Path(named[0])) if named else None
-    if work is None or not work.path.exists():
+    path = None
+    if named:
+        of_items = any(a.startswith("eval=") for a in arguments)
+        path = work_file(Path(named[0])) if of_items else WorkFolder(Path(named[0])).path
+    if path is None or not path.exists():
         return "nothing was written"
-    return f"what is finished is kept in '{work.path}', and the same command goes on from there"
+    return f"what is finished is kept in '{path}', and the same command goes on from there"
 
 
 def _options(arguments: Sequence[str]) -> PrepareConfig:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -31,6 +32,8 @@ from lst.records import EVAL_RECORDS, EVALUATION_CARD, ITEM_RECORDS, read_json, 
 PARTS = "parts"
 WEIGHTS = ("step", "branch")  # of the run, where the checkpoint's folder tells them
 Records = list[dict[str, Any]]
+
+log = logging.getLogger(__name__)
 
 
 def evaluation_id(decisive: Mapping[str, Any]) -> str:
@@ -96,8 +99,11 @@ class EvaluationFolder:
                 for i in range(self.shard.number - 1, len(sizes), self.shard.of):
                     if self._part(i, sizes[i]) is None:
                         self._write_part(i, make(i))
-            except LstError:
+            except (LstError, KeyboardInterrupt) as end:
                 self._drop_if_nothing_is_done(own)
+                if isinstance(end, KeyboardInterrupt):
+                    kept = f"finished parts are kept in '{self.work}', and the same command goes on from there"
+                    log.warning("interrupted; %s.", kept if self.work.exists() else "nothing was finished, and nothing is left")
                 raise
             stack.enter_context(self._lock("lock"))
             parts = [self._part(i, size) for i, size in enumerate(sizes)]

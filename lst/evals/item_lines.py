@@ -45,7 +45,7 @@ def _lines(file: Path, item: Callable[[Mapping[str, Any], int, Path], Found]) ->
         except KeyError as error:
             yield Refused(file, f"it has no {error}", number)
         except (ValueError, TypeError, RecursionError) as error:
-            yield Refused(file, str(error), number)
+            yield Refused(file, str(error).rstrip("."), number)
 
 
 def _known_keys(record: Mapping[str, Any], known: Sequence[str]) -> None:

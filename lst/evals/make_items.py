@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from lst.evals.item_set import Item
     from lst.evals.voices import Voice
 
+ON_REFUSAL = ("refuse", "max_refused")  # options that change no item: with others the same items go on
+OF_AUDIO = ("quantizer", "kmeans", "layer", "reduce", "normalize", "max_seconds", "window_seconds", "batch_seconds")
 EXAMPLE = "prepare-data eval=items.jsonl out=items/mine"
 AUTO = "auto"
 
@@ -132,7 +134,7 @@ def _prepare(config: ItemsConfig, maker: _Maker, found: list[Found | Refused]) -
     try:
         rows, refused = _of_one_kind(Path(config.eval), *maker.make(found))
         _judge(config, refused, len(rows) + len(refused))
-    except LstError:
+    except (LstError, KeyboardInterrupt):
         maker.drop_empty_work()
         raise
     from lst.evals.item_set import write_item_set
@@ -146,6 +148,11 @@ def _prepare(config: ItemsConfig, maker: _Maker, found: list[Found | Refused]) -
     directions = ", ".join(manifest["directions"])
     made = f"{len(rows):,} item{'' if len(rows) == 1 else 's'} of '{manifest['task']}'"
     return f"{out}: {made} ({directions}){left} (items_id {manifest['items_id']})."
+
+
+def work_file(out: Path) -> Path:
+    """Where finished items of an item set that is made in `out` stand until it is whole."""
+    return out.parent / f".{out.name}.items-work.jsonl"
 
 
 class _Maker:
@@ -168,8 +175,7 @@ class _Maker:
         self._speech_vocab = 0
         self._voice: Voice | None = None
         self._quantizer: AudioQuantizer | None = None
-        out = Path(config.out)
-        self.work = out.parent / f".{out.name}.items-work.jsonl"
+        self.work = work_file(Path(config.out))
 
     def wanted(self) -> list[Found | Refused]:
         """The items, without those that are too long, and of these a sample in the file's order."""
@@ -191,7 +197,8 @@ class _Maker:
         from lst.records import JsonLinesWriter, iter_jsonl
 
         self._open(found)
-        header = {"made_by": content_hash([to_dict(self.config), self._digest(found), self.about()])}
+        options = {name: value for name, value in to_dict(self.config).items() if name not in ON_REFUSAL}
+        header = {"made_by": content_hash([options, self._digest(found), self.about()])}
         done = list(iter_jsonl(self.work))
         if done[:1] != [header]:
             self.work.unlink(missing_ok=True)
@@ -248,13 +255,18 @@ class _Maker:
         ready, heard = any(p.tokens is not None for p in parts), any(p.audio is not None and p.tokens is None for p in parts)
         silent = bool(self.config.voice) and any(p.tokens is None and p.audio is None for p in parts)
         if ready and (heard or silent):
+            lacks = next(i for i in found if isinstance(i, Found) and any(p.tokens is None for p in i.parts))
             raise DataError(
-                f"eval={self.config.eval} has ready speech tokens and parts that need a quantizer; give all of one kind."
+                f"{self.file}:{lacks.line}: item '{lacks.id}' has parts that need a quantizer, and others have ready speech "
+                "tokens; give all of one kind."
             )
         if self.config.card and not ready and not (heard or silent):
             raise ConfigError(f"card={self.config.card} is about ready speech tokens, and {self.file} has none; leave it out.")
         if self.config.card and (heard or silent):
             raise ConfigError(f"card={self.config.card} is about ready tokens; of audio the quantizer tells its own card.")
+        for key in OF_AUDIO:
+            if (given := getattr(self.config, key)) != getattr(ItemsConfig, key) and not (heard or silent):
+                raise ConfigError(f"{key}={given} has no effect: {self.file} has no audio, and no voice= speaks; leave it out.")
         self._speech_vocab = self.config.speech_vocab or (self._card() or {}).get("k", 501)
         if silent:
             from lst.evals.voices import Voice
@@ -342,16 +354,19 @@ def _words(item: Found) -> int:
 
 
 def _quantizer(config: ItemsConfig) -> AudioQuantizer:
+    """Raises ConfigError or DataError where the options name none."""
     from lst.data.prepare import PrepareConfig
-    from lst.data.sources.audio_options import quantizer_of
+    from lst.data.sources.audio_options import EMBEDDED, check_audio_options, quantizer_of
 
-    shared = {f.name for f in fields(PrepareConfig)} & {f.name for f in fields(config)} - {
-        "out",
-        "format",
-        "refuse",
-        "max_refused",
-    }
-    return quantizer_of(PrepareConfig(out=config.out, input=config.eval, **{name: getattr(config, name) for name in shared}))
+    if config.quantizer != EMBEDDED and not Path(config.quantizer).is_dir():
+        raise ConfigError(
+            f"quantizer={config.quantizer} is no folder; audio and voices need one: quantizer={EMBEDDED}, or the folder of a "
+            "HubertModel with kmeans=FILE and layer=N."
+        )
+    given = {name: getattr(config, name) for name in (*OF_AUDIO, "device", "dtype")}
+    options = PrepareConfig(out=config.out, input=config.eval, **given)
+    check_audio_options(options)
+    return quantizer_of(options)
 
 
 def _of_one_kind(file: Path, rows: list[dict[str, Any]], refused: list[Refused]) -> tuple[list[dict[str, Any]], list[Refused]]:

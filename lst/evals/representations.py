@@ -73,7 +73,7 @@ def run_representations(source: Path, values: dict[str, Any]) -> str:
     from lst.evals.checkpoints import own_patching
     from lst.evals.patch_states import unit_states
     from lst.evals.phones import document_phones
-    from lst.evals.tsne import require_scikit_learn
+    from lst.evals.tsne import lowered, require_scikit_learn
     from lst.evals.unit_probe import phone_labels, probe, shown_occurrences, word_labels, word_metrics
     from lst.evals.utterances import heldout_utterances, open_evaluation
     from lst.train.folder import versions
@@ -109,9 +109,13 @@ def run_representations(source: Path, values: dict[str, Any]) -> str:
             | about | {"evaluation_id": folder.id}
             for name, (value, n) in metrics.items()
         ]  # fmt: skip
-        card = checkpoint.about | {"versions": versions(), "test": str(dataset.path)}
+        used = lowered(config.perplexity, len(shown))
+        card = checkpoint.about | {"versions": versions(), "test": str(dataset.path), "perplexity": used}
         folder.finish(card, [item | about for item in items], rows)
-    return _table(metrics, folder.out)
+    table = _table(metrics, folder.out)
+    if used == config.perplexity:
+        return table
+    return f"{table}\nnote: perplexity={config.perplexity:g} is too much for {len(shown)} points; the picture is of {used:g}"
 
 
 def _write_words(folder: Path, shown: Sequence[Occurrence], perplexity: float, title: str) -> None:

@@ -20,13 +20,18 @@ def require_scikit_learn() -> None:
         raise DataError("the picture of words needs the package 'scikit-learn'; run: pip install lst-scaling[embeddings]")
 
 
-def tsne(points_NG: Array, *, perplexity: float = 15.0) -> Array:
-    """(N, 2) places, the same at each call: exact, started at the first two principal components.
+def lowered(perplexity: float, points: int) -> float:
+    """The perplexity that `tsne` takes: at most a fourth of the points, as neighbours of one cannot be more than there are."""
+    return max(1.0, min(perplexity, points / 4))
 
-    A `perplexity` above N / 4 is lowered to it. Raises DataError without scikit-learn.
+
+def tsne(points_NG: Array, *, perplexity: float = 15.0) -> Array:
+    """(N, 2) places, the same at each call: exact, started at the first two principal components, by the perplexity `lowered`.
+
+    Raises DataError without scikit-learn.
     """
     require_scikit_learn()
     from sklearn.manifold import TSNE
 
-    lowered = max(1.0, min(perplexity, len(points_NG) / 4))
-    return np.asarray(TSNE(perplexity=lowered, init="pca", method="exact", random_state=0).fit_transform(points_NG), np.float64)
+    fitting = lowered(perplexity, len(points_NG))
+    return np.asarray(TSNE(perplexity=fitting, init="pca", method="exact", random_state=0).fit_transform(points_NG), np.float64)

@@ -209,6 +209,33 @@ def test_audio_is_quantized_and_an_interrupted_preparation_goes_on(tmp_path: Pat
     assert items.directions == ["S->S"]
 
 
+def test_refused_items_are_corrected_or_skipped_without_making_the_others_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [write_tone(tmp_path / f"{i}.wav", 0.4).name for i in range(2)]
+    lines = [{"id": str(i), "endings": [{"audio": name} for name in files], "label": 0} for i in range(3)]
+    source = write_lines(tmp_path / "mine.jsonl", [*lines, {"id": "x", "endings": [{"audio": "no.wav"}] * 2, "label": 0}])
+    first, second = CountingQuantizer(), CountingQuantizer()
+    monkeypatch.setattr(make_items, "_quantizer", lambda _: first)
+    with pytest.raises(DataError, match=r"mine.jsonl:4: item 'x': ending 0, '.*no.wav': it cannot be read"):
+        prepare(source, tmp_path / "set")
+    monkeypatch.setattr(make_items, "_quantizer", lambda _: second)
+    assert len(prepare(source, tmp_path / "set", refuse="skip", max_refused=0.3)) == 3
+    assert (first.calls, second.calls) == (6, 0)
+
+
+def test_ctrl_c_tells_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [write_tone(tmp_path / f"{i}.wav", 0.4).name for i in range(2)]
+    lines = [{"id": str(i), "endings": [{"audio": name} for name in files], "label": 0} for i in range(3)]
+    source = write_lines(tmp_path / "mine.jsonl", lines)
+    for stop_at, kept in ((1, []), (3, [".set.items-work.jsonl"])):
+        monkeypatch.setattr(make_items, "_quantizer", lambda _, n=stop_at: CountingQuantizer(stop_at=n))
+        assert main([f"eval={source}", f"out={tmp_path / 'set'}"]) == 130
+        told = "nothing was written." if not kept else f"is kept in '{tmp_path / kept[0]}', and the same command goes on"
+        assert told in capsys.readouterr().err
+        assert [p.name for p in tmp_path.glob(".*")] == kept
+
+
 def test_empty_and_damaged_audio_is_refused_by_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(make_items, "_quantizer", lambda _: CountingQuantizer())
     good = write_tone(tmp_path / "good.wav", 0.5).name
@@ -245,6 +272,28 @@ def test_the_voice_and_its_version_are_part_of_the_identity(tmp_path: Path, monk
     assert one.directions == ["S->S", "T->T", "S->T", "T->S"]
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"quantizer": "none"}, "quantizer=none is no folder; audio and voices need one: quantizer=embedded, or the folder of"),
+        ({"quantizer": "."}, "quantizer=. needs kmeans=FILE and layer=N"),
+        ({"layer": 3}, "layer=3 is for a HuBERT; name its folder"),
+    ],
+)
+def test_audio_without_a_quantizer_is_refused_by_its_options(tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    name = write_tone(tmp_path / "a.wav", 0.4).name
+    source = write_lines(tmp_path / "mine.jsonl", [{"endings": [{"audio": name}, {"audio": name}], "label": 0}])
+    with pytest.raises(ConfigError, match=reason):
+        prepare(source, tmp_path / "set", **options)
+    assert not (tmp_path / "set").exists()
+
+
+def test_an_item_that_needs_a_quantizer_among_ready_ones_is_told_by_its_line(tmp_path: Path) -> None:
+    lines = [*spoken_items(2), {"id": "heard", "endings": [{"audio": "a.wav"}, {"audio": "b.wav"}], "label": 0}]
+    with pytest.raises(DataError, match=r"mine.jsonl:3: item 'heard' has parts that need a quantizer, and others have ready"):
+        prepare(write_lines(tmp_path / "mine.jsonl", lines), tmp_path / "set")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("espeakng_loader") is None, reason="needs espeakng-loader, of the extra `speech`")
 def test_espeak_says_a_text_and_tells_its_words() -> None:
     said = voices.Voice("espeak:en-us").say("The cat -- sat.")
@@ -259,6 +308,8 @@ def test_espeak_says_a_text_and_tells_its_words() -> None:
     ("options", "reason"),
     [
         ({"voice": "espeek:en"}, "voice=espeek:en is unknown; did you mean 'espeak'"),
+        ({"quantizer": "none"}, "quantizer=none has no effect: .* has no audio, and no voice= speaks"),
+        ({"layer": 3}, "layer=3 has no effect"),
         ({"format": "helaswag"}, "format='helaswag' is unknown; did you mean 'hellaswag'"),
         ({"refuse": "never"}, "refuse='never' is unknown"),
         ({"max_refused": 1.0}, r"max_refused=1.0 must lie in 0..1"),

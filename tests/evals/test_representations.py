@@ -175,6 +175,14 @@ def test_the_command_writes_figures_items_and_a_picture(
     assert "there already" in capsys.readouterr().out
 
 
+def test_a_perplexity_that_is_too_much_is_told(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    given = {"letters": 3, "shown_words": 5, "occurrences": 4, "words": 20, "probed_words": 10, "out": str(tmp_path / "o")}
+    told = run_representations(checkpoints["baseline"], given | {"perplexity": 100_000.0})
+    points = len(read_jsonl(tmp_path / "o" / "words.jsonl"))
+    assert told.endswith(f"perplexity=100000 is too much for {points} points; the picture is of {points / 4:g}")
+    assert json.loads((tmp_path / "o" / "evaluation.json").read_text())["perplexity"] == points / 4
+
+
 def test_two_arms_on_the_same_patches_are_compared_item_by_item(
     checkpoints: dict[str, Path], tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -142,6 +142,24 @@ def test_two_processes_on_one_shard_or_two_evaluations_in_one_folder_are_refused
     assert read_jsonl(parts[0]) == [{"part": 0}]
 
 
+def test_ctrl_c_tells_what_is_kept_and_leaves_nothing_where_nothing_is_done(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stops(part: int) -> list[dict[str, int]]:
+        if part == last:
+            raise KeyboardInterrupt
+        return [{"part": part}]
+
+    for last, told in (
+        (0, "nothing was finished, and nothing is left."),
+        (1, f"are kept in '{tmp_path / '.o.work'}', and the same"),
+    ):
+        with pytest.raises(KeyboardInterrupt), EvaluationFolder(tmp_path / "o", {"a": 1}).records([1, 1], stops):
+            raise AssertionError
+        assert told in caplog.text
+        assert (tmp_path / ".o.work").exists() == (last == 1)
+
+
 def test_a_shard_that_comes_when_all_is_done_leaves_nothing(tmp_path: Path) -> None:
     late = EvaluationFolder(tmp_path / "o", {"a": 1}, shard="2/2")
     with EvaluationFolder(tmp_path / "o", {"a": 1}).records([1, 1], lambda part: [{"part": part}]) as found:
