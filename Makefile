@@ -59,9 +59,10 @@ test: $(STAMP)  ## the test suite
 
 soak: export SLURM_LAB_ARRAY = 11
 soak: $(STAMP)  ## on a real SLURM of this machine (as root): the scenarios in full, then 60 runs under random faults for 10 minutes
-	@trap 'tests/slurm/slurm-cluster down' EXIT; tests/slurm/slurm-cluster up && eval "$$(tests/slurm/slurm-cluster env)" && \
-		LST_SOAK=1 LST_REQUIRE=slurm $(BIN)/python -m pytest tests/slurm $(PYTEST_ARGS) && \
-		$(BIN)/python -m tests.slurm.soak $(SOAK_ARGS)
+	@trap 'tests/slurm/slurm-cluster down' EXIT; tests/slurm/slurm-cluster up && eval "$$(tests/slurm/slurm-cluster env)" && { \
+		LST_SOAK=1 LST_REQUIRE=slurm $(BIN)/python -m pytest tests/slurm $(PYTEST_ARGS); scenarios=$$?; \
+		tests/slurm/slurm-cluster up; $(BIN)/python -m tests.slurm.soak $(SOAK_ARGS); soak=$$?; \
+		echo "[soak] exit codes: scenarios $$scenarios, soak $$soak"; test $$scenarios = 0 -a $$soak = 0; }
 
 lint: $(STAMP)  ## ruff's rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -164,12 +164,13 @@ def _submit(arguments: argparse.Namespace) -> int:
 def _prepare(arguments: argparse.Namespace) -> int:
     from launch.cluster import load_cluster
     from launch.limits import check_limits, split_limits
-    from launch.prepare import split_words, write_preparation
+    from launch.prepare import check_options, split_words, write_preparation
 
     parts, options, rest = split_words(arguments.overrides)
     limits, words = split_limits(rest)
     load_cluster(words)
     check_limits(arguments.dir, limits)
+    check_options(parts, options)
     write_preparation(arguments.dir, parts, options)
     arguments.overrides = rest
     return _submit(arguments)

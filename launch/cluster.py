@@ -20,6 +20,8 @@ from typing import Any
 from lst.errors import ConfigError, LaunchError, did_you_mean
 from lst.plain import from_dict
 
+SEXAGESIMAL = r"[-+]?\d[\d_]*(?::[0-5]?\d)+(?:\.[\d_]*)?"  # what YAML 1.1 takes for a number of base 60
+ITS_KEY = re.compile(rf"^[^#\n]*?([\w-]+):[ \t]+({SEXAGESIMAL})[ \t]*(?:[,}}]|#|$)", re.MULTILINE)
 CONF = Path(__file__).parent / "conf" / "cluster"
 OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
@@ -124,7 +126,8 @@ def load_cluster(overrides: Sequence[str]) -> Cluster:
         if key == "cluster":
             name = value
         else:
-            pairs.append(f"{key.lstrip('+').removeprefix('cluster.')}={value}")
+            text = f"'{value}'" if re.fullmatch(SEXAGESIMAL, value) else value  # 10:00 is a text here, and not 600
+            pairs.append(f"{key.lstrip('+').removeprefix('cluster.')}={text}")
     return cluster_from_dict(_read(name, pairs))
 
 
@@ -187,8 +190,15 @@ def _read(name: str, pairs: list[str]) -> dict[str, Any]:
         known = sorted(p.stem for p in CONF.glob("*.yaml"))
         raise ConfigError(f"cluster='{name}' is unknown; {did_you_mean(name, known)}")
     try:
+        if found := ITS_KEY.search(path.read_text(encoding="utf-8")):
+            raise ConfigError(
+                f"the cluster configuration '{name}' says {found[1]}: {found[2]}, which YAML reads to base 60; write "
+                "the number that is meant, or quotes around a text."
+            )
         merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(pairs))
         values = OmegaConf.to_container(merged, resolve=True)
+    except ConfigError:
+        raise
     except (OmegaConfBaseException, ValueError, OSError) as error:
         raise ConfigError(f"the cluster configuration '{name}' cannot be read: {str(error).splitlines()[0]}.") from error
     except Exception as error:  # the YAML parser's own errors have no common base that is public

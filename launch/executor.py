@@ -58,6 +58,11 @@ class LocalHandle:
         """Whether the worker is gone."""
         return self._process.poll() is not None
 
+    @property
+    def exit_status(self) -> int | None:
+        """The worker's exit status; None while it runs."""
+        return self._process.returncode
+
     def signal(self, number: int) -> None:
         """Send a signal to the worker."""
         if not self.ended():

@@ -23,6 +23,7 @@ from launch.lease import holder, signal_holder
 from launch.ledger import (
     ELSEWHERE,
     ENDED,
+    FAILED,
     INTERRUPTED,
     LAUNCH,
     SUBMITTED,
@@ -37,6 +38,7 @@ from launch.prepare import task_of
 from launch.retries import stop_study, study_stopped
 from launch.rows import Row, cost_of, waiting_text, waits_for
 from launch.status import eta_seconds, gather
+from launch.worker import NO_SPACE
 from lst.records import LEASE
 
 POLL_SECONDS = 0.05  # how soon a free slot is seen
@@ -196,7 +198,10 @@ class Feeder:
         elif self.interrupts.count:
             cause = "stopped before it had saved"
             close(self.study, run_dir, mine, FailureClass.CANCELLED, cause, state=INTERRUPTED)
-        elif mine.started is None and not complaint:
+        elif handle.exit_status == NO_SPACE:
+            cause = "no space left for the run's own files; free some, and call submit-sweep resubmit."
+            close(self.study, run_dir, mine, FailureClass.DISK_FULL, cause, state=FAILED)
+        elif mine.started is None and handle.exit_status == 0:  # it has found another runner
             append_event(self.study, ENDED, run_dir.name, attempt=mine.attempt, job_id=handle.job_id, state=ELSEWHERE)
         else:
             close(self.study, run_dir, mine, FailureClass.LOST, last_line(complaint) or "its worker was killed")

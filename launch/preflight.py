@@ -27,6 +27,7 @@ from launch.rows import PLAN, read_rows
 from launch.scheduler import cancel_jobs, node_types, sbatch, slurm_queue
 from launch.snapshot import make_private, take_snapshot
 from lst.errors import LaunchError
+from lst.records import RUN_CONFIG
 
 PROBE = "lst.preflight"
 LOCAL_SECONDS = 300
@@ -37,6 +38,7 @@ CLOCK_SECONDS = 5.0
 LOCAL_LOCKS = re.compile(r"\b(nolock|localflock|local_lock=(all|flock))\b")  # mount options of NFS and Lustre
 BF16_ERROR = 0.05
 BF16_SLOWER = 5.0
+BF16 = re.compile(r"\bdtype\W+bfloat16")  # in a run.yaml
 
 
 def check_machines(study: Path, cluster: Cluster) -> list[dict[str, Any]]:
@@ -46,16 +48,14 @@ def check_machines(study: Path, cluster: Cluster) -> list[dict[str, Any]]:
         raise LaunchError(f"'{study}' does not exist; plan the study first, or make the folder it is to lie in.")
     make_private(study / LAUNCH)
     root = take_snapshot(study / LAUNCH)
+    bf16 = _wants_bf16(study)
     if not isinstance(cluster, SlurmCluster):
         environment = job_environment(os.environ, root=root, threads=cluster.threads)
         argv = [sys.executable, "-m", PROBE, str(study)]
         done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=LOCAL_SECONDS, check=False)
-        return [
-            _judged(
-                "this machine", _parsed(done.stdout, done.stderr), gpus=cluster.gpus if isinstance(cluster, LocalCluster) else 0
-            )
-        ]
-    return _on_slurm(study, cluster, root)
+        gpus = cluster.gpus if isinstance(cluster, LocalCluster) else 0
+        return [_judged("this machine", _parsed(done.stdout, done.stderr), gpus=gpus, bf16=bf16)]
+    return _on_slurm(study, cluster, root, bf16)
 
 
 def report_lines(found: Iterable[dict[str, Any]]) -> list[str]:
@@ -72,7 +72,15 @@ def report_lines(found: Iterable[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _on_slurm(study: Path, cluster: SlurmCluster, root: Path) -> list[dict[str, Any]]:
+def _wants_bf16(study: Path) -> bool:
+    """Whether a run of the plan is in bfloat16; so it may be where there is no plan yet."""
+    rows = read_rows(study) if (study / PLAN).is_file() else []
+    files = [row.folder(study) / RUN_CONFIG for row in rows if row.admitted]
+    texts = [path.read_text(errors="replace") for path in files if path.is_file()]
+    return not texts or any(BF16.search(text) for text in texts)
+
+
+def _on_slurm(study: Path, cluster: SlurmCluster, root: Path, bf16: bool) -> list[dict[str, Any]]:
     require_path(study)
     token = uuid.uuid4().hex[:12]
     folder = study / LAUNCH / JOB_FILES / token
@@ -99,7 +107,7 @@ def _on_slurm(study: Path, cluster: SlurmCluster, root: Path) -> list[dict[str, 
         seen = _parsed(out.read_text() if out.exists() else "", tail_of(err))
         if identity in late:
             seen = {"error": f"job {identity} was still {late[identity]} after {WAIT_SECONDS} s, and is cancelled"}
-        found.append(_judged(kind, seen, gpus=gpus, needs_commands=True))
+        found.append(_judged(kind, seen, gpus=gpus, bf16=bf16, needs_commands=True))
     return found
 
 
@@ -130,11 +138,11 @@ def _parsed(text: str, complaint: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {"error": "it printed no object"}
 
 
-def _judged(kind: str, seen: dict[str, Any], *, gpus: int, needs_commands: bool = False) -> dict[str, Any]:
-    return {"type": kind, "seen": seen, "wrong": list(_wrong(seen, gpus=gpus, needs_commands=needs_commands))}
+def _judged(kind: str, seen: dict[str, Any], *, gpus: int, bf16: bool, needs_commands: bool = False) -> dict[str, Any]:
+    return {"type": kind, "seen": seen, "wrong": list(_wrong(seen, gpus=gpus, wants_bf16=bf16, needs_commands=needs_commands))}
 
 
-def _wrong(seen: dict[str, Any], *, gpus: int, needs_commands: bool) -> Iterable[str]:
+def _wrong(seen: dict[str, Any], *, gpus: int, wants_bf16: bool, needs_commands: bool) -> Iterable[str]:
     """What is wrong, a sentence each."""
     if "error" in seen:
         yield f"the check itself did not run: {seen['error']}"
@@ -142,12 +150,12 @@ def _wrong(seen: dict[str, Any], *, gpus: int, needs_commands: bool) -> Iterable
     for name, version in seen["imports"].items():
         if version.startswith("error"):
             yield f"{name} cannot be imported ({version.removeprefix('error: ')}); install the project's requirements there."
-    for name in ("gpus", "bf16", "collective", "disk", "clock"):
+    for name in ("gpus", *(["bf16"] if wants_bf16 else []), "collective", "disk", "clock"):
         if isinstance(seen[name], dict) and "error" in seen[name]:
             yield f"{name}: {seen[name]['error']}"
     if isinstance(seen["gpus"], list) and len(seen["gpus"]) < gpus:
         yield f"torch sees {len(seen['gpus'])} GPUs of {gpus}; look at the driver, and at which build of torch is installed."
-    bf16 = seen["bf16"]
+    bf16 = seen["bf16"] if wants_bf16 else {}
     if bf16.get("relative_error", 0) > BF16_ERROR:
         yield f"bfloat16 products are off by {bf16['relative_error']:.0%}."
     if bf16.get("times_float32", 0) > BF16_SLOWER:

@@ -50,6 +50,16 @@ def split_words(words: Sequence[str]) -> tuple[int, list[str], list[str]]:
     return parts, options, ours
 
 
+def check_options(parts: int, options: Sequence[str]) -> None:
+    """Judge the options as the jobs will; nothing is read or made. Raises ConfigError on one that prepare-data refuses."""
+    from lst.data.prepare import read_options
+
+    config = read_options([*options, f"part=1/{parts}"])
+    for key, path in (("input", config.input), ("text", config.text)):
+        if path and not any(sign in path for sign in "*?[") and not Path(path).exists():
+            raise ConfigError(f"{key}='{path}' does not exist; name a file, a folder or a glob that the jobs see.")
+
+
 def write_preparation(folder: Path, parts: int, options: Sequence[str]) -> None:
     """Plan the parts in `folder`. The same preparation again changes nothing; another one replaces it until a job was made.
 

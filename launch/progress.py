@@ -20,12 +20,6 @@ def recorded_step(run_dir: Path) -> int:
     return int(record.get("step", 0)) if record else 0
 
 
-def recorded_flops(run_dir: Path) -> float:
-    """Training FLOPs of the steps that stand in the records."""
-    record = last_record(run_dir / TRAIN_RECORDS) or {}
-    return _flops_of(record)
-
-
 def own_flops(run_dir: Path, *, before: float, started: float) -> float:
     """Training FLOPs of an attempt that went on from `before` and has run since `started` (seconds since the epoch).
 

@@ -11,14 +11,18 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from launch.lease import process_mark
 from lst.errors import LaunchError
 
 PACKAGES = ("lst", "sweeps", "launch", "analysis", "reports")
 SNAPSHOTS = "snapshot"
+COPY = ".copy-"  # of a copy that is being made, before its host, process and the process's start
+MADE_BY = re.compile(r"\.copy-(.+)-(\d+)-(\d+)-[^-]*")
 HASH_DIGITS = 16
 LARGEST_MIB = 256  # of all together
 LARGEST_FILE_MIB = 32
@@ -59,7 +63,10 @@ def code_root() -> Path:
 
 
 def take_snapshot(launch_dir: Path) -> Path:
-    """The root of the snapshot of the present code below `launch_dir`, copied there unless it exists already."""
+    """The root of the snapshot of the present code below `launch_dir`, copied there unless it exists already.
+
+    Files are read-only, folders are not: else nobody but root could delete a study, and what is added is found by its check.
+    """
     root = code_root()
     size = sum(path.stat().st_size for _, path in _files(root)) / 2**20
     if size > LARGEST_MIB:
@@ -72,7 +79,11 @@ def take_snapshot(launch_dir: Path) -> Path:
             raise LaunchError(f"the code snapshot '{target}' was altered; delete it and submit again.")
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".copy-", dir=target.parent))
+    for left in target.parent.glob(f"{COPY}*"):
+        if _is_left(left.name):
+            shutil.rmtree(left, ignore_errors=True)
+    pid, ticks = process_mark(os.getpid())
+    aside = Path(tempfile.mkdtemp(prefix=f"{COPY}{socket.gethostname()}-{pid}-{ticks}-", dir=target.parent))
     try:
         for name, path in _files(root):
             copy = aside / name
@@ -90,6 +101,14 @@ def take_snapshot(launch_dir: Path) -> Path:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return target
+
+
+def _is_left(name: str) -> bool:
+    """Whether the process of this machine that made a copy is gone; of another machine's nobody knows here."""
+    found = MADE_BY.fullmatch(name)
+    return (
+        found is not None and found[1] == socket.gethostname() and process_mark(int(found[2])) != [int(found[2]), int(found[3])]
+    )
 
 
 def altered(root: Path, expected: str) -> bool:

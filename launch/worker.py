@@ -5,11 +5,12 @@
 Imports neither torch nor pandas; the trainer is a subprocess, `python -m lst.train RUN_DIR`, on SLURM one srun task a process of
 the run. It prints straight into log.txt, so that nothing is lost when the worker dies. Whatever asks to stop (a signal, the
 batch script's flag, the time limit, the budget) becomes the flag that all processes of the trainer see at a step boundary. Exit
-codes: 0 nothing to add, 1 the run has failed, 75 queue the job again. Not here: which runs to start (`launch.submit`).
+codes: 0 nothing to add, 1 the run has failed, 74 no space left, 75 queue the job again. Not here: which runs to start.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import socket
@@ -45,6 +46,7 @@ from launch.watch import Stop, Watch
 from lst.errors import LstError
 from lst.records import EXIT, FAILURE, LEASE, LOG, write_json
 
+NO_SPACE = 74  # a worker leaves with it where it finds no space for its own files; its words may have found none either
 RESTART = 75  # the trainer has saved and asks to be run again; a worker that leaves with it asks to be queued again
 FRUITLESS_RESTARTS = 3  # restarts in a row without a new step, after which the run has failed
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -326,6 +328,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LstError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error.strerror}", file=sys.stderr)
+        return NO_SPACE
     print(f"{outcome.state} {outcome.cause}".strip(), flush=True)
     if outcome.again and outcome.state == INTERRUPTED and may_go_on(read_attempts(Path(job.study)).get(job.run_id, [])):
         return RESTART

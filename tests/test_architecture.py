@@ -48,6 +48,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         {
             *("lst", "lst.command", "lst.config", "lst.plain", "lst.records", "lst.errors", "lst.evals.tasks"),
             *("sweeps.plan", "sweeps.price"),
+            "lst.data.prepare",  # to judge its options before jobs are made
         }
     ),
     "analysis": frozenset({"lst", "lst.command", "lst.records", "lst.flops", "lst.errors", "lst.assumptions", "sweeps.plan"}),

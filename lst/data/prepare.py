@@ -150,7 +150,7 @@ def _main(argv: Sequence[str] | None) -> int:
             return _run_verb(*arguments)
         if any(a.startswith("eval=") for a in arguments):
             return _prepare_items(arguments)
-        return _prepare(_options(arguments))
+        return _prepare(read_options(arguments))
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -178,7 +178,8 @@ def _left(arguments: Sequence[str]) -> str:
     return f"what is finished is kept in '{path}', and the same command goes on from there"
 
 
-def _options(arguments: Sequence[str]) -> PrepareConfig:
+def read_options(arguments: Sequence[str]) -> PrepareConfig:
+    """The options of a preparation from its key=value words; no file is looked at. Raises ConfigError on a wrong one."""
     config = from_dict(PrepareConfig, _values(arguments))
     config.validate()
     return config

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,14 +12,22 @@ from pathlib import Path
 
 import pytest
 
+from launch import worker
+from launch.cluster import LocalCluster
+from launch.display import Display
 from launch.environment import python_environment
 from launch.failures import last_record
-from launch.lease import Lease
-from launch.ledger import read_attempts
+from launch.feed import Feeder, Slot
+from launch.interrupt import Interrupts
+from launch.job import WorkerJob, write_jobs
+from launch.lease import Lease, process_mark
+from launch.ledger import append_event, read_attempts
 from launch.limits import read_limits
 from launch.order import read_order
+from launch.rows import read_rows
 from launch.snapshot import altered, take_snapshot
 from launch.status import gather
+from launch.worker import NO_SPACE
 from lst.errors import ConfigError, LaunchError
 from lst.records import write_json
 from tests.launch.study import call, make_study
@@ -92,7 +102,7 @@ def test_records_of_another_shape_are_passed_over(tmp_path: Path) -> None:
         '{"step": 4, "time": 5.0}\n{"step": 5, "time": "x"}\n{"step": 6, "train_flops": [1]}\n{"step": 7, "spent_flops": "1"}\n'
     )
     assert last_record(records) == {"step": 4, "time": 5.0}
-    for content in ({"beats": True, "host": os.uname().nodename, "process": []}, {"token": [1]}):
+    for content in ({"beats": True, "host": socket.gethostname(), "process": []}, {"token": [1]}):
         write_json(tmp_path / "runs" / run / "lease.json", content)
         gather(tmp_path)
         lease = Lease.acquire(tmp_path / "runs" / run / "lease.json", beats=True)
@@ -103,3 +113,63 @@ def test_records_of_another_shape_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "plan.csv").write_bytes(b"\xff\xfe\n")
     with pytest.raises(LaunchError, match="is no text"):
         gather(tmp_path)
+
+
+def test_a_copy_whose_maker_was_killed_is_removed_and_one_that_is_being_made_is_not(tmp_path: Path) -> None:
+    host, mine = socket.gethostname(), process_mark(os.getpid())
+    gone = subprocess.Popen(["sleep", "600"])
+    was = process_mark(gone.pid)
+    gone.kill()
+    gone.wait()
+    folder = tmp_path / "snapshot"
+    left = [f".copy-{host}-{was[0]}-{was[1]}-abc", f".copy-{host}-{mine[0]}-{mine[1] - 1}-abc"]  # one had our id before us
+    kept = [f".copy-{host}-{mine[0]}-{mine[1]}-abc", f".copy-other-{was[0]}-{was[1]}-abc"]
+    for name in (*left, *kept):
+        (folder / name / "lst").mkdir(parents=True)
+    root = take_snapshot(tmp_path)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*kept, root.name])
+
+
+class Ended:
+    """A local job that has ended, with this exit status and these last words."""
+
+    def __init__(self, exit_status: int, words: str) -> None:
+        self.job_id, self.exit_status, self._words = "7", exit_status, words
+
+    def complaint(self) -> str:
+        return self._words
+
+
+@pytest.mark.parametrize(
+    ("exit_status", "words", "ends"),
+    [
+        (0, "", []),  # it has found another runner
+        (NO_SPACE, "", [("failed", "disk_full")]),
+        (-9, "", [("lost", "lost")]),
+    ],
+)
+def test_a_worker_that_could_not_begin_is_told_by_how_it_ended(
+    tmp_path: Path, exit_status: int, words: str, ends: list[tuple[str, str]]
+) -> None:
+    (run,) = make_study(tmp_path, {"steps": 2})
+    (tmp_path / "launch").mkdir()
+    append_event(tmp_path, "submitted", run, attempt=1, job_id="7", cluster="local")
+    rows = read_rows(tmp_path)
+    with Interrupts() as interrupts:
+        feeder = Feeder(
+            tmp_path, LocalCluster(), queue=rows, foreign=[], root=None, display=Display(io.StringIO()), interrupts=interrupts,
+            announce=lambda _: None,
+        )  # fmt: skip
+        feeder._settle(Slot(rows[0], None), Ended(exit_status, words))  # type: ignore[arg-type]
+    assert [(a.state, a.failure) for a in read_attempts(tmp_path).get(run, [])] == ends
+
+
+def test_a_worker_without_space_for_its_lease_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,) = make_study(tmp_path, {"steps": 2})
+    sha256 = write_jobs(tmp_path / "job", [WorkerJob(study=str(tmp_path), run_id=run, root="/")])
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(worker.Lease, "acquire", full)
+    assert worker.main([str(tmp_path / "job/jobs.json"), "0", sha256]) == NO_SPACE

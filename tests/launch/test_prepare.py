@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 
 from launch import preflight
+from launch.cli import main
 from launch.cluster import load_cluster
 from launch.preflight import check_machines, report_lines
 from launch.prepare import split_words, write_preparation
+from lst.config import arm_config
 from lst.data.shards import open_dataset
 from lst.errors import ConfigError, LaunchError
 from lst.preflight import _is_seen, filesystem
 from lst.records import read_json
 from tests.launch.fake_slurm import install
-from tests.launch.study import call, make_study, status
+from tests.launch.study import call, make_study, plan_real_runs, status
 from tests.train.tiny_run import write_tiny_dataset
 
 
@@ -88,10 +90,23 @@ def test_words_of_a_preparation_are_told_apart() -> None:
             split_words(words)
 
 
-def test_a_preparation_is_judged_before_it_is_written_and_replaced_until_a_job_was_made(tmp_path: Path) -> None:
+def test_a_preparation_is_judged_before_it_is_written_and_replaced_until_a_job_was_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     jobs, words = tmp_path / "jobs", [f"input={tmp_path}", f"out={tmp_path / 'out'}"]
-    for wrong in (["parts=2", "out=", "input=x"], ["parts=2", *words, "cluster=foo"], ["parts=2", *words, "limit.gpuz=1"]):
-        assert call("prepare", jobs, *wrong)[0] == 2
+    for wrong, sentence in (
+        (["parts=2", "out=", "input=x"], "needs parts=N and out=FOLDER"),
+        (["parts=2", *words, "cluster=foo"], "'foo' is unknown"),
+        (["parts=2", *words, "limit.gpuz=1"], "unknown key 'limit.gpuz'"),
+        (["parts=2", *words, "heldout_shar=0.1"], "did you mean 'heldout_share'"),
+        (["parts=2", *words, "heldout_share=2"], "must lie in 0..1"),
+        (["parts=2", *words, "vocab_size=many"], "must be of type int"),
+        (["parts=2", "out=o", "corpus=embedded"], "is for input=FILE"),
+        (["parts=2", "out=o", "input=mistyped"], "input='mistyped' does not exist"),
+    ):
+        assert main(["prepare", str(jobs), *wrong]) == 2
+        told = capsys.readouterr().err
+        assert (sentence in told, told.count("\n")) == (True, 1), told
         assert not jobs.exists()
     write_preparation(jobs, 2, ["input=typo", "out=o"])
     write_preparation(jobs, 3, ["input=right", "out=o"])
@@ -146,8 +161,18 @@ GOOD = {
     ],
 )
 def test_preflight_says_what_is_wrong(change: dict[str, object], sentence: str) -> None:
-    wrong = preflight._judged("type", GOOD | change, gpus=8, needs_commands=True)["wrong"]
+    wrong = preflight._judged("type", GOOD | change, gpus=8, bf16=True, needs_commands=True)["wrong"]
     assert [sentence in found for found in wrong] == ([True] if sentence else [])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_slow_bfloat16_is_told_where_a_run_is_planned_in_it(tmp_path: Path, dtype: str) -> None:
+    assert preflight._wants_bf16(tmp_path)  # nothing is planned yet
+    config = arm_config("baseline", size="tiny", train={"steps": 9, "dtype": dtype})
+    plan_real_runs(tmp_path, [arm_config("baseline", size="tiny", train={"steps": 8}), config])
+    assert preflight._wants_bf16(tmp_path) is (dtype == "bfloat16")
+    slow = GOOD | {"bf16": {"relative_error": 0.0, "times_float32": 28.0}}
+    assert preflight._judged("type", slow, gpus=8, bf16=False, needs_commands=True)["wrong"] == []
 
 
 def test_the_filesystem_of_a_folder_is_that_of_the_longest_mount_point(tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.slurm import faults
+from tests.slurm.lab import slurm
 from tests.train.tiny_run import write_tiny_dataset
 
 LAB = "ClusterName             = lab"
@@ -29,6 +32,16 @@ def lab() -> None:
     reason = missing_lab()
     if reason:
         pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def cleared(lab: None) -> Iterator[None]:
+    """What a scenario that failed has left in the lab, jobs and nodes that are down, disturbs none after it."""
+    yield
+    if left := slurm("squeue", "--noheader", "--format=%F").split():
+        subprocess.run(["scancel", "--quiet", *sorted(set(left))], check=False)  # they may end meanwhile
+    if {"down", "drain", "drained", "down*"} & set(slurm("sinfo", "--noheader", "--Node", "--format=%T").split()):
+        faults.cluster("up")
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from launch.failures import last_record
 from launch.ledger import read_attempts
 from launch.limits import spent
-from launch.progress import recorded_flops
 from launch.status import as_json, gather
 from lst.records import read_json, read_jsonl
 from tests.launch.study import plan_real_runs
@@ -153,6 +153,12 @@ def job_ids(study: LabStudy) -> list[str]:
     return [attempts[run_id][-1].job_id for run_id in study.run_ids if run_id in attempts]
 
 
+def recorded_flops(run_dir: Path) -> float:
+    """Training FLOPs of the steps that stand in the records."""
+    record = last_record(run_dir / "train.jsonl") or {}
+    return float(record.get("spent_flops") or record.get("train_flops") or 0.0)
+
+
 def require_whole(study: LabStudy, alone: Path, compared: Sequence[str] | None = None) -> None:
     """Every run is done, its records hold each step once, its attempts add up; and weights and records are an undisturbed run's.
 
@@ -166,9 +172,9 @@ def require_whole(study: LabStudy, alone: Path, compared: Sequence[str] | None =
         assert [r["step"] for r in read_jsonl(run_dir / "train.jsonl")] == list(range(1, study.steps + 1))
     require_accounts(study)
     for run_id in study.run_ids if compared is None else compared:
-        undisturbed = _undisturbed(study, run_id, alone)
-        assert records(study.run_dir(run_id)) == records(undisturbed)
-        assert _final_weights(study.run_dir(run_id)) == _final_weights(undisturbed)
+        calm = undisturbed(study, run_id, alone)
+        assert records(study.run_dir(run_id)) == records(calm)
+        assert _final_weights(study.run_dir(run_id)) == _final_weights(calm)
 
 
 def require_accounts(study: LabStudy) -> None:
@@ -191,7 +197,8 @@ def require_accounts(study: LabStudy) -> None:
     assert sum(s["gpu_hours"] for s in status(study).values()) == pytest.approx(gpu_seconds / 3600, abs=1e-6 * len(attempts))
 
 
-def _undisturbed(study: LabStudy, run_id: str, alone: Path) -> Path:
+def undisturbed(study: LabStudy, run_id: str, alone: Path) -> Path:
+    """The folder of the same run below `alone`, trained there without SLURM unless it is there already."""
     folder = alone / run_id
     if not folder.exists():
         folder.mkdir(parents=True)

@@ -3,28 +3,44 @@
     tests/slurm/slurm-cluster up; eval "$(tests/slurm/slurm-cluster env)"
     python -m tests.slurm.soak [--runs 60] [--minutes 10] [--seed 1]
 
-Prints one JSON object: what was done to the study, and what it cost. Exit code 1 if an invariant does not hold.
+Prints one JSON object, what was done to the study and what it cost, and the same as a row of docs/cluster.md's table. Exit code 1
+if an invariant does not hold, which is told last.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import csv
 import json
 import random
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.ledger import Attempt, read_attempts
 from launch.limits import spent
 from tests.slurm import faults
 from tests.slurm.conftest import missing_lab
-from tests.slurm.lab import LabStudy, job_ids, make_study, processes, require_whole, slurm, start, status, trainers
+from tests.slurm.lab import (
+    LabStudy,
+    job_ids,
+    make_study,
+    processes,
+    recorded_flops,
+    require_whole,
+    slurm,
+    start,
+    status,
+    trainers,
+    undisturbed,
+)
 from tests.train.tiny_run import write_tiny_dataset
 
 PAUSE_SECONDS = (2.0, 8.0)  # between two faults
@@ -98,35 +114,60 @@ def main() -> int:
     if reason := missing_lab():
         print(reason, file=sys.stderr)
         return 2
-    dice, done, began = random.Random(options.seed), Counter[str](), time.time()
+    dice, done = random.Random(options.seed), Counter[str]()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         study = make_study(
             Path(folder) / "study", write_tiny_dataset(Path(folder) / "data"), rows=options.runs, steps=options.steps
         )
+        alone = Path(folder) / "alone"
+        price(study, alone)
+        began = time.time()
         submit(study)
         while time.time() - began < 60 * options.minutes:
             done[one_fault(study, dice)] += 1
             time.sleep(dice.uniform(*PAUSE_SECONDS))
         calm = time.time()
-        while any(s["state"] != "done" for s in status(study).values()):
-            assert time.time() - calm < 60 * options.last_minutes, status(study)
+        broken = ""
+        while any(s["state"] != "done" for s in status(study).values()) and time.time() - calm < 60 * options.last_minutes:
             if not any(s["state"] in OPEN for s in status(study).values()):
                 submit(study)
             time.sleep(2)
         submit(study)  # a worker that was killed after its run's last step has left its attempt open
-        compared = dice.sample(study.run_ids, options.compare)
-        require_whole(study, Path(folder) / "alone", compared)
-        print(json.dumps(figures(study, done, began, calm), indent=1))
-    return 0
+        found = figures(study, done, began, calm)
+        try:
+            require_whole(study, alone, dice.sample(study.run_ids, options.compare))
+        except AssertionError:
+            broken = traceback.format_exc()
+    print(json.dumps(found, indent=1))
+    print(table_row(options.seed, found))
+    print(f"[soak] {'an invariant does not hold:' if broken else 'all invariants hold'}\n{broken}".strip(), flush=True)
+    return 1 if broken else 0
 
 
-def figures(study: LabStudy, done: Counter[str], began: float, calm: float) -> dict[str, object]:
+def price(study: LabStudy, alone: Path) -> None:
+    """Plan each run's GPU-hours as what an undisturbed run of its arm takes here, on the one GPU it is given."""
+    path, hours = study.folder / "plan.csv", dict[str, float]()
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if row["arm"] not in hours:
+            began = time.time()
+            undisturbed(study, row["run_id"], alone)
+            hours[row["arm"]] = (time.time() - began) / 3600
+        row["est_gpu_hours"] = str(hours[row["arm"]])
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def figures(study: LabStudy, done: Counter[str], began: float, calm: float) -> dict[str, Any]:
     """What is told at the end."""
     attempts = read_attempts(study.folder)
     ends = Counter(a.failure or a.state for tries in attempts.values() for a in tries if a.started is not None)
-    from launch.progress import recorded_flops
-
     trained = sum(recorded_flops(study.run_dir(run_id)) for run_id in study.run_ids)
+    lives = Counter(sum(a.started is not None for a in tries) for tries in attempts.values())
+    told = status(study).values()
     total = spent(study.folder, attempts, time.time())
     return {
         "runs": len(study.run_ids),
@@ -134,12 +175,33 @@ def figures(study: LabStudy, done: Counter[str], began: float, calm: float) -> d
         "minutes of faults": round((calm - began) / 60, 1),
         "minutes until all were done": round((time.time() - began) / 60, 1),
         "faults": dict(done.most_common()),
+        "runs done": sum(s["state"] == "done" for s in told),
         "attempts": sum(ends.values()),
+        "runs by number of lives": {str(number): lives[number] for number in sorted(lives)},
         "how attempts ended": dict(ends.most_common()),
         "FLOPs spent over FLOPs of the final records": round(total.flops / trained, 3),
-        "GPU-hours": round(total.gpu_hours, 3),
-        "GPU-hours over SLURM's own account of them": round(total.gpu_hours * 3600 / accounted_seconds(attempts), 3),
+        "GPU-hours": {
+            "planned": round(sum(s["planned_gpu_hours"] for s in told), 3),
+            "spent, as status tells": round(sum(s["gpu_hours"] for s in told), 3),
+            "spent, by the ledger": round(total.gpu_hours, 3),
+            "of the jobs, by sacct": round(accounted_seconds(attempts) / 3600, 3),
+        },
     }
+
+
+def table_row(seed: int, found: Mapping[str, Any]) -> str:
+    """The figures as a row of the table in docs/cluster.md."""
+
+    def listed(counts: Mapping[str, int]) -> str:
+        return ", ".join(f"{count} {name}" for name, count in counts.items())
+
+    lives = ", ".join(f"{count} runs in {number}" for number, count in found["runs by number of lives"].items())
+    hours = " / ".join(f"{value:.3f}" for value in found["GPU-hours"].values())
+    faults = f"{sum(found['faults'].values())} in {found['minutes of faults']} minutes: {listed(found['faults'])}"
+    ends = f"{found['attempts']}: {listed(found['how attempts ended'])}"
+    twice = f"{found['FLOPs spent over FLOPs of the final records'] - 1:.1%}"
+    done = f"{found['runs done']} of {found['runs']} after {found['minutes until all were done']} minutes"
+    return f"| {seed} | {faults} | {done} | {ends} | {lives} | {twice} | {hours} |"
 
 
 def accounted_seconds(attempts: Mapping[str, Sequence[Attempt]]) -> float:

@@ -11,7 +11,6 @@ import pytest
 
 from launch.ledger import read_attempts
 from launch.limits import spent
-from launch.progress import recorded_flops
 from lst.records import read_jsonl
 from tests.slurm.lab import (
     SECONDS,
@@ -20,6 +19,7 @@ from tests.slurm.lab import (
     held,
     job_ids,
     make_study,
+    recorded_flops,
     require_accounts,
     require_whole,
     slurm,
