@@ -2,7 +2,10 @@
 
 Each step solves (Hessian + damping x reweighted Hessian) step = -gradient (`analysis.solver.system`): Newton's where the damping
 is small, iteratively reweighted least squares where it is large, which goes downhill from anywhere. The coefficients' faces
-c_j = 0 and the exponents' bounds are active constraints: a parameter on a bound whose gradient points outwards does not move.
+c_j = 0 and the exponents' bounds are active constraints: a parameter on a bound whose gradient points outwards does not move, and
+a step that meets a bound goes on along it. A step that raises the objective is bent to where the residuals within delta stay as
+they should (a second-order correction), or else cut to the share at which the residuals, as they changed, make the objective
+least: the valleys of nearly undetermined laws are curved and kinked, and damping alone creeps along them.
 Every problem has its own Huber delta, damping and count of steps; those that end leave and others take their place, so
 that numpy always works on about as many points as the processor's cache holds.
 """
@@ -30,8 +33,17 @@ BENT = 0.1
 """Least damping after a step at which the Hessian was indefinite."""
 NEWTON = 1e-3
 """Damping up to which a step is Newton's, whose predicted gain can be trusted."""
+ALMOST_NEWTON, QUADRATIC = 1e-5, 1e-7
+"""Damping, and relative gain, at which one more step of a smooth problem changes the objective by less than its last digit."""
 EXACT = 1e-28
 """Objectives below are of points that the law goes through."""
+HALVINGS = 10
+"""Bisections for the best share of a step that raised the objective; a share under `LEAST_SHARE` counts as that much."""
+LEAST_SHARE = 0.03
+FEW = 3
+"""Points a parameter under which steps are corrected and cut: with more, valleys are straighter and damping is quicker."""
+FACES_MET = 3
+"""Bounds that one step may run along."""
 FARTHEST = 0.5
 """An exponent moves by at most this in a step, so that no power overflows on the way."""
 
@@ -167,28 +179,100 @@ def _next_stage(work: Work, batch: Batch, rows: np.ndarray) -> None:
 def _advance(work: Work, batch: Batch) -> np.ndarray:
     """One step of every problem of the batch, taken where it lowers the objective; (B,) whether its stage is over."""
     problem = work.problem
-    step, gain = _step(problem, batch, work.scratch)
+    step, gain, hessian, held = _step(problem, batch, work.scratch)
     theta = np.clip(batch.theta + step, *problem.bounds)
     columns, model = shapes(problem, theta, work.scratch)
     residual = residuals(problem, model, batch.target)
-    value = weighted(residual, batch.weight, batch.delta)
+    moved = theta, columns, model, residual, weighted(residual, batch.weight, batch.delta)
+    share = _bettered(problem, batch, work.scratch, moved, hessian, held)
+    value = moved[-1]
     better, until = value < batch.value, work.tolerances[batch.stage]
     rounding = (gain >= 0) & (gain <= 1e-14 * batch.value)  # no step could show
     small = (np.abs(theta - batch.theta).max(1) < 1e-12) | (batch.damping > MOST_DAMPING) | rounding
     done = np.where(better, batch.value - value <= until * batch.value, small)
     sure = done & (batch.damping <= NEWTON) & (gain >= 0) & (gain <= 4 * until * batch.value)
-    batch.accept((theta, columns, model, residual, value), better)
+    if np.isinf(problem.delta):  # no kinks: the step after one that gained so little would gain less than rounding shows
+        sure |= better & (batch.damping <= ALMOST_NEWTON) & (gain >= 0) & (gain <= QUADRATIC * batch.value)
+    batch.accept(moved, better)
     exact = batch.value < EXACT
-    eased, raised = np.maximum(batch.damping * EASED, LEAST_DAMPING), np.maximum(batch.damping, 1e-6) * RAISED
-    batch.damping = np.where(np.isinf(gain), np.maximum(raised, BENT), np.where(better, eased, raised))
+    damping = np.maximum(batch.damping, 1e-6)
+    eased, raised = np.maximum(batch.damping * EASED, LEAST_DAMPING), damping * RAISED
+    after = np.where(share < 1, damping / np.maximum(share, LEAST_SHARE), eased)
+    batch.damping = np.where(np.isinf(gain), np.maximum(raised, BENT), np.where(better, after, raised))
     batch.still = np.where(done, batch.still + 1, 0)
     batch.steps += 1
     over: np.ndarray = (batch.still >= 2) | sure | exact | (batch.steps >= work.most[batch.stage])
     return over
 
 
-def _step(problem: Problem, batch: Batch, scratch: Scratch) -> tuple[Floats, Floats]:
-    """The damped step (B, p), and twice the gain (B,) that its quadratic model predicts."""
+def _bettered(
+    problem: Problem, batch: Batch, scratch: Scratch, moved: tuple[Floats, ...], hessian: Floats, held: np.ndarray
+) -> Floats:
+    """(B,) share of the step taken: steps that do not lower the objective are corrected, or else cut, in `moved`."""
+    theta, _, _, residual, value = moved
+    share = np.ones(len(value))
+    worse = np.flatnonzero(~(value < batch.value))
+    if len(worse) and len(problem.x) < FEW * problem.free_parameters:
+        bent = _corrected(problem, batch, scratch, moved, hessian, held, worse)
+        part = _least_between(batch.residual[worse], residual[worse], batch.weight[worse], batch.delta[worse])
+        cut = batch.theta[worse] + part[:, None] * (theta[worse] - batch.theta[worse])
+        _replace(problem, batch, moved, worse, bent)
+        left = ~(value[worse] < batch.value[worse])
+        share[worse[left]] = part[left]
+        _replace(problem, batch, moved, worse[left], cut[left])
+    return share
+
+
+def _replace(problem: Problem, batch: Batch, moved: tuple[Floats, ...], rows: np.ndarray, theta: Floats) -> None:
+    """Put `theta` in the place of the moved `rows`."""
+    if not len(rows):
+        return
+    columns, model = shapes(problem, theta)
+    residual = residuals(problem, model, batch.target[rows])
+    found = theta, columns, model, residual, weighted(residual, batch.weight[rows], batch.delta[rows])
+    for old, new in zip(moved, found, strict=True):
+        old[rows] = new
+
+
+def _corrected(
+    problem: Problem,
+    batch: Batch,
+    scratch: Scratch,
+    moved: tuple[Floats, ...],
+    hessian: Floats,
+    held: np.ndarray,
+    rows: np.ndarray,
+) -> Floats:
+    """(rows, p) where the steps of `rows` lead when the bend of residuals within delta is taken out (second-order correction)."""
+    theta, slope = moved[0][rows], scratch.slope[rows]
+    straight = batch.residual[rows] - np.matmul((theta - batch.theta[rows])[:, None], slope)[:, 0]
+    off = (moved[3][rows] - straight) * batch.weight[rows] * (np.abs(straight) <= batch.delta[rows])
+    low, high = problem.bounds
+    fixed = held[rows] | (theta <= low) | (theta >= high)
+    pull = -np.matmul(slope, off[:, :, None])[:, :, 0]
+    pull[fixed] = 0.0
+    result: Floats = np.clip(theta + _solved(hessian[rows], pull, fixed), low, high)
+    if problem.tied:
+        result[:, -1] = result[:, -2]
+    return result
+
+
+def _least_between(before: Floats, after: Floats, weight: Floats, delta: Floats) -> Floats:
+    """(B,) share of a step at which sum w h would be least if the residuals (B, n) went straight from `before` to `after`."""
+    change = after - before
+    low, high = np.zeros(len(before)), np.ones(len(before))
+    force = weight * change
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        at = before + middle[:, None] * change
+        rising = (np.clip(at, -delta, delta, out=at) * force).sum(1) > 0
+        low, high = np.where(rising, low, middle), np.where(rising, middle, high)
+    result: Floats = 0.5 * (low + high)
+    return result
+
+
+def _step(problem: Problem, batch: Batch, scratch: Scratch) -> tuple[Floats, Floats, Floats, np.ndarray]:
+    """The damped step (B, p), inside the bounds, and twice the gain (B,) that its quadratic model predicts."""
     gradient, hessian = _system(problem, batch, scratch, exact=True)
     held = _held(problem, batch.theta, gradient)
     held |= batch.kept
@@ -197,17 +281,53 @@ def _step(problem: Problem, batch: Batch, scratch: Scratch) -> tuple[Floats, Flo
     gain = -(step * gradient).sum(1)
     uphill = np.flatnonzero(gain < 0)
     if len(uphill):  # an indefinite Hessian: the reweighted one alone
-        _, hessian = _system(problem, batch.take(uphill), scratch, exact=False)
-        step[uphill] = _solved(hessian, gradient[uphill], held[uphill])
-        gain[uphill] = np.inf
+        _, hessian[uphill] = _system(problem, batch.take(uphill), None, exact=False)
+        step[uphill] = _solved(hessian[uphill], gradient[uphill], held[uphill])
+    _stay_inside(problem, batch.theta, gradient, hessian, held, step, gain)
+    gain[uphill] = np.inf
     if problem.tied:
         step[:, -1] = step[:, -2]
     largest = np.abs(step[:, -2:]).max(1)
     step *= np.minimum(1, FARTHEST / np.maximum(largest, 1e-300))[:, None]
-    return step, gain
+    return step, gain, hessian, held
 
 
-def _system(problem: Problem, batch: Batch, scratch: Scratch, *, exact: bool) -> tuple[Floats, Floats]:
+def _stay_inside(
+    problem: Problem, theta: Floats, gradient: Floats, hessian: Floats, held: np.ndarray, step: Floats, gain: Floats
+) -> None:
+    """Change the steps (B, p), and their gains, that leave the bounds: a primal active-set method on the quadratic model.
+
+    A step goes as far as the first bound, holds that parameter there, and goes on to the minimum over the others: the model falls
+    all the way. To cut each parameter by itself would not do: columns that make up for each other would no longer, so that
+    nothing but tiny steps lowered the objective.
+    """
+    low, high = problem.bounds
+    rows = np.flatnonzero(((theta + step < low) | (theta + step > high)).any(1))
+    goal, held, at = step[rows], held[rows], np.zeros((len(rows), problem.size))
+    for _ in range(FACES_MET):
+        if not len(rows):
+            return
+        bends, slopes, here = hessian[rows], gradient[rows], theta[rows]
+        way = np.where(held, 0.0, goal - at)
+        room = np.where(way > 0, high, low) - here - at
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(way != 0, np.maximum(room / way, 0.0), np.inf)
+        first = share.argmin(1)
+        each = np.arange(len(rows))
+        part = np.minimum(share[each, first], 1.0)
+        at += part[:, None] * way
+        stopped = share[each, first] < 1
+        met = first[stopped]
+        at[stopped, met] = np.where(way[stopped, met] > 0, high[met], low[met]) - here[stopped, met]
+        held[stopped, met] = True
+        bent = np.einsum("bij,bj->bi", bends, at)
+        step[rows], gain[rows] = at, -(at * (2 * slopes + bent)).sum(1)
+        rows, goal, held, at = rows[stopped], goal[stopped], held[stopped], at[stopped]
+        if len(rows):
+            goal = at + _solved(bends[stopped], np.where(held, 0.0, (slopes + bent)[stopped]), held)
+
+
+def _system(problem: Problem, batch: Batch, scratch: Scratch | None, *, exact: bool) -> tuple[Floats, Floats]:
     at = (batch.theta, batch.columns, batch.model, batch.residual, batch.weight, batch.delta, batch.damping)
     return system(problem, *at, exact=exact, scratch=scratch)
 
@@ -226,15 +346,13 @@ def _held(problem: Problem, theta: Floats, gradient: Floats) -> np.ndarray:
 
 
 def _solved(hessian: Floats, gradient: Floats, held: np.ndarray) -> Floats:
-    """-hessian^-1 gradient over the parameters that are not held; changes `hessian`."""
-    if held.any():
-        free = (~held).astype(float)
-        hessian *= free[:, :, None]
-        hessian *= free[:, None]
-    diagonal: Floats = np.einsum("bii->bi", hessian)  # a view
+    """-hessian^-1 gradient over the parameters that are not held."""
+    free = (~held).astype(float)
+    free_hessian = hessian * (free[:, :, None] * free[:, None]) if held.any() else hessian.copy()
+    diagonal: Floats = np.einsum("bii->bi", free_hessian)  # a view
     size = np.abs(diagonal)
     diagonal += np.where(size > 0, 1e-13 * size, 1.0)
     try:
-        return floats(-np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0])
+        return floats(-np.linalg.solve(free_hessian, gradient[:, :, None])[:, :, 0])
     except np.linalg.LinAlgError:  # an exactly singular one in the batch: the diagonal alone still descends
         return floats(-gradient / np.where(size > 0, size, 1.0))

@@ -8,6 +8,7 @@ log residuals to first order (without `logs`: of L_i - Lhat_i, exactly); the loc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -21,8 +22,12 @@ SPREAD = 500
 """Points times starts all over the grid: few points are cheap, and have more minima."""
 
 
+@cache
 def exponent_axis(points: int) -> Floats:
-    return floats(np.geomspace(*EXPONENTS, points))
+    """(points,) exponents of the grid; read-only, as all fits share it."""
+    axis = floats(np.geomspace(*EXPONENTS, points))
+    axis.flags.writeable = False
+    return axis
 
 
 def exponent_grid(problem: Problem, points: int) -> Floats:

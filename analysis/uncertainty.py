@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from analysis.descent import minimise
+from analysis.descent import STEPS, minimise
 from analysis.laws import Floats
 from analysis.projection import projected_starts
 from analysis.solver import Problem, Solutions, model
@@ -42,6 +42,10 @@ SAME, FEW_SAME = 0.1, 0.02
 """Exponents that differ by less lead to the same optimum; the second where points are few."""
 MANY, MOST_STARTS = 48, 4
 """Points from which one start of a resample's own is enough: few points have more minima, and get up to so many starts."""
+PATIENCE, RACE, RIVAL = 40, 5, 1.2
+"""Steps from the fit's own optimum; from a resample's own starts, after which the lowest goes on if it is within this factor."""
+ALIKE = 0.01
+"""Starts that come so near to another's end, in every parameter, end there."""
 REFIT_TOLERANCE = 1e-9
 """Relative change of the objective at which a resample's refit stops: far under the scatter of resamples."""
 
@@ -153,25 +157,42 @@ def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats) -> S
     resamples = len(log_loss)
     if not resamples:
         return Solutions(np.empty((0, problem.size)), np.empty(0), np.empty(0, dtype=bool))
-    ends = minimise(
-        problem, np.repeat(near[None], resamples, axis=0), log_loss, weight, tolerance=REFIT_TOLERANCE, deltas=[problem.delta]
-    )
+    every = np.arange(resamples)
+    ends = _polished(problem, np.repeat(near[None], resamples, axis=0), log_loss, weight, every, most=PATIENCE)
     of, starts = _elsewhere(problem, near, ends, log_loss, weight)
-    again = minimise(problem, starts, log_loss[of], weight[of], tolerance=REFIT_TOLERANCE)
-    for k in np.lexsort((-again.objective, again.converged)):  # the last one wins: converged, and lowest
+    raced = _polished(problem, starts, log_loss, weight, of, most=RACE)
+    unfinished, rivals = np.flatnonzero(~ends.converged), _rivals(ends, raced, of)
+    of = np.concatenate([unfinished, of[rivals]])
+    again = _polished(problem, np.concatenate([ends.theta[unfinished], raced.theta[rivals]]), log_loss, weight, of)
+    for k in np.argsort(-again.objective, kind="stable"):  # the last one wins: the lowest
         row = of[k]
-        if again.objective[k] < ends.objective[row] or not ends.converged[row]:
+        if again.objective[k] <= ends.objective[row]:
             for mine, theirs in ((ends.theta, again.theta), (ends.objective, again.objective), (ends.converged, again.converged)):
                 mine[row] = theirs[k]
     return ends
+
+
+def _polished(
+    problem: Problem, start: Floats, log_loss: Floats, weight: Floats, of: np.ndarray, *, most: int = STEPS
+) -> Solutions:
+    """Ends from `start` (S, p), each for the resample `of` (S,) that it belongs to, at the problem's own delta."""
+    return minimise(problem, start, log_loss[of], weight[of], tolerance=REFIT_TOLERANCE, deltas=[problem.delta], most=most)
+
+
+def _rivals(ends: Solutions, raced: Solutions, of: np.ndarray) -> np.ndarray:
+    """Each resample's lowest of the `raced`, where it may still end below `ends`."""
+    order = np.lexsort((raced.objective, of))
+    lowest = order[np.unique(of[order], return_index=True)[1]]
+    near = raced.objective[lowest] <= RIVAL * ends.objective[of[lowest]]
+    same = np.abs(raced.theta[lowest] - ends.theta[of[lowest]]).max(1) < ALIKE
+    result: np.ndarray = lowest[near & ~same]
+    return result
 
 
 def _elsewhere(problem: Problem, near: Floats, ends: Solutions, log_loss: Floats, weight: Floats) -> tuple[np.ndarray, Floats]:
     """Rows of resamples, and starts (S, p) for them that a few steps do not bring to `ends`; all that has not converged."""
     few, rows = len(problem.x) < MANY, len(log_loss)
     own = projected_starts(problem, log_loss, weight, keep=int(np.clip(MANY // len(problem.x), 1, MOST_STARTS)), points=8)
-    if few:
-        own = np.concatenate([own, np.broadcast_to(near, (rows, 1, problem.size))], axis=1)
     of, own, wide = np.repeat(np.arange(rows), own.shape[1]), own.reshape(-1, problem.size), [ROUGH_WIDTH * problem.delta]
     rough = minimise(problem, own, log_loss[of], weight[of], deltas=wide, most=ROUGH_STEPS, tolerance=ROUGH_TOLERANCE).theta
     away = np.abs(rough - ends.theta[of])[:, -2:].max(1) > (FEW_SAME if few else SAME)
