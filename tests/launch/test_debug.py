@@ -72,6 +72,6 @@ def test_what_cannot_run_in_one_process_is_refused(tmp_path: Path, data: Path) -
     plan_real_runs(tmp_path / "study", [tiny_config("baseline", data)])
     code, _, err = call("submit", tmp_path / "study", "cluster=debug", "--detach")
     assert (code, "leave --detach out" in err) == (2, True)
-    words = ["parts=1", "input=nothing.jsonl", f"out={tmp_path / 'out'}", "cluster=debug"]
+    words = ["parts=1", f"input={tmp_path}", f"out={tmp_path / 'out'}", "cluster=debug"]
     code, _, err = call("prepare", tmp_path / "jobs", *words)
     assert (code, "run prepare-data itself" in err) == (2, True)
