@@ -100,12 +100,11 @@ def read_answers(folder: Path) -> Answers:
 
 
 def _differing_options(a: Path, b: Path) -> tuple[str, ...]:
-    """Of two evaluations, where both are some. Raises FitError where they are of other item sets."""
-    cards = [(records.read_json(folder / records.EVALUATION_CARD) or {}).get("decided_by") for folder in (a, b)]
-    ours, theirs = (options_of(card) if isinstance(card, dict) else {} for card in cards)
-    if not ours or not theirs:
+    """Of two evaluations, or of two runs. Raises FitError where they are of other item sets, or of other data."""
+    ours, theirs = _asked(a), _asked(b)
+    if not ours or not theirs or ("data_id" in ours) != ("data_id" in theirs):
         return ()
-    for name in ("items_id", "test"):
+    for name in ("items_id", "test", "data_id"):
         if ours.get(name) != theirs.get(name):
             raise FitError(
                 f"'{a}' is of other items than '{b}' ({name} {ours.get(name)} and {theirs.get(name)}); evaluate both on one item "
@@ -113,6 +112,24 @@ def _differing_options(a: Path, b: Path) -> tuple[str, ...]:
             )
     differ = (name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name) and name not in ("score", "task"))
     return tuple(f"{name}: {ours.get(name)} and {theirs.get(name)}" for name in differ)
+
+
+def _asked(folder: Path) -> dict[str, Any]:
+    """What was asked in an evaluation, and how; of a run its data set, whose stories they are. Empty where nothing tells."""
+    card = records.read_json(folder / records.EVALUATION_CARD)
+    if card is not None:
+        return options_of(card["decided_by"]) if isinstance(card.get("decided_by"), dict) else {}
+    if not (folder / records.RUN_CONFIG).is_file():
+        return {}
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
+
+    try:
+        data_id = OmegaConf.select(OmegaConf.load(folder / records.RUN_CONFIG), "config.data.data_id")
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise FitError(f"'{folder / records.RUN_CONFIG}' cannot be read; copy the run's folder again.") from error
+    return {"data_id": data_id}
 
 
 def _compared(

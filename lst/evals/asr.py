@@ -89,9 +89,8 @@ def run_asr(source: Path, values: dict[str, Any]) -> str:
         metrics = [{**checkpoint.spent, **row, **about} for row in asr_metrics(records)]
         folder.finish(checkpoint.about | {"versions": versions(), "test": str(dataset.path)}, records, metrics)
     found = {row["metric"]: row["value"] for row in metrics}
-    return (
-        f"WER {found['wer']:.3f} of {len(records)} utterances ({config.normaliser}, {config.beams} beams)\nwritten: {folder.out}"
-    )
+    how = "greedy" if config.beams == 1 else f"{config.beams} beams"
+    return f"WER {found['wer']:.3f} of {len(records)} utterances ({config.normaliser}, {how})\nwritten: {folder.out}"
 
 
 def transcribe(checkpoint: Checkpoint, utterances: Sequence[Utterance], config: AsrConfig) -> list[dict[str, Any]]:

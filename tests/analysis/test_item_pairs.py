@@ -104,6 +104,19 @@ def test_other_item_sets_are_refused_and_other_options_told(tmp_path: Path, caps
         paired_accuracies(a, card(d, items_id="two"))
 
 
+def test_stories_of_another_data_set_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their ids and right endings may be the same: data sets of one corpus by two quantizers."""
+    a, b, c, d = (write(tmp_path / name, [1, 0]) for name in "abcd")
+    for folder, data in ((a, "one"), (b, "one"), (c, "two")):
+        (folder / "run.yaml").write_text(f"run_id: {folder.name}\nconfig:\n  data:\n    data_id: {data}\n")
+    assert paired_accuracies(a, b)[0].otherwise == ()
+    with pytest.raises(FitError, match=r"is of other items than .*data_id one and two"):
+        paired_accuracies(a, c)
+    (d / "run.yaml").write_text("config: [}")
+    assert main([str(a), str(d)]) == 2
+    assert "run.yaml' cannot be read; copy the run's folder again" in capsys.readouterr().err
+
+
 def test_conditional_scores_are_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(write(tmp_path / "a", [1, 0])), str(write(tmp_path / "b", [0, 0], conditional=True))]) == 0
     printed = capsys.readouterr().out
