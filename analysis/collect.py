@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis import exclude
-from analysis.item_table import PAIR_COLUMNS, pair_rows
+from analysis.item_table import PAIR_COLUMNS, pair_rows, unpaired
 from analysis.run_files import is_whole
 from analysis.run_tables import (
     CURVE_SCHEMA,
@@ -96,7 +96,7 @@ def collect(folder: Path, *, progress: Progress | None = None) -> Collected:
         attempts=_attempt_frame(attempts),
         curves=tables.curves,
         items=tables.items,
-        notes=(*alien, *tables.notes),
+        notes=(*alien, *tables.notes, *unpaired(_known(table), tables.answers)),
     )
 
 
@@ -126,7 +126,7 @@ def collect_into(folder: Path, *, processes: int = 1, progress: Progress | None 
         runs = _run_frame(tables)
         for name, table in ((RUNS, runs), (ATTEMPTS, _attempt_frame(attempts)), (PAIRS, _pair_frame(runs, tables))):
             table.to_csv(aside[name], index=False, lineterminator="\n")
-    return runs, [*alien, *tables.notes]
+    return runs, [*alien, *tables.notes, *unpaired(_known(runs), tables.answers)]
 
 
 def attempt_rows(folder: Path, run_ids: set[str]) -> list[dict[str, Any]]:
@@ -181,9 +181,12 @@ def _run_frame(tables: RunTables) -> pd.DataFrame:
 
 
 def _pair_frame(runs: pd.DataFrame, tables: RunTables) -> pd.DataFrame:
-    known = [{str(name): value for name, value in row.items()} for row in runs.to_dict("records")]
-    rows = pair_rows(known, tables.answers)
+    rows = pair_rows(_known(runs), tables.answers)
     return _frame([[row.get(name) for name in PAIR_COLUMNS] for row in rows], PAIR_COLUMNS)
+
+
+def _known(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in runs.to_dict("records")]
 
 
 def _attempt_frame(attempts: list[dict[str, Any]]) -> pd.DataFrame:

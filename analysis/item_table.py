@@ -11,7 +11,7 @@ future, so they are paired with answers under aligned patches alone (`conditiona
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,14 +77,45 @@ def _packed(rows: Mapping[str, Mapping[str, Any]]) -> Answers:
 
 def pair_rows(runs: Sequence[Mapping[str, Any]], answers: Mapping[str, Mapping[Key, Answers]]) -> list[dict[str, Any]]:
     """The rows of item_pairs.csv, of runs (rows of runs.csv) whose answers are known by run_id."""
+    found = [row for beside in _beside(runs, answers) for row in _pairs(beside, answers)]
+    for row, p in zip(found, holm([row["p_value"] for row in found]), strict=True):
+        row |= {"p_holm": p, "tests": len(found)}
+    return found
+
+
+def unpaired(runs: Sequence[Mapping[str, Any]], answers: Mapping[str, Mapping[Key, Answers]]) -> list[str]:
+    """A sentence for arms whose runs, beside each other, answered one item set by no common score and options."""
+    lost: dict[tuple[str, ...], int] = {}
+    for beside in _beside(runs, answers):
+        ways = {run["run_id"]: _ways(answers[run["run_id"]]) for run in beside}
+        for place, run in enumerate(beside):
+            for other in (o for o in beside[:place] if o["arm"] != run["arm"]):
+                ours, theirs = ways[run["run_id"]], ways[other["run_id"]]
+                for task, direction, *_ in (of for of in ours if of in theirs and not ours[of] & theirs[of]):
+                    named = (task, direction, run["arm"], other["arm"])
+                    lost[named] = lost.get(named, 0) + 1
+    return [
+        f"{task} {direction}: {count} {'pair' if count == 1 else 'pairs'} of runs ({arm} and {other}) answered one item set by "
+        "no common score and options, so item_pairs.csv has no row of them; evaluate both alike."
+        for (task, direction, arm, other), count in lost.items()
+    ]
+
+
+def _ways(answers: Mapping[Key, Answers]) -> dict[tuple[str, str, str, bool], set[tuple[str, str]]]:
+    """Task, direction, items and whether alignments were seen -> each score and options by which they were answered."""
+    found: dict[tuple[str, str, str, bool], set[tuple[str, str]]] = {}
+    for task, direction, score, items_id, options, conditional in answers:
+        found.setdefault((task, direction, items_id, conditional), set()).add((score, options))
+    return found
+
+
+def _beside(runs: Sequence[Mapping[str, Any]], answers: Mapping[str, Mapping[Key, Answers]]) -> Iterable[list[Mapping[str, Any]]]:
+    """The runs that enter fits and have answers, those that stand beside each other together, a baseline first."""
     places: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for run in runs:
         if not run["excluded"] and answers.get(run["run_id"]):
             places.setdefault(_place(run), []).append(run)
-    found = [row for beside in places.values() for row in _pairs(beside, answers)]
-    for row, p in zip(found, holm([row["p_value"] for row in found]), strict=True):
-        row |= {"p_holm": p, "tests": len(found)}
-    return found
+    return [sorted(beside, key=lambda run: run["arm"] != BASELINE) for beside in places.values()]
 
 
 def _place(run: Mapping[str, Any]) -> tuple[str, ...]:
@@ -92,11 +123,10 @@ def _place(run: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _pairs(beside: Sequence[Mapping[str, Any]], answers: Mapping[str, Mapping[Key, Answers]]) -> Iterator[dict[str, Any]]:
-    """The rows of runs that stand beside each other."""
-    ordered = sorted(beside, key=lambda run: run["arm"] != BASELINE)
-    for place, run in enumerate(ordered):
+    """The rows of runs that stand beside each other, a baseline first."""
+    for place, run in enumerate(beside):
         for key, mine in answers[run["run_id"]].items():
-            before = [o for o in ordered[:place] if o["arm"] != run["arm"] and _same(mine, answers[o["run_id"]].get(key))]
+            before = [o for o in beside[:place] if o["arm"] != run["arm"] and _same(mine, answers[o["run_id"]].get(key))]
             others = before[:1] if before and before[0]["arm"] == BASELINE else before
             for other in others:
                 yield _row(run, other, key, mine, answers[other["run_id"]][key])

@@ -77,6 +77,24 @@ def test_evaluations_are_paired_with_those_of_the_same_options(study: Path) -> N
     assert sorted(found.itertuples(index=False, name=None)) == [("bbb", "zzz", 1.0, 0.25), ("yyy", "aaa", 0.75, 0.5)]
 
 
+def test_runs_that_answered_one_item_set_in_no_common_way_are_told(study: Path) -> None:
+    for size in ("s0", "s1"):
+        write_evaluation(run(study, "baseline", size), "aaa", items=4, context_tokens=69)
+        write_evaluation(run(study, "lst_static", size), "bbb", items=4)
+    write_evaluation(run(study, "baseline", "s1"), "ccc", task="other", items=4)
+    write_evaluation(run(study, "lst_static", "s1"), "ddd", task="other", items=4)
+    collected = collect(study)
+    assert set(collected.pairs["task"]) == {"other"}
+    told = (
+        "hellaswag S->S: 2 pairs of runs (lst_static and baseline) answered one item set by no common score and options, so "
+        "item_pairs.csv has no row of them; evaluate both alike."
+    )
+    assert collected.notes == (told,)
+    assert collect_into(study)[1] == [told]
+    write_evaluation(run(study, "lst_static"), "eee", items=4, context_tokens=69)
+    assert collect(study).notes == (told.replace("2 pairs", "1 pair"),)
+
+
 def test_the_first_of_several_evaluations_has_most_items_and_is_of_one_kind_in_all_runs(study: Path) -> None:
     for arm, names in (("baseline", "abc"), ("lst_static", "cab")):
         write_evaluation(run(study, arm), names[0], share=0.25, items=2)
