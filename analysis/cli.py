@@ -216,6 +216,11 @@ def _fit_table(path: Path, choices: FitOptions, as_json: bool) -> int:
         raise FitError(
             f"'{path}' is no readable CSV table ({told}); save it as UTF-8 text with commas between columns."
         ) from error
+    if "arm" in table.columns and (arms := table["arm"].astype(str).unique()).size > 1:
+        raise FitError(
+            f"'{path}' has {len(arms)} arms ({', '.join(sorted(arms))}) and L(N, D) is one arm's: give the rows of one, or make "
+            f"a study of it, which compares them: fit-scaling import {path} out=DIR arm=arm and so on (docs/importing.md)."
+        )
     fit = fit_loss_surface(
         choices.prepared(table),
         **choices.columns,

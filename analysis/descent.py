@@ -154,6 +154,8 @@ def minimise(
         rows = batch.row[ended]
         ends.theta[rows], ends.objective[rows] = batch.theta[ended], batch.value[ended]
         ends.converged[rows] = batch.steps[ended] < most
+        if begun == count and ended.all():
+            break
         batch = batch.take(np.flatnonzero(~ended))
         if alike and len(batch.row):
             reached = ends.theta[np.isfinite(ends.objective)]
@@ -180,16 +182,19 @@ def _advance(work: Work, batch: Batch) -> np.ndarray:
     """One step of every problem of the batch, taken where it lowers the objective; (B,) whether its stage is over."""
     problem = work.problem
     step, gain, hessian, held = _step(problem, batch, work.scratch)
-    theta = np.clip(batch.theta + step, *problem.bounds)
+    low, high = problem.bounds
+    theta = np.minimum(np.maximum(batch.theta + step, low), high)  # quicker than np.clip on a few numbers
     columns, model = shapes(problem, theta, work.scratch)
     residual = residuals(problem, model, batch.target)
     moved = theta, columns, model, residual, weighted(residual, batch.weight, batch.delta)
     share = _bettered(problem, batch, work.scratch, moved, hessian, held)
     value = moved[-1]
     better, until = value < batch.value, work.tolerances[batch.stage]
-    rounding = (gain >= 0) & (gain <= 1e-14 * batch.value)  # no step could show
-    small = (np.abs(theta - batch.theta).max(1) < 1e-12) | (batch.damping > MOST_DAMPING) | rounding
-    done = np.where(better, batch.value - value <= until * batch.value, small)
+    done = batch.value - value <= until * batch.value
+    if not better.all():
+        rounding = (gain >= 0) & (gain <= 1e-14 * batch.value)  # no step could show
+        small = (np.abs(theta - batch.theta).max(1) < 1e-12) | (batch.damping > MOST_DAMPING) | rounding
+        done = np.where(better, done, small)
     sure = done & (batch.damping <= NEWTON) & (gain >= 0) & (gain <= 4 * until * batch.value)
     if np.isinf(problem.delta):  # no kinks: the step after one that gained so little would gain less than rounding shows
         sure |= better & (batch.damping <= ALMOST_NEWTON) & (gain >= 0) & (gain <= QUADRATIC * batch.value)

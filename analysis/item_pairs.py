@@ -197,7 +197,7 @@ def paired_by_item(items: pd.DataFrame, matched: pd.DataFrame, *, level: float) 
     if pairs > 1 and count > 1:
         error = float(np.sqrt(means.var(ddof=1) / pairs + gaps.mean(0).var(ddof=1) / count))
         half = float(stats.t.ppf(0.5 + level / 2, pairs - 1)) * error
-        found["interval"] = [mean - half, mean + half]
+        found["interval"] = [max(mean - half, -1.0), min(mean + half, 1.0)]  # no difference of accuracies lies beyond
         found["p"] = float(2 * stats.t.sf(abs(mean) / error, pairs - 1)) if error > 0 else 1.0
     return found
 

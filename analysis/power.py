@@ -257,7 +257,10 @@ def assumed_law(folder: Path, cells: tuple[Cell, ...], options: PowerOptions) ->
         raise FitError(f"baseline={options.baseline} has no admitted run in the plan (arms: {', '.join(arms)}); name another.")
     multipliers = {options.baseline: 1.0} | {arm: options.multiplier for arm in arms if arm != options.baseline}
     content = records.read_json(folder / FITS) if options.law == "fits" else None
-    for entry in (content or {}).get("fits", ()):
+    fits = (content or {}).get("fits", [])
+    if not isinstance(fits, list):
+        raise FitError(f"'{folder / FITS}' does not have the shape of docs/fitting.md; write it again with fit-scaling fit.")
+    for entry in fits:
         surface = entry.get("loss_surface")
         same = (entry.get("arm"), entry.get("target"), entry.get("n_kind")) == (
             options.baseline,

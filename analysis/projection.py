@@ -145,6 +145,8 @@ def non_negative(
     count = len(moment)
     solution = [np.broadcast_to(s, shape).copy() for s in _eliminate(gram, moment)]
     inside = [np.ones(shape, dtype=bool) for _ in moment]
+    flat = {key: np.broadcast_to(g, shape).ravel() for key, g in gram.items()}
+    flat_moment = [np.broadcast_to(m, shape).ravel() for m in moment]
     for _ in range(count):
         negative = [inside[j] & (solution[j] < 0) for j in range(count)]
         rows = np.flatnonzero(np.any(negative, axis=0))
@@ -153,10 +155,10 @@ def non_negative(
         for j in range(count):
             inside[j] &= ~negative[j]
         kept = [i.ravel()[rows] for i in inside]
-        some = {(j, k): np.broadcast_to(g, shape).ravel()[rows] * (kept[j] & kept[k]) for (j, k), g in gram.items()}
+        some = {(j, k): g[rows] * (kept[j] & kept[k]) for (j, k), g in flat.items()}
         for j in range(count):
             some[j, j] = np.where(kept[j], some[j, j], 1.0)
-        again = _eliminate(some, [np.broadcast_to(m, shape).ravel()[rows] * kept[j] for j, m in enumerate(moment)])
+        again = _eliminate(some, [m[rows] * kept[j] for j, m in enumerate(flat_moment)])
         for j in range(count):
             solution[j].ravel()[rows] = again[j]
     solution = [np.maximum(s, 0) for s in solution]

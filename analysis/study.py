@@ -163,7 +163,8 @@ def fit_study(folder: Path, options: FitOptions, *, progress: Progress | None = 
         )
     if options.baseline not in [FitOptions.baseline, *arms]:
         raise FitError(f"baseline={options.baseline} is no arm of '{folder}'; {did_you_mean(options.baseline, arms)}")
-    compared = [a for a in arms if a != options.baseline and not is_conditional(a)]
+    several = options.baseline in arms or len(arms) > 1  # an imported study of one arm has nothing to compare
+    compared = [a for a in arms if several and a != options.baseline and not is_conditional(a)]
     tables = {target: options.prepared(final_losses(runs, results, target)) for target in TARGETS}
     jobs: list[tuple[str, Callable[[], Any]]] = []
     for target, table in tables.items():

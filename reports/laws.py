@@ -175,6 +175,9 @@ def read_fits(path: Path) -> Fits:
         return Fits()
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        parts = [content.get(key, []) for key in ("fits", "comparisons")] if isinstance(content, dict) else [None]
+        if not all(isinstance(part, list) and all(isinstance(entry, dict) for entry in part) for part in parts):
+            raise DataError("it does not have the shape of docs/fitting.md")
         arms = tuple(_arm_fit(entry) for entry in content.get("fits", []))
         comparisons = tuple(c for entry in content.get("comparisons", []) for c in _comparisons(entry))
         pairs = tuple(_matched(entry) for entry in content.get("comparisons", []) if entry.get("matched"))

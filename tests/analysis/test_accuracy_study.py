@@ -209,11 +209,14 @@ def test_one_pair_has_mcnemars_test_and_no_interval() -> None:
 
 
 def test_pairs_by_hand() -> None:
-    """d = [[1, 0], [1, 1]]: the pairs' means are 1/2 and 1, the items' 1 and 1/2; variances 1/8, each over 2."""
+    """d = [[1, 0], [1, 1]]: the pairs' means are 1/2 and 1, the items' 1 and 1/2; variances 1/8, each over 2. The interval
+    ends at 1, the largest difference that two accuracies can have."""
     answers = np.array([[[True, False], [True, True]], [[False, False], [False, False]]])
     found = paired_by_item(*pairs_of(answers), level=0.5)
     half = np.sqrt(0.125 / 2 + 0.125 / 2)  # Student's 75% quantile with one degree of freedom is 1
-    np.testing.assert_allclose(found["interval"], [0.75 - half, 0.75 + half])
+    np.testing.assert_allclose(found["interval"], [0.75 - half, 1.0])
+    turned = paired_by_item(*pairs_of(answers[::-1]), level=0.5)
+    np.testing.assert_allclose(turned["interval"], [-1.0, half - 0.75])
 
 
 def test_alike_arms_are_told_apart_no_more_often_than_they_should_be() -> None:

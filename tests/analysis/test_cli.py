@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from analysis import cli
@@ -70,6 +71,15 @@ def test_wrong_input_is_one_sentence_and_exit_2(case: str, tmp_path: Path, capsy
     assert sentence in captured.err
     assert captured.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_of_two_arms_is_refused_and_the_import_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = pd.concat([isoflop_table().assign(arm=arm) for arm in ("baseline", "lst_static")])
+    both.to_csv(tmp_path / "both.csv", index=False)
+    assert cli.main(["fit", "--table", str(tmp_path / "both.csv"), "resamples=0"]) == 2
+    told = capsys.readouterr().err
+    assert "has 2 arms (baseline, lst_static)" in told
+    assert f"fit-scaling import {tmp_path / 'both.csv'} out=DIR" in told
 
 
 def test_table_that_is_no_table_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,6 +53,10 @@ def test_a_wandb_export_becomes_a_study_whose_fit_finds_the_law(tmp_path: Path, 
     law = json.loads((out / "fits.json").read_text())["fits"][0]["loss_surface"]
     assert [law[name] for name in ("E", "alpha", "beta")] == pytest.approx([1.7, 0.34, 0.28], rel=1e-3)
     assert sorted(set(pd.read_csv(out / "runs.csv")["flops_budget"])) == pytest.approx(BUDGETS)
+    capsys.readouterr()
+    assert main(["fit", str(out), "resamples=0"]) == 0  # one arm, whatever its name: there is nothing to compare
+    assert "has no rows" not in capsys.readouterr().out
+    assert json.loads((out / "fits.json").read_text())["comparisons"] == []
     assert main(["import", str(source), f"out={out}", *words]) == 0  # again: the same folder is made anew
 
 

@@ -124,6 +124,13 @@ def test_command_writes_power_json_twice_alike(tmp_path: Path, capsys: pytest.Ca
     assert {c["arm"] for c in content["candidates"]} == {"baseline", "lst_static"}
 
 
+def test_fits_of_another_shape_are_refused(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "study", Synthetic(sizes=3))
+    (folder / "fits.json").write_text(json.dumps({"fits": None}))
+    with pytest.raises(FitError, match=r"does not have the shape of docs/fitting\.md"):
+        study_power(folder, QUICK)
+
+
 def test_fitted_law_of_the_study_is_used_where_there_is_one(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", Synthetic(sizes=3))
     law = LossSurface(E=1.5, A=300.0, B=500.0, alpha=0.3, beta=0.3)

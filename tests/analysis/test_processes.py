@@ -56,7 +56,8 @@ from analysis.processes import in_order
 
 def work(numbers):
     print(os.getpid(), flush=True)
-    time.sleep(600)
+    time.sleep(30)
+    print("still here", flush=True)
 
 if __name__ == "__main__":
     list(in_order(work, range(2), 2, len))
@@ -72,4 +73,4 @@ def test_processes_end_with_the_one_that_started_them_though_it_is_killed(tmp_pa
         children = {int(parent.stdout.readline()) for _ in range(2)}
         assert len(children) == 2
         parent.kill()
-        assert parent.stdout.read() == ""  # the pipe's other ends, the children's, are closed
+        assert parent.stdout.read() == ""  # the pipe's other ends, the children's, are closed, and not at their own end

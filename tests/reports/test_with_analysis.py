@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from analysis.study import FitOptions, fit_study, write_fits
+from lst.errors import DataError
 from reports import answer, sections
 from reports.stories import story_scores
 from reports.study import read_study
@@ -48,3 +51,11 @@ def test_laws_of_other_tables_than_those_beside_them_are_told(make_study: Callab
     table = (folder / "results.csv").read_text()
     (folder / "results.csv").write_text(table[: table.rstrip().rindex("\n") + 1])
     assert any(told in gap for gap in read_study(folder).gaps)
+
+
+@pytest.mark.parametrize("content", ["[1]", '{"fits": null}', '{"fits": [1]}', '{"comparisons": {}}'])
+def test_fits_of_another_shape_are_one_sentence(make_study: Callable[..., Path], content: str) -> None:
+    folder = make_study()
+    (folder / "fits.json").write_text(content)
+    with pytest.raises(DataError, match=r"does not have the shape of docs/fitting\.md.*write it again with fit-scaling fit"):
+        read_study(folder)
