@@ -98,6 +98,22 @@ def test_a_cancelled_study_goes_on_when_submitted_again(tmp_path: Path, data: Pa
     require_whole(study, alone)
 
 
+def test_a_canary_ended_by_scancel_gives_its_place_to_another_run(tmp_path: Path, data: Path, alone: Path) -> None:
+    study = make_study(tmp_path / "study", data, rows=3)
+    call("submit", study.folder, ON_SLURM, "canary_steps=50")
+    ended, *others = study.run_ids
+    with held(study, ended):
+        (job,) = {a.job_id for a in read_attempts(study.folder)[ended]}
+        slurm("scancel", job)
+    wait_for(lambda: all(status(study)[run_id]["state"] == "done" for run_id in others), "the other runs")
+    wait_until_done(study)
+    assert status(study)[ended]["state"] == "planned"
+    assert {a.job_id for a in read_attempts(study.folder)[ended]} == {job}
+    call("submit", study.folder, ON_SLURM)
+    wait_until_done(study)
+    require_whole(study, alone)
+
+
 def test_more_rows_than_an_array_may_have_all_run_under_one_cap_that_changes(tmp_path: Path, data: Path, alone: Path) -> None:
     most = int(slurm("scontrol", "show", "config").partition("MaxArraySize")[2].split()[1])
     study = make_study(tmp_path / "study", data, rows=100 if FULL else most + 2, steps=3)
