@@ -111,6 +111,7 @@ def top_up(
     queue = slurm_queue() if attempts else {}
     order = _without_cancelled(study, order, attempts, queue)
     wanted = [rows[run_id] for run_id in order.waiting if run_id in rows and not is_complete(rows[run_id].folder(study))]
+    order = dataclasses.replace(order, waiting=tuple(row.run_id for row in wanted))
     if order.canaries:
         wanted = [row for row in wanted if row.run_id in order.canaries and _may_start(study, order, row, attempts, queue)]
     else:
