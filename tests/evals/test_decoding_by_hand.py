@@ -198,7 +198,8 @@ def test_beams_that_end_nowhere_are_the_likeliest_open_text(checkpoints: dict[st
 
 @pytest.mark.parametrize("end", ["EOS", "<s>"])
 def test_a_transcript_ends_at_eos_or_at_the_speech_marker(checkpoints: dict[str, Path], end: str) -> None:
-    """Behind "one", where six has .41, stands an end in its place: "one" is all."""
+    """Behind "one", where six has .41, stands an end in its place: "one" is all. The end is one of the ids that the limit counts:
+    of two, ceil(1 x 0.28) + 1, it is the last; of one it comes too late."""
     opened = open_checkpoint(checkpoints["lst_static"], dtype="float64")
     vocabulary = Vocabulary.of(opened.config.model)
     rows = [{"EOS": EOS, "<s>": vocabulary.speech_marker}[end], int(opened.dataset.tokenizer.encode("six")[0])]
@@ -208,6 +209,12 @@ def test_a_transcript_ends_at_eos_or_at_the_speech_marker(checkpoints: dict[str,
     utterances = heldout_utterances(opened.dataset, count=2, words=3, seed=0)
     for record in transcribe(opened, utterances, AsrConfig()):
         assert (record["heard"], record["finished"], record["generated_tokens"]) == ("one", True, 1)
+    for extra, finished in ((1, True), (0, False)):
+        for beams in (1, 2):
+            config = AsrConfig(tokens_per_second=1, extra_tokens=extra, beams=beams)
+            found = transcribe(opened, utterances, config)
+            assert beams == 2 or {(r["heard"], r["finished"]) for r in found} == {("one", finished)}
+            assert {r["finished"] for r in found} == {finished}
 
 
 TTS = ["words=3", "seconds_per_word=0.05", "extra_seconds=0.07", "dtype=float64"]
