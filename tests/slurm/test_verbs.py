@@ -60,7 +60,7 @@ def plan_sweep(*arguments: object) -> str:
 def test_the_grid_follows_a_canary_that_prices_it_anew(tmp_path: Path) -> None:
     gpu = ("price.gpus=1", "price.device=mine", "price.profiles={mine: {float32: 1e9, bfloat16: 1e9, memory_gib: 8}}")
     small = ("budgets=[8e9,9e9]", "sizes=[w8]", "arms=[baseline]", "arm_sizes={}", "evaluation.heldout_documents=2")
-    # some 400 steps: the canary is stopped before its last one, also where its worker looks late
+    # some 180 steps: the canary is stopped before its last one, also where its worker looks late
     here = ("execution.device=cpu", "execution.peak_flops=1e9")  # the lab's GPUs are pretended
     folder = tmp_path / "study"
     plan_sweep("study=demo", f"out={folder}", *small, *gpu, *here)
