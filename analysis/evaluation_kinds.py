@@ -22,8 +22,13 @@ TASK = ["task", "direction"]
 
 
 def with_kinds(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of results.csv (or items.parquet) with the columns of KIND whole: text, "" where there is none, and a flag."""
-    whole = rows.reindex(columns=list(dict.fromkeys([*rows.columns, *KIND]))).copy()
+    """Rows of results.csv (or items.parquet) with the columns of KIND whole: text, "" where there is none, and a flag.
+
+    An evaluation of a table that does not say its options is of a kind of its own.
+    """
+    whole = rows.reindex(columns=list(dict.fromkeys([*rows.columns, *KIND, "evaluation"]))).copy()
+    unsaid = whole["options"].isna() & whole["evaluation"].notna()
+    whole["options"] = whole["options"].mask(unsaid, "unknown options of evaluation " + whole["evaluation"].astype(str))
     for name in KIND[:-1]:
         whole[name] = whole[name].astype(object).where(whole[name].notna(), "").astype(str)
     whole["conditional"] = whole["conditional"].astype(str).str.lower().eq("true")

@@ -55,8 +55,13 @@ TEST_RESAMPLES = 400
 SPENT_TOLERANCE = 0.01
 """Spent FLOPs that differ from the plan by more than this share are told."""
 TEXT = dict.fromkeys(
-    ("run_id", "study", "arm", "size", "matching", "match_group", "state", "reason", "excluded", "task", "direction"), str
+    (
+        *("run_id", "study", "kind", "arm", "size", "matching", "match_group", "state", "reason", "excluded"),
+        *("task", "direction", "metric", "score", "patching", "evaluation", "items_id", "options"),
+    ),
+    str,
 )
+"""An id of digits (with an e) is no number."""
 Progress = Callable[[int, int], None]
 
 

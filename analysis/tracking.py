@@ -142,8 +142,7 @@ class _Run:
         run_id = plan["run_id"]
         facts = {k: v[:LONGEST_FACT] if isinstance(v, str) else v for k, v in run_row(self.planned, files).items()}
         status = mlflow_status(facts["state"], attempts[-1] if attempts else {})
-        evaluations = [row.get("evaluation") for row in files.evaluations]
-        digest = _digest([status, facts, files.exit, files.failure, len(files.steps), evaluations])
+        digest = _digest([status, facts, files.exit, files.failure, len(files.steps), list(map(constants, files.evaluations))])
         new = run_id not in self.known
         if not new and self.known[run_id].data.tags.get(SYNCED) == digest:
             return 0, 0, 0
@@ -238,7 +237,7 @@ def evaluation_values(
     values: dict[tuple[str, int], Any] = {}
     about: dict[str, str] = {}
     own = [row for row in rows if row.get("evaluation") is None]
-    others = [row for row in rows if row.get("evaluation") is not None and ABOUT + metric_name(row) not in tags]
+    others = [row for row in rows if row.get("evaluation") is not None and tags.get(ABOUT + metric_name(row)) != constants(row)]
     for row in own[int(tags.get(EVALUATED, 0)) :] + others:
         name, step = metric_name(row), int(row["step"])
         numbers = {f"{name}/{row['metric']}": row["value"], f"{name}/{row['metric']}.n_items": row.get("n_items")}
@@ -246,9 +245,13 @@ def evaluation_values(
         for key, value in numbers.items():
             if _is_number(value):
                 values[key, step] = Metric(key, float(value), moments.get(step, step), step)
-        constant = {n: row[n] for n in CONSTANT if row.get(n) is not None}
-        about[ABOUT + name] = json.dumps(constant, sort_keys=True)
+        about[ABOUT + name] = constants(row)
     return list(values.values()), about, len(own)
+
+
+def constants(row: dict[str, Any]) -> str:
+    """What the metrics of an evaluation are of, as JSON."""
+    return json.dumps({name: row[name] for name in CONSTANT if row.get(name) is not None}, sort_keys=True)
 
 
 def metric_name(row: dict[str, Any]) -> str:

@@ -121,10 +121,10 @@ class EvaluationFolder:
         write_atomically(self.work / EVAL_RECORDS, _lines(metrics))
         write_json(self.work / EVALUATION_CARD, dict(card) | {"evaluation_id": self.id, "decided_by": self.decisive})
         shutil.rmtree(self.work / PARTS, ignore_errors=True)
-        for lock in self.work.glob("lock*"):
-            lock.unlink()
         flush_to_disk(self.work)
         os.rename(self.work, self.out)  # noqa: PTH104  # refuses a folder that holds anything
+        for lock in self.out.glob("lock*"):  # until here they keep out who would take the folder for another evaluation's
+            lock.unlink()
 
     @property
     def left(self) -> str:

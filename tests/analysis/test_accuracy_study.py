@@ -13,13 +13,13 @@ import pytest
 
 from analysis.accuracy import evaluated
 from analysis.accuracy_study import accuracy_parts
-from analysis.collect import ITEMS, collect_into
+from analysis.collect import ITEMS, RESULTS, RUNS, collect_into
 from analysis.evaluation_kinds import of_common_kind, of_first_kind
 from analysis.form_results import AccuracyMultiplier, FormFit
 from analysis.forms import ChanceSigmoid
 from analysis.item_pairs import paired_by_item
 from analysis.results import SurfaceFit
-from analysis.study import TARGETS, FitOptions, final_losses, fit_study
+from analysis.study import TARGETS, FitOptions, final_losses, fit_study, read_table
 from lst.errors import FitError
 from tests.analysis.study_folder import TRUTH, Synthetic, write_study
 
@@ -89,7 +89,7 @@ def other(folder: Path, tmp_path: Path) -> Path:
 
 def of_accuracy(study: Path, *, resamples: int = 0) -> dict[str, Any]:
     """What fits.json has of accuracies, without fitting all that it has of losses."""
-    runs, results, options = pd.read_csv(study / "runs.csv"), pd.read_csv(study / "results.csv"), FitOptions(resamples=resamples)
+    runs, results, options = read_table(study, RUNS), read_table(study, RESULTS), FitOptions(resamples=resamples)
     tables = {target: options.prepared(final_losses(runs, results, target)) for target in TARGETS}
     return accuracy_parts(study, runs, results, tables, ["lst_static"], options)
 
@@ -97,7 +97,7 @@ def of_accuracy(study: Path, *, resamples: int = 0) -> dict[str, Any]:
 def changed(study: Path, arm: str, change: dict[str, Any], *, sizes: tuple[str, ...] = (), added: bool = False) -> None:
     """The arm's answers are of another kind; `added`: it has them so as well, each answer turned round."""
     for name in ("results.csv", ITEMS):
-        table = pd.read_csv(study / name) if name.endswith(".csv") else pd.read_parquet(study / name)
+        table = read_table(study, name) if name.endswith(".csv") else pd.read_parquet(study / name)
         of = (table["arm"] == arm) & (table["task"] == TASK) & (table["size"].isin(sizes) if sizes else True)
         if added:
             more = table[of].assign(**change)
@@ -124,6 +124,31 @@ def test_arms_that_were_evaluated_in_no_common_way_are_not_compared(other: Path,
     assert "were evaluated in no common way (baseline: items a, join=straddle, by loglik_sum; lst_static: " in told
     assert [law["of_loss"] is None for law in content["accuracy_laws"]] == [False, False]
     assert "was evaluated in 2 ways" in content["warnings"][-1]
+
+
+def test_ids_of_digits_with_an_e_are_no_numbers(other: Path) -> None:
+    """As numbers both are infinite, and so the same."""
+    for arm, items_id in (("baseline", "123e45678901"), ("lst_static", "987e65432109")):
+        changed(other, arm, {"items_id": items_id})
+    (entry,) = of_accuracy(other)["accuracy_comparisons"]
+    assert entry["curve"] is None
+    assert "baseline: items 123e45678901, " in entry["warnings"][0]
+    changed(other, "baseline", {"items_id": "012345678901"})
+    changed(other, "lst_static", {"items_id": "012345678901"})
+    (entry,) = of_accuracy(other)["accuracy_comparisons"]
+    assert entry["evaluated"] == "items 012345678901, join=straddle, by loglik_sum"
+    assert entry["items"]["pairs"] == 12
+
+
+def test_evaluations_that_do_not_say_their_options_are_not_mixed(other: Path) -> None:
+    """As in a store of MLflow that was written before there was that column."""
+    for arm in ("baseline", "lst_static"):
+        changed(other, arm, {"evaluation": "aaa", "options": None})
+        changed(other, arm, {"evaluation": "bbb"}, added=True)
+    assert of_accuracy(other)["warnings"] == [
+        "story_elsewhere S->S was evaluated in 2 ways; of each arm counts the one that most runs have, then the plan's own: "
+        "items a, unknown options of evaluation aaa, by loglik_sum (of baseline, lst_static: 24 runs)"
+    ]
 
 
 def test_of_several_ways_that_counts_which_most_runs_have_in_whatever_order_they_stand(fits: dict[str, Any], other: Path) -> None:

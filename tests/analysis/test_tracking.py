@@ -127,6 +127,20 @@ def test_sync_is_idempotent_follows_the_runs_and_can_be_rebuilt(
     assert not (Path.cwd() / "mlruns").exists()
 
 
+def test_a_store_whose_tags_say_less_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_study(tmp_path, STUDY)
+    run_id = rows(STUDY)[0][0].run_id
+    write_evaluation(tmp_path / "runs" / run_id, "aaa", join="closed")
+    with monkeypatch.context() as before:
+        before.setattr(tracking, "CONSTANT", tuple(name for name in tracking.CONSTANT if name != "options"))
+        tracking.sync(tmp_path)
+    tag = "lst.about.evals/aaa/hellaswag/S-S"
+    assert "join" not in content(tmp_path)[run_id][4][tag]
+    assert tracking.sync(tmp_path).updated == 1
+    assert '"options": "join=closed"' in content(tmp_path)[run_id][4][tag]
+    assert tracking.sync(tmp_path).updated == 0
+
+
 def die_before_tags(log: Any) -> Any:
     def dying(self: Any, key: str, **what: Any) -> None:
         if "tags" in what:

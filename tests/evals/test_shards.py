@@ -20,8 +20,10 @@ from lst.evals.choice_run import run_choices
 from lst.evals.evaluation_folder import EvaluationFolder, Shard
 from lst.evals.make_items import prepare_items
 from lst.evals.tts import run_tts
+from lst.file_lock import locked
 from lst.model import build_model, export_checkpoint
 from lst.records import read_jsonl
+from lst.train import layout
 from tests.evals.item_files import spoken_items, write_lines
 from tests.train.tiny_run import tiny_config
 
@@ -192,6 +194,25 @@ def test_shards_that_start_at_once_do_not_take_each_other_for_another_evaluation
     with first.records([1, 1], lambda part: [{"part": part}]) as found:
         assert found == [{"part": 0}, {"part": 1}]
     assert overtaken == ["lock"]
+
+
+def test_nobody_gets_the_folder_while_its_last_files_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its card is then another than that of an evaluation in the making, so it would be taken for a forsaken one, and emptied."""
+    held = []
+
+    def while_flushing(folder: Path) -> None:
+        for name in ("lock", "lock-1-of-1"):
+            with pytest.raises(BlockingIOError), locked(folder / name):
+                raise AssertionError
+            held.append(name)
+
+    monkeypatch.setattr(layout, "flush_to_disk", while_flushing)
+    evaluation = EvaluationFolder(tmp_path / "o", {"a": 1})
+    with evaluation.records([1], lambda part: [{"part": part}]) as found:
+        assert found is not None
+        evaluation.finish({}, found, [])
+    assert held == ["lock", "lock-1-of-1"]
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {"evaluation.json", *RECORDS}
 
 
 def test_a_shard_that_waited_while_the_others_ended_makes_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
