@@ -21,7 +21,6 @@ from lst.errors import ConfigError, LaunchError, did_you_mean
 from lst.plain import from_dict
 
 SEXAGESIMAL = r"[-+]?\d[\d_]*(?::[0-5]?\d)+(?:\.[\d_]*)?"  # what YAML 1.1 takes for a number of base 60
-ITS_KEY = re.compile(rf"^[^#\n]*?([\w-]+):[ \t]+({SEXAGESIMAL})[ \t]*(?:[,}}]|#|$)", re.MULTILINE)
 CONF = Path(__file__).parent / "conf" / "cluster"
 OPTION_NAME = re.compile(r"[a-z][a-z0-9-]*")
 ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\*?")
@@ -190,11 +189,7 @@ def _read(name: str, pairs: list[str]) -> dict[str, Any]:
         known = sorted(p.stem for p in CONF.glob("*.yaml"))
         raise ConfigError(f"cluster='{name}' is unknown; {did_you_mean(name, known)}")
     try:
-        if found := ITS_KEY.search(path.read_text(encoding="utf-8")):
-            raise ConfigError(
-                f"the cluster configuration '{name}' says {found[1]}: {found[2]}, which YAML reads to base 60; write "
-                "the number that is meant, or quotes around a text."
-            )
+        _refuse_base_60(name, path)
         merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(pairs))
         values = OmegaConf.to_container(merged, resolve=True)
     except ConfigError:
@@ -208,6 +203,23 @@ def _read(name: str, pairs: list[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"the cluster configuration '{name}' is no mapping; give its fields by name.")
     return {str(key): value for key, value in values.items()}
+
+
+def _refuse_base_60(name: str, path: Path) -> None:
+    """Raise ConfigError where a value without quotes is a number of base 60 to YAML, as 10:00, which is 600."""
+    import yaml  # type: ignore[import-untyped]
+
+    def look(node: Any) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(value, yaml.ScalarNode) and value.tag.endswith((":int", ":float")) and ":" in value.value:
+                raise ConfigError(
+                    f"the cluster configuration '{name}' says {key.value}: {value.value}, which YAML reads to base 60; write "
+                    "the number that is meant, or quotes around a text."
+                )
+            look(value)
+
+    with path.open(encoding="utf-8") as file:
+        look(yaml.compose(file, yaml.SafeLoader))
 
 
 def _options(values: object) -> tuple[tuple[str, str | int | bool], ...]:

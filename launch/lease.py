@@ -21,6 +21,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from lst.file_lock import is_at
 from lst.records import EVAL_RECORDS, ITEM_RECORDS, TRAIN_RECORDS, read_json
 
 PROBE_SECONDS = 0.3  # a reader holds the lock for microseconds while it looks; a runner outwaits that
@@ -52,7 +53,7 @@ class Lease:
         while True:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             locked = _lock(file)
-            mine = locked and _is_path(file, path)
+            mine = locked and is_at(file, path)
             found = read_json(path) or {}
             same_job = bool(found.get("job_id")) and found.get("job_id") == about.get("job_id")
             if mine and not (beats and _may_live(found) and (not same_job or _elsewhere(found))):
@@ -121,7 +122,7 @@ class Lease:
 
     def held(self) -> bool:
         """Whether nobody has taken it over."""
-        return _is_path(self.file, self.path) and (read_json(self.path) or self.content).get("owner") == self.owner
+        return is_at(self.file, self.path) and (read_json(self.path) or self.content).get("owner") == self.owner
 
     def release(self) -> None:
         """Let the next one have it at once."""
@@ -192,16 +193,6 @@ def _lock(file: int) -> bool:
     except OSError:  # a filesystem without locks: the heartbeat must do
         return True
     return True
-
-
-def _is_path(file: int, path: Path) -> bool:
-    """Whether the open file is the one that stands at `path`."""
-    try:
-        there = path.stat()
-    except FileNotFoundError:
-        return False
-    mine = os.fstat(file)
-    return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
 
 class _Ear:

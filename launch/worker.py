@@ -10,6 +10,7 @@ codes: 0 nothing to add, 1 the run has failed, 74 no space left, 75 queue the jo
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import signal
@@ -331,7 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: {error.strerror}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the log is on the same filesystem, most likely
+            print(f"error: {error.strerror}", file=sys.stderr, flush=True)
         return NO_SPACE
     print(f"{outcome.state} {outcome.cause}".strip(), flush=True)
     if outcome.again and outcome.state == INTERRUPTED and may_go_on(read_attempts(Path(job.study)).get(job.run_id, [])):

@@ -23,7 +23,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except FileNotFoundError:
             continue  # another process has just removed the folder
         try:
@@ -33,14 +33,15 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
                 raise
             except OSError as error:
                 log.warning("cannot lock '%s' (%s); make sure that nobody else works there", path, error.strerror)
-            if _is_at(file, path):
+            if is_at(file, path):
                 yield
                 return
         finally:
             os.close(file)
 
 
-def _is_at(file: int, path: Path) -> bool:
+def is_at(file: int, path: Path) -> bool:
+    """Whether the open file is the one that stands at `path`."""
     try:
         return os.path.samestat(os.fstat(file), path.stat())
     except FileNotFoundError:

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     ),
     "launch": frozenset(
         {
-            *("lst", "lst.command", "lst.config", "lst.plain", "lst.records", "lst.errors", "lst.evals.tasks"),
+            *("lst", "lst.command", "lst.config", "lst.plain", "lst.records", "lst.errors", "lst.evals.tasks", "lst.file_lock"),
             *("sweeps.plan", "sweeps.price"),
             "lst.data.prepare",  # to judge its options before jobs are made
         }

@@ -32,7 +32,15 @@ def test_options_of_sbatch_pass_through_and_unset_ones_are_absent() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["timeout_min: 10:00", "timeout_min: 1:30:00  # a day", "options: {begin: 16:00}", "options: {a: 1, begin: 16:00, b: 2}"],
+    [
+        "timeout_min: 10:00",
+        "timeout_min: 1:30:00  # a day",
+        "options: {begin: 16:00}",
+        "options: {a: 1, begin: 16:00, b: 2}",
+        'options: {"begin": 16:00}',
+        "options:\n  comment-text: 'a # b'\n  begin:\n    16:00",
+        "environment: 'a # b'\ntimeout_min: 10:00",
+    ],
 )
 def test_numbers_of_base_60_in_a_file_are_refused(tmp_path: Path, line: str) -> None:
     site = tmp_path / "site.yaml"
@@ -43,10 +51,16 @@ def test_numbers_of_base_60_in_a_file_are_refused(tmp_path: Path, line: str) -> 
 
 def test_what_looks_like_base_60_and_is_a_text_stays_one(tmp_path: Path) -> None:
     site = tmp_path / "site.yaml"
-    site.write_text("# from: 10:00\nexecutor: slurm # to: 20:00\noptions: {begin: '16:00', comment-text: \"at: 10:00\"}\n")
+    site.write_text(
+        "# from: 10:00\nexecutor: slurm # to: 20:00\n"
+        "options: {begin: '16:00', comment-text: \"at: 10:00\", wckey: 'a: 10:00, b', time-min: 04:00:00}\n"
+    )
     cluster = load_cluster([f"cluster={site}", "options.deadline=17:30"])
     assert isinstance(cluster, SlurmCluster)
-    assert dict(cluster.options) == {"begin": "16:00", "comment-text": "at: 10:00", "deadline": "17:30"}
+    assert dict(cluster.options) == {
+        **{"begin": "16:00", "comment-text": "at: 10:00", "wckey": "a: 10:00, b", "time-min": "04:00:00"},
+        "deadline": "17:30",
+    }
     with pytest.raises(ConfigError, match=r"timeout_min='10:00' must be of type int"):
         load_cluster(["cluster=slurm", "timeout_min=10:00"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import socket
@@ -172,4 +173,10 @@ def test_a_worker_without_space_for_its_lease_says_so(tmp_path: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(worker.Lease, "acquire", full)
-    assert worker.main([str(tmp_path / "job/jobs.json"), "0", sha256]) == NO_SPACE
+    with Path("/dev/full").open("w", buffering=1) as log:  # its own words find none either
+        monkeypatch.setattr(sys, "stderr", log)
+        try:
+            assert worker.main([str(tmp_path / "job/jobs.json"), "0", sha256]) == NO_SPACE
+        finally:
+            with contextlib.suppress(OSError):
+                log.close()

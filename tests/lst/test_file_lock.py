@@ -81,6 +81,12 @@ def _only_here(late: Callable[[int, int], None]) -> Any:
     return flock
 
 
+def test_a_link_that_leads_nowhere_is_no_file_to_lock(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(tmp_path / "nowhere" / "lock")
+    with pytest.raises(OSError, match="symbolic links"), locked(tmp_path / "lock"):
+        raise AssertionError
+
+
 def test_without_locks_work_goes_on_and_it_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -38,6 +38,8 @@ def lab() -> None:
 def cleared(lab: None) -> Iterator[None]:
     """What a scenario that failed has left in the lab, jobs and nodes that are down, disturbs none after it."""
     yield
+    if missing_lab() or "DOWN" in slurm("scontrol", "ping"):
+        faults.cluster("up")
     if left := slurm("squeue", "--noheader", "--format=%F").split():
         subprocess.run(["scancel", "--quiet", *sorted(set(left))], check=False)  # they may end meanwhile
     if {"down", "drain", "drained", "down*"} & set(slurm("sinfo", "--noheader", "--Node", "--format=%T").split()):

@@ -69,6 +69,7 @@ def test_the_grid_follows_a_canary_that_prices_it_anew(tmp_path: Path) -> None:
     canary, other = rows
     call("submit", folder, "cluster=slurm")
     wait_for(lambda: all(s.state == "done" for s in gather(folder)), "the canary, and then both runs")
+    wait_until_done(LabStudy(folder, list(rows), 0))
     attempts = read_attempts(folder)
     assert [(a.state, a.failure) for a in attempts[canary]] == [("interrupted", "canary"), ("done", "")]
     assert (attempts[canary][0].ended or 0.0) < (attempts[other][0].started or 0.0)
@@ -82,4 +83,3 @@ def test_the_grid_follows_a_canary_that_prices_it_anew(tmp_path: Path) -> None:
     assert read_json(folder / "launch/price.json") == {"gpu_hours": price}
     assert {s.run_id: s.planned_gpu_hours for s in gather(folder)} == price
     assert all(float(rows[run_id]["est_gpu_hours"]) != price[run_id] > 0 for run_id in rows)
-    wait_until_done(LabStudy(folder, list(rows), 0))
