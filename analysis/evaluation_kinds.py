@@ -1,10 +1,10 @@
 """Evaluations of one task in several kinds: which of them are compared, and which count where there are many.
 
 A run may be evaluated on a task more than once: on other items, in another context, by another score. Two evaluations are of one
-kind where they agree in KIND, and only those compare. Kinds of a task and direction have an order: those that saw no alignment
-before those that did (`conditional`), then that which most runs have, then the plan's own (the trainer's), then that of most
-items, then by their text. An arm counts by the first kind that it has, two arms by the first that both have. Not here: what is
-made of accuracies (`analysis.accuracy`, `analysis.accuracy_study`), single items (`analysis.item_table`).
+kind where they agree in KIND, and only those compare. An arm counts by a kind that saw no alignment (`conditional`) where it has
+one, and of these by that of most of its runs; two arms by the kind that most runs have of the arm that has fewer. Where as many
+have several, that comes first which most runs of all arms have, then the plan's own (the trainer's), then that of most items. Not
+here: what is made of accuracies (`analysis.accuracy`, `analysis.accuracy_study`), single items (`analysis.item_table`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def with_kinds(rows: pd.DataFrame) -> pd.DataFrame:
     whole["options"] = whole["options"].mask(unsaid, "unknown options of evaluation " + whole["evaluation"].astype(str))
     for name in KIND[:-1]:
         whole[name] = whole[name].astype(object).where(whole[name].notna(), "").astype(str)
-    whole["conditional"] = whole["conditional"].astype(str).str.lower().eq("true")
+    whole["conditional"] = whole["conditional"].astype(str).str.lower().isin(("true", "1", "1.0"))
     return whole
 
 
@@ -47,22 +47,25 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_first_kind(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows (`ranked`) of each arm's first kind of each task and direction: a law of an arm mixes none."""
-    first = rows.groupby([*TASK, "arm"])["rank"].transform("min")
-    return pd.DataFrame(rows[rows["rank"] == first]).reset_index(drop=True)
+    """The rows (`ranked`) of each arm's one kind of each task and direction: a law of an arm mixes none."""
+    arm = [*TASK, "arm"]
+    kinds = rows.groupby([*arm, "conditional", "rank"], as_index=False, sort=False).agg(runs=("run_id", "nunique"))
+    kinds = kinds.sort_values(["conditional", "runs", "rank"], ascending=[True, False, True]).drop_duplicates(arm)
+    return rows.merge(kinds[[*arm, "rank"]], on=[*arm, "rank"])
 
 
 def of_common_kind(rows: pd.DataFrame, arms: Sequence[str]) -> pd.DataFrame:
-    """The rows (`ranked`, of one task and direction) of the first kind that all `arms` have, of those that saw no alignment.
+    """The rows (`ranked`, of one task and direction) of the one kind that counts for all `arms`, of those that saw no alignment.
 
     Raises FitError where they have none in common.
     """
     of = {arm: rows[(rows["arm"] == arm) & ~rows["conditional"]] for arm in arms}
-    common = set.intersection(*(set(found["rank"]) for found in of.values()))
-    if not common:
+    runs = pd.DataFrame({arm: found.groupby("rank")["run_id"].nunique() for arm, found in of.items()}).dropna().min(axis=1)
+    if not len(runs):
         told = "; ".join(f"{arm}: {_listed(found)}" for arm, found in of.items())
         raise FitError(f"the arms were evaluated in no common way ({told}); evaluate both on one item set by the same options.")
-    return pd.DataFrame(rows[(rows["rank"] == min(common)) & rows["arm"].isin(arms)]).reset_index(drop=True)
+    best = runs[runs == runs.max()].index.min()
+    return pd.DataFrame(rows[(rows["rank"] == best) & rows["arm"].isin(arms)]).reset_index(drop=True)
 
 
 def choices(rows: pd.DataFrame) -> list[str]:
@@ -79,8 +82,8 @@ def choices(rows: pd.DataFrame) -> list[str]:
             arms = ", ".join(dict.fromkeys(of["arm"]))
             parts.append(f"{described(of.iloc[0])} (of {arms}: {of['run_id'].nunique()} runs)")
         told.append(
-            f"{task} {direction} was evaluated in {len(kinds)} ways; of each arm counts the one that most runs have, then the "
-            f"plan's own: {'; '.join(parts)}"
+            f"{task} {direction} was evaluated in {len(kinds)} ways; of each arm counts one that saw no alignment, then the one "
+            f"that most of its runs have: {'; '.join(parts)}"
         )
     return told
 

@@ -191,11 +191,13 @@ def _loss_description(study: Study, target: str, final: pd.DataFrame) -> str:
 
 
 def story_panels(scores: Sequence[StoryScore]) -> list[Panel]:
-    """Story-completion accuracy with binomial intervals and chance: against FLOPs, or by size where there is one budget."""
-    panels = []
+    """Story-completion accuracy with binomial intervals and chance: against FLOPs, or by size where there is one budget. Arms
+    that were evaluated in different ways have panels of their own."""
+    panels: list[Panel] = []
     with drawing():
-        for task, direction in dict.fromkeys((s.task, s.direction) for s in scores):
-            here = [s for s in scores if (s.task, s.direction) == (task, direction)]
+        for task, direction, evaluated in dict.fromkeys((s.task, s.direction, s.evaluated) for s in scores):
+            beside = [s for s in scores if (s.task, s.direction) == (task, direction)]
+            here = [s for s in beside if s.evaluated == evaluated]
             figure, axes = new_panel(f"{task} {direction.replace('->', '→')}", "", "accuracy (%)")
             flops = [s.flops for s in here]
             spread = max(flops) / min(flops) > 1.5
@@ -206,7 +208,11 @@ def story_panels(scores: Sequence[StoryScore]) -> list[Panel]:
             axes.set_ylim(max(0, low - 2), min(100, max(100 * s.high for s in here) + 3))
             legend_below(figure, axes, columns=2)
             name = f"stories-{slug(task)}-{slug(direction.replace('->', '-to-').lower())}"
-            panels.append(Panel(name, _story_description(task, direction, here), figure))
+            said = _story_description(task, direction, here)
+            if len(here) < len(beside):
+                name += f"-{1 + sum(panel.name.startswith(name) for panel in panels)}"
+                said += f" Evaluated with {evaluated}; other arms otherwise, so they do not stand here."
+            panels.append(Panel(name, said, figure))
     return panels
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from analysis.evaluation_kinds import TASK, of_first_kind, ranked, with_kinds
+from analysis.evaluation_kinds import TASK, described, of_first_kind, ranked, with_kinds
 from reports.numbers import as_float, is_number
 from reports.study import STORY_PREFIX, Study, records
 
@@ -32,6 +32,7 @@ class StoryScore:
     high: float
     chance: float
     level: float
+    evaluated: str  # the kind of evaluation, in words (analysis.evaluation_kinds)
 
     @property
     def verdict(self) -> str:
@@ -84,6 +85,7 @@ def story_scores(study: Study) -> list[StoryScore]:
                 high=high,
                 chance=guess,
                 level=study.fits.level,
+                evaluated=described(row),
             )
         )
     order = {arm: i for i, arm in enumerate(study.arms)}

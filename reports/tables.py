@@ -222,6 +222,7 @@ def losses_table(study: Study) -> Table:
 
 
 def stories_table(scores: Sequence[StoryScore]) -> Table:
+    ways = len({(s.task, s.direction, s.evaluated) for s in scores}) > len({(s.task, s.direction) for s in scores})
     rows = tuple({**{f: getattr(s, f) for f in s.__dataclass_fields__}, "verdict": s.verdict} for s in scores)
     rows = tuple({**r, "interval": interval(r["low"], r["high"], percent(1))} for r in rows)
     columns = (
@@ -235,6 +236,7 @@ def stories_table(scores: Sequence[StoryScore]) -> Table:
         Column("interval", "interval", numeric=False),
         Column("chance", "chance", percent(0)),
         Column("verdict", "against chance", numeric=False),
+        *([Column("evaluated", "evaluated with", numeric=False)] if ways else []),
     )
     levels = listed(sorted({level_name(s.level) for s in scores}))
     return Table("stories", f"Accuracy of final checkpoints, with {levels} binomial intervals (Wilson).", columns, rows)

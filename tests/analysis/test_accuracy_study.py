@@ -11,10 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.accuracy import evaluated
 from analysis.accuracy_study import accuracy_parts
 from analysis.collect import ITEMS, RESULTS, RUNS, collect_into
-from analysis.evaluation_kinds import of_common_kind, of_first_kind
+from analysis.evaluation_kinds import choices, of_common_kind, of_first_kind, ranked, with_kinds
 from analysis.form_results import AccuracyMultiplier, FormFit
 from analysis.forms import ChanceSigmoid
 from analysis.item_pairs import paired_by_item
@@ -146,7 +145,8 @@ def test_evaluations_that_do_not_say_their_options_are_not_mixed(other: Path) ->
         changed(other, arm, {"evaluation": "aaa", "options": None})
         changed(other, arm, {"evaluation": "bbb"}, added=True)
     assert of_accuracy(other)["warnings"] == [
-        "story_elsewhere S->S was evaluated in 2 ways; of each arm counts the one that most runs have, then the plan's own: "
+        "story_elsewhere S->S was evaluated in 2 ways; of each arm counts one that saw no alignment, then the one that most of "
+        "its runs have: "
         "items a, unknown options of evaluation aaa, by loglik_sum (of baseline, lst_static: 24 runs)"
     ]
 
@@ -158,30 +158,37 @@ def test_of_several_ways_that_counts_which_most_runs_have_in_whatever_order_they
         assert content[name] == fits[name]
     assert fits["warnings"] == []
     assert content["warnings"] == [
-        "story_elsewhere S->S was evaluated in 2 ways; of each arm counts the one that most runs have, then the plan's own: "
+        "story_elsewhere S->S was evaluated in 2 ways; of each arm counts one that saw no alignment, then the one that most of "
+        "its runs have: "
         "items a, join=straddle, by loglik_sum (of baseline, lst_static: 24 runs)"
     ]
 
 
-def test_what_two_arms_have_in_common_is_compared_where_another_way_is_commoner(fits: dict[str, Any], other: Path) -> None:
-    """Both arms by the straddling join, one of them in most of its runs by another one too, the other only so in a third arm."""
-    changed(other, "baseline", {"options": "join=closed"}, added=True)
-    results = pd.read_csv(other / "results.csv")
-    more = results[(results["arm"] == "baseline") & (results["options"] == "join=closed")]
-    copies = [more.assign(run_id=more["run_id"] + "x", arm="third")]
-    runs = pd.read_csv(other / "runs.csv")
-    of = runs["arm"] == "baseline"
-    pd.concat([runs, runs[of].assign(run_id=runs["run_id"] + "x", arm="third", excluded=None)]).to_csv(
-        other / "runs.csv", index=False
-    )
-    pd.concat([results, *copies]).to_csv(other / "results.csv", index=False)
-    changed(other, "lst_static", {"options": "join=straddle"}, sizes=("s0",))
-    scores = evaluated(pd.read_csv(other / "runs.csv"), pd.read_csv(other / "results.csv"))
-    assert set(of_first_kind(scores).groupby("arm")["options"].first().items()) == {
-        ("baseline", "join=closed"), ("lst_static", "join=straddle"), ("third", "join=closed"),
-    }  # fmt: skip
-    common = of_common_kind(scores, ["baseline", "lst_static"])
-    assert set(common["options"]) == {"join=straddle"}
+def in_kinds(counts: dict[str, dict[str, int]]) -> pd.DataFrame:
+    """Accuracies of so many runs of each arm in each kind, by its options."""
+    rows = [
+        {"run_id": f"{arm}{i}", "arm": arm, "task": TASK, "direction": "S->S", "n_items": 9, "evaluation": kind, "options": kind}
+        for arm, kinds in counts.items()
+        for kind, runs in kinds.items()
+        for i in range(runs)
+    ]
+    return ranked(with_kinds(pd.DataFrame(rows)))
+
+
+def test_one_stray_evaluation_does_not_take_an_arms_law_or_a_comparison_over() -> None:
+    """20 runs and 12 by two kinds, and an arm of 12 by the second that has one run by the first, which is the commonest."""
+    rows = in_kinds({"baseline": {"a": 20, "b": 12}, "third": {"a": 20}, "arm": {"b": 12, "a": 1}})
+    taken = of_first_kind(rows).groupby("arm")["options"].agg(["first", "size"])
+    assert taken.T.to_dict("list") == {"arm": ["b", 12], "baseline": ["a", 20], "third": ["a", 20]}
+    common = of_common_kind(rows, ["baseline", "arm"])
+    assert common.groupby("arm")["options"].agg(["first", "size"]).T.to_dict("list") == {"arm": ["b", 12], "baseline": ["b", 12]}
+    (told,) = choices(rows)
+    assert told.endswith("runs have: a (of baseline, third: 40 runs); b (of arm: 12 runs)")
+
+
+def test_where_as_many_runs_have_two_kinds_the_one_that_more_runs_of_all_arms_have_counts() -> None:
+    rows = in_kinds({"baseline": {"a": 12, "b": 12}, "arm": {"a": 12, "b": 12}, "third": {"b": 1}})
+    assert set(of_first_kind(rows)["options"]) == set(of_common_kind(rows, ["baseline", "arm"])["options"]) == {"b"}
 
 
 def test_runs_that_were_evaluated_otherwise_only_are_left_out_and_named(other: Path) -> None:

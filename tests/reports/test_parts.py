@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,17 @@ def test_isoflop_panel_draws_runs_parabolas_and_minima(study_folder: Path) -> No
     assert points == 11  # 12 cells, one failed
     assert sum(len(line.get_xdata()) == 48 for line in axes.lines) == 3
     assert axes.get_xscale() == "log"
+
+
+def test_arms_that_were_evaluated_in_different_ways_are_told_apart(study_folder: Path) -> None:
+    scores = [s for s in story_scores(read_study(study_folder)) if (s.task, s.direction) == ("story_later", "S->S")]
+    (panel,) = figures.story_panels(scores)
+    assert "evaluated" not in [column.key for column in tables.stories_table(scores).columns]
+    ways = [replace(s, evaluated="join=closed" if s.arm == "baseline" else "join=straddle", chance=0.25) for s in scores]
+    first, second = figures.story_panels(ways)
+    assert {first.name, second.name} == {f"{panel.name}-1", f"{panel.name}-2"}
+    assert "Evaluated with join=closed; other arms otherwise" in first.description
+    assert tables.stories_table(ways).columns[-1].key == "evaluated"
 
 
 def test_story_scores_carry_chance_and_verdict(study_folder: Path) -> None:
