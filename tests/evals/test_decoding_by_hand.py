@@ -27,7 +27,7 @@ import torch
 
 from lst.data.preparing.shard_writer import write_dataset
 from lst.data.shards import open_dataset
-from lst.data.vocab import EOS, Vocabulary
+from lst.data.vocab import BOS, EOS, Vocabulary
 from lst.data.vocoders import vocoder
 from lst.evals import recogniser
 from lst.evals.__main__ import main
@@ -153,6 +153,10 @@ BEAMS = {
     # Open after a step, of two: {one .5, two .4}; {one six .205, one one .12}, two EOS .36 ends; {one six six .082, one six one
     # .05125}, one six EOS .07175 ends. None open can pass .36 any more: it is the best of all texts.
     0.0: ((["two", "two"], [math.log(0.36)] * 2), {"wer": 3 / 5, "deletions_rate": 3 / 5, "insertions_rate": 0.0}),
+    # The end counts: ln(.36) / 2^1.25 = -.43 of two EOS stands before one six .. to the last step that is allowed,
+    # ln(.5 x .41 x .4^3 x .35) / 6^1.25 = -.57 and ln(.5 x .41 x .4^2 x .35) / 5^1.25 = -.60. Without the end the longest would
+    # win: -1.02 / 1^1.25 against -5.38 / 5^1.25 = -.72 and -4.47 / 4^1.25 = -.79.
+    1.25: ((["two", "two"], [math.log(0.36)] * 2), {"wer": 3 / 5, "deletions_rate": 3 / 5, "insertions_rate": 0.0}),
     # ln P / length^2 is nearest 0 for the longest: one six six .., which ends at the last step that is allowed, the 6th and 5th:
     # ln(.5 x .41 x .4^3 x .35) / 36 = -.15 against two EOS ln(.36) / 4 = -.26; ln(.5 x .41 x .4^2 x .35) / 25 = -.18.
     2.0: (
@@ -199,7 +203,8 @@ def test_beams_that_end_nowhere_are_the_likeliest_open_text(checkpoints: dict[st
 @pytest.mark.parametrize("end", ["EOS", "<s>"])
 def test_a_transcript_ends_at_eos_or_at_the_speech_marker(checkpoints: dict[str, Path], end: str) -> None:
     """Behind "one", where six has .41, stands an end in its place: "one" is all. The end is one of the ids that the limit counts:
-    of two, ceil(1 x 0.28) + 1, it is the last; of one it comes too late."""
+    of two, ceil(1 x 0.28) + 1, it is the last; of one it comes too late. Each utterance has its own limit: at 4 tokens a second
+    ceil(4 x 0.28) = 2 and ceil(4 x 0.20) = 1, so that the end comes in time for the first and too late for the second."""
     opened = open_checkpoint(checkpoints["lst_static"], dtype="float64")
     vocabulary = Vocabulary.of(opened.config.model)
     rows = [{"EOS": EOS, "<s>": vocabulary.speech_marker}[end], int(opened.dataset.tokenizer.encode("six")[0])]
@@ -209,12 +214,36 @@ def test_a_transcript_ends_at_eos_or_at_the_speech_marker(checkpoints: dict[str,
     utterances = heldout_utterances(opened.dataset, count=2, words=3, seed=0)
     for record in transcribe(opened, utterances, AsrConfig()):
         assert (record["heard"], record["finished"], record["generated_tokens"]) == ("one", True, 1)
-    for extra, finished in ((1, True), (0, False)):
+    for rate, extra, finished in ((1, 1, [True, True]), (1, 0, [False, False]), (4, 0, [True, False])):
         for beams in (1, 2):
-            config = AsrConfig(tokens_per_second=1, extra_tokens=extra, beams=beams)
+            config = AsrConfig(tokens_per_second=rate, extra_tokens=extra, beams=beams)
             found = transcribe(opened, utterances, config)
-            assert beams == 2 or {(r["heard"], r["finished"]) for r in found} == {("one", finished)}
-            assert {r["finished"] for r in found} == {finished}
+            assert beams == 2 or {r["heard"] for r in found} == {"one"}
+            assert [r["finished"] for r in found] == finished
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_model_reads_the_utterance_from_its_first_token_on(checkpoints: dict[str, Path], arm: str) -> None:
+    """What goes into the embedding of ids at first: "one six two" is tokens 0 .. 6 and "ten two" 7 .. 11, heard between <s> and
+    <t>; read, they are their words in order between <t> and <s>. What is behind a row's end is padding."""
+    opened = open_checkpoint(checkpoints[arm], dtype="float64")
+    vocabulary, tokenizer = Vocabulary.of(opened.config.model), opened.dataset.tokenizer
+    utterances, seen = heldout_utterances(opened.dataset, count=2, words=3, seed=0), list[list[list[int]]]()
+    embedding = opened.model.get_submodule("embedding")
+    hook = embedding.register_forward_hook(lambda _module, given, _result: seen.append(given[0].tolist()))
+    spoken = [[BOS, vocabulary.speech_marker, *(vocabulary.text + t for t in tokens)] for tokens in (range(7), range(7, 12))]
+    heard = [[*ids, vocabulary.text_marker] for ids in spoken]
+    written = [[int(tokenizer.encode(word)[0]) for word in text] for text in (["one", "six", "two"], ["ten", "two"])]
+    for beams in (1, 2):
+        seen.clear()
+        transcribe(opened, utterances, AsrConfig(beams=beams))
+        read = seen[0] if beams == 1 else [part[0] for part in seen if len(part[0]) > 1]
+        assert [row[: len(ids)] for row, ids in zip(read, heard, strict=True)] == heard
+    for number, words in enumerate(written):
+        seen.clear()
+        speak_utterance(opened, utterances[number], TtsConfig(), number)
+        assert seen[0] == [[BOS, vocabulary.text_marker, *words, vocabulary.speech_marker]]
+    hook.remove()
 
 
 TTS = ["words=3", "seconds_per_word=0.05", "extra_seconds=0.07", "dtype=float64"]
