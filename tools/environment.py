@@ -146,7 +146,7 @@ def install_package(python):
         say("uv cannot install them here; pip does, in 1 to 3 minutes (constraints.txt)")
     say("installing lst-scaling itself")
     # The lock has setuptools: with it, pip needs no registry to build the package.
-    known = ["--quiet", "--no-build-isolation"] if locked else []
+    known = ["-qq", "--no-build-isolation"] if locked else []
     pip(python, "install", *known, "--editable", f"{ROOT}[dev]", "--constraint", str(ROOT / "constraints.txt"))
 
 
