@@ -42,8 +42,6 @@ HALVINGS = 10
 LEAST_SHARE = 0.03
 FEW = 3
 """Points a parameter under which steps are corrected and cut: with more, valleys are straighter and damping is quicker."""
-FACES_MET = 3
-"""Bounds that one step may run along."""
 FARTHEST = 0.5
 """An exponent moves by at most this in a step, so that no power overflows on the way."""
 
@@ -193,8 +191,9 @@ def _advance(work: Work, batch: Batch) -> np.ndarray:
     done = batch.value - value <= until * batch.value
     if not better.all():
         rounding = (gain >= 0) & (gain <= 1e-14 * batch.value)  # no step could show
+        stuck = np.isinf(gain) & ~step.any(1)  # every way is barred at this damping: no optimum
         small = (np.abs(theta - batch.theta).max(1) < 1e-12) | (batch.damping > MOST_DAMPING) | rounding
-        done = np.where(better, done, small)
+        done = np.where(better, done, small & ~stuck)
     sure = done & (batch.damping <= NEWTON) & (gain >= 0) & (gain <= 4 * until * batch.value)
     if np.isinf(problem.delta):  # no kinks: the step after one that gained so little would gain less than rounding shows
         sure |= better & (batch.damping <= ALMOST_NEWTON) & (gain >= 0) & (gain <= QUADRATIC * batch.value)
@@ -277,7 +276,8 @@ def _least_between(before: Floats, after: Floats, weight: Floats, delta: Floats)
 
 
 def _step(problem: Problem, batch: Batch, scratch: Scratch) -> tuple[Floats, Floats, Floats, np.ndarray]:
-    """The damped step (B, p), inside the bounds, and twice the gain (B,) that its quadratic model predicts."""
+    """The damped step (B, p), inside the bounds, twice the gain (B,) that its quadratic model predicts (inf where it predicts
+    none: uphill, or no way to go), the Hessian and what is held."""
     gradient, hessian = _system(problem, batch, scratch, exact=True)
     held = _held(problem, batch.theta, gradient)
     held |= batch.kept
@@ -289,7 +289,7 @@ def _step(problem: Problem, batch: Batch, scratch: Scratch) -> tuple[Floats, Flo
         _, hessian[uphill] = _system(problem, batch.take(uphill), None, exact=False)
         step[uphill] = _solved(hessian[uphill], gradient[uphill], held[uphill])
     _stay_inside(problem, batch.theta, gradient, hessian, held, step, gain)
-    gain[uphill] = np.inf
+    gain[uphill], gain[~step.any(1) & gradient.any(1)] = np.inf, np.inf
     if problem.tied:
         step[:, -1] = step[:, -2]
     largest = np.abs(step[:, -2:]).max(1)
@@ -302,14 +302,16 @@ def _stay_inside(
 ) -> None:
     """Change the steps (B, p), and their gains, that leave the bounds: a primal active-set method on the quadratic model.
 
-    A step goes as far as the first bound, holds that parameter there, and goes on to the minimum over the others: the model falls
-    all the way. To cut each parameter by itself would not do: columns that make up for each other would no longer, so that
-    nothing but tiny steps lowered the objective.
+    A step goes as far as the first bound, holds that parameter there, and goes on to the minimum over the others, until none is
+    left to meet: the model falls all the way where the free Hessian is positive definite. Where it is not, a stretch may lead
+    up, and the step may end where it began; the objective then says so, and the damping, which is raised, mends the Hessian. To cut
+    each parameter by itself would not do: columns that make up for each other would no longer, so that nothing but tiny steps
+    lowered the objective.
     """
     low, high = problem.bounds
     rows = np.flatnonzero(((theta + step < low) | (theta + step > high)).any(1))
     goal, held, at = step[rows], held[rows], np.zeros((len(rows), problem.size))
-    for _ in range(FACES_MET):
+    for _ in range(problem.size):
         if not len(rows):
             return
         bends, slopes, here = hessian[rows], gradient[rows], theta[rows]

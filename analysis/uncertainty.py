@@ -15,6 +15,7 @@ the others are counted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +44,8 @@ SAME, FEW_SAME = 0.1, 0.02
 MANY, MOST_STARTS = 48, 4
 """Points from which one start of a resample's own is enough: few points have more minima, and get up to so many starts."""
 PATIENCE, RACE, RIVAL = 40, 5, 1.2
-"""Steps from the fit's own optimum; from a resample's own starts, after which the lowest goes on if it is within this factor."""
+"""Steps from the fit's own optimum; from a resample's own starts, after which the lowest goes on if it is within this factor.
+The race is run through Huber's wider deltas first: at a narrow one alone, starts end at minima of their own where tails are heavy."""
 ALIKE = 0.01
 """Starts that come so near to another's end, in every parameter, end there."""
 REFIT_TOLERANCE = 1e-9
@@ -160,7 +162,7 @@ def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats) -> S
     every = np.arange(resamples)
     ends = _polished(problem, np.repeat(near[None], resamples, axis=0), log_loss, weight, every, most=PATIENCE)
     of, starts = _elsewhere(problem, near, ends, log_loss, weight)
-    raced = _polished(problem, starts, log_loss, weight, of, most=RACE)
+    raced = _polished(problem, starts, log_loss, weight, of, most=RACE, deltas=problem.stages)
     unfinished, rivals = np.flatnonzero(~ends.converged), _rivals(ends, raced, of)
     of = np.concatenate([unfinished, of[rivals]])
     again = _polished(problem, np.concatenate([ends.theta[unfinished], raced.theta[rivals]]), log_loss, weight, of)
@@ -173,10 +175,18 @@ def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats) -> S
 
 
 def _polished(
-    problem: Problem, start: Floats, log_loss: Floats, weight: Floats, of: np.ndarray, *, most: int = STEPS
+    problem: Problem,
+    start: Floats,
+    log_loss: Floats,
+    weight: Floats,
+    of: np.ndarray,
+    *,
+    most: int = STEPS,
+    deltas: Sequence[float] | None = None,
 ) -> Solutions:
-    """Ends from `start` (S, p), each for the resample `of` (S,) that it belongs to, at the problem's own delta."""
-    return minimise(problem, start, log_loss[of], weight[of], tolerance=REFIT_TOLERANCE, deltas=[problem.delta], most=most)
+    """Ends from `start` (S, p), each for the resample `of` (S,) that it belongs to; at the problem's own delta alone unless told."""
+    deltas = [problem.delta] if deltas is None else deltas
+    return minimise(problem, start, log_loss[of], weight[of], tolerance=REFIT_TOLERANCE, deltas=deltas, most=most)
 
 
 def _rivals(ends: Solutions, raced: Solutions, of: np.ndarray) -> np.ndarray:
