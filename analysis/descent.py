@@ -304,9 +304,9 @@ def _stay_inside(
 
     A step goes as far as the first bound, holds that parameter there, and goes on to the minimum over the others, until none is
     left to meet: the model falls all the way where the free Hessian is positive definite. Where it is not, a stretch may lead
-    up, and the step may end where it began; the objective then says so, and the damping, which is raised, mends the Hessian. To cut
-    each parameter by itself would not do: columns that make up for each other would no longer, so that nothing but tiny steps
-    lowered the objective.
+    up, or the step end where it began; the objective then says so, and more damping mends the Hessian. To cut each parameter by
+    itself would not do: columns that make up for each other would no longer, so that nothing but tiny steps lowered the
+    objective.
     """
     low, high = problem.bounds
     rows = np.flatnonzero(((theta + step < low) | (theta + step > high)).any(1))

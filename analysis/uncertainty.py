@@ -45,7 +45,7 @@ MANY, MOST_STARTS = 48, 4
 """Points from which one start of a resample's own is enough: few points have more minima, and get up to so many starts."""
 PATIENCE, RACE, RIVAL = 40, 5, 1.2
 """Steps from the fit's own optimum; from a resample's own starts, after which the lowest goes on if it is within this factor.
-The race is run through Huber's wider deltas first: at a narrow one alone, starts end at minima of their own where tails are heavy."""
+They come to the race through Huber's wider deltas: at a narrow one alone they end at minima of their own where tails are heavy."""
 ALIKE = 0.01
 """Starts that come so near to another's end, in every parameter, end there."""
 REFIT_TOLERANCE = 1e-9
@@ -184,7 +184,7 @@ def _polished(
     most: int = STEPS,
     deltas: Sequence[float] | None = None,
 ) -> Solutions:
-    """Ends from `start` (S, p), each for the resample `of` (S,) that it belongs to; at the problem's own delta alone unless told."""
+    """Ends from `start` (S, p), each for the resample `of` (S,) that it belongs to, at the problem's own delta unless told."""
     deltas = [problem.delta] if deltas is None else deltas
     return minimise(problem, start, log_loss[of], weight[of], tolerance=REFIT_TOLERANCE, deltas=deltas, most=most)
 
