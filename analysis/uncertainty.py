@@ -45,7 +45,7 @@ MANY, MOST_STARTS = 48, 4
 """Points from which one start of a resample's own is enough: few points have more minima, and get up to so many starts."""
 PATIENCE, RACE, RIVAL = 40, 5, 1.2
 """Steps from the fit's own optimum; from a resample's own starts, after which the lowest goes on if it is within this factor.
-They come to the race through Huber's wider deltas: at a narrow one alone they end at minima of their own where tails are heavy."""
+They come to it through Huber's wider deltas: at a narrow one alone they end at minima of their own where tails are heavy."""
 ALIKE = 0.01
 """Starts that come so near to another's end, in every parameter, end there."""
 REFIT_TOLERANCE = 1e-9
