@@ -40,10 +40,10 @@ def canaries(study: Path, todo: Sequence[Row], code: str) -> list[Row]:
 
 
 def passed(study: Path, rows: Sequence[Row], attempts: Mapping[str, Sequence[Attempt]], since: int) -> bool:
-    """Whether all canaries have trained their steps since they were asked for: the ledger had `since` lines then."""
+    """Whether all canaries have trained their steps, by attempts since they were asked for: the ledger had `since` lines then."""
     return all(
         is_complete(row.folder(study))
-        or any(a.failure == FailureClass.CANARY and a.end_line >= since for a in attempts.get(row.run_id, ()))
+        or any(a.failure == FailureClass.CANARY and a.line >= since for a in attempts.get(row.run_id, ()))
         for row in rows
     )
 
@@ -54,7 +54,7 @@ def failed(rows: Sequence[Row], attempts: Mapping[str, Sequence[Attempt]], since
         tries = attempts.get(row.run_id) or []
         last = tries[-1] if tries and tries[-1].ended is not None else None
         over = last is not None and (last.state == FAILED or (last.failure in GOES_ON and not may_go_on(tries)))
-        if last is not None and over and last.end_line >= since:
+        if last is not None and over and last.line >= since:
             return f"canary {row.run_id} ({row.arm}, {row.size}) failed: {last.cause}"
     return ""
 

@@ -17,7 +17,7 @@ from launch.ledger import ENDED, INTERRUPTED, append_event, read_attempts
 from launch.order import forget, read_order
 from launch.rows import read_rows
 from launch.scheduler import cancel_jobs, slurm_site
-from launch.status import OPEN_STATES, RUNNING, gather, lock_path
+from launch.status import OPEN_STATES, ORDERED, RUNNING, gather, lock_path
 from launch.submit import Selection
 from lst.errors import LaunchError
 from lst.records import LEASE
@@ -35,8 +35,6 @@ def cancel(study: Path, *, selection: Selection | None = None, now: bool = False
     study = study.absolute()
     selection = selection or Selection()
     rows = selection.rows(read_rows(study))
-    attempts = read_attempts(study)
-    concerned = [s for s in gather(study, rows) if s.state in OPEN_STATES]
     trouble: list[OSError] = []
 
     def write(action: Callable[..., None], *arguments: Any, **fields: Any) -> None:
@@ -45,7 +43,11 @@ def cancel(study: Path, *, selection: Selection | None = None, now: bool = False
         except OSError as error:  # a full disk: what can be stopped without it is stopped all the same
             trouble.append(error)
 
-    write(_forget, study, [s.run_id for s in concerned])
+    found = [s for s in gather(study, rows) if s.state in OPEN_STATES]
+    write(_forget, study, [s.run_id for s in found])
+    forgotten = {s.run_id for s in found if s.source == ORDERED}
+    # anew: whoever held the lock until then may have submitted some of these
+    concerned, attempts = [s for s in gather(study, rows) if s.state in OPEN_STATES], read_attempts(study)
     running = [s for s in concerned if s.state == RUNNING and s.job_id]
     jobs = {s.run_id: {s.job_id} | {a.job_id for a in attempts.get(s.run_id, ()) if a.ended is None} for s in concerned}
     told = [job for status in running for job in jobs[status.run_id]]
@@ -71,7 +73,8 @@ def cancel(study: Path, *, selection: Selection | None = None, now: bool = False
             signal_holder(row.folder(study) / LEASE, signal.SIGTERM)
     if trouble:
         raise LaunchError(f"'{study}' cannot be written ({trouble[0].strerror}): jobs are ended, saved or not; free some space.")
-    return [s.run_id for s in concerned]
+    told_of = forgotten | {s.run_id for s in concerned}
+    return [row.run_id for row in rows if row.run_id in told_of]
 
 
 def _forget(study: Path, run_ids: Sequence[str]) -> None:

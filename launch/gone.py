@@ -41,9 +41,13 @@ EXITED = "NonZeroExitCode"  # SLURM's reason of a job whose script ended with a 
 
 def suspects(study: Path) -> dict[str, Attempt]:
     """Last attempts, by run_id, of runs that are not done and have a job on SLURM as far as the ledger knows."""
+    return _suspects(study, read_attempts(study))
+
+
+def _suspects(study: Path, attempts: Mapping[str, Sequence[Attempt]]) -> dict[str, Attempt]:
     return {
         run_id: tries[-1]
-        for run_id, tries in read_attempts(study).items()
+        for run_id, tries in attempts.items()
         if tries[-1].cluster == "slurm"
         and (tries[-1].ended is None or tries[-1].failure in GOES_ON)
         and not is_complete(study / RUNS / run_id)
@@ -75,16 +79,16 @@ def end_gone(study: Path, *, keep: Callable[[Sequence[str]], None]) -> list[str]
         queue, site = slurm_queue(), slurm_site()
     except LaunchError:  # who comes next asks again
         return []
-    known = suspects(study)  # anew: what has left the list meanwhile has told the ledger before
-    here = {run_id: last for run_id, last in known.items() if last.site in ("", site)}
-    tries = read_attempts(study)
+    tries = read_attempts(study)  # anew: what has left the list meanwhile has told the ledger before
+    here = {run_id: last for run_id, last in _suspects(study, tries).items() if last.site in ("", site)}
     held = [_of_held(study, run_id, tries[run_id]) for run_id, last in here.items() if queue.get(last.job_id) == HELD]
-    gone = {
+    left = {
         run_id: last
         for run_id, last in here.items()
-        if last.ended is None and last.job_id not in queue and not _is_held(study / RUNS / run_id / LEASE, last.job_id)
+        if last.job_id not in queue and not _is_held(study / RUNS / run_id / LEASE, last.job_id)
     }
-    ends = job_ends([last.job_id for last in gone.values()]) if gone else {}
+    ends = job_ends([last.job_id for last in left.values()]) if left else {}
+    gone = [run_id for run_id, last in left.items() if last.ended is None or _ended_in_queue(last, ends)]
     found = held + [_of_gone(study, run_id, tries[run_id], ends) for run_id in gone]
     again = [one.run_id for one in found if one.again]
     if again:
@@ -104,8 +108,14 @@ def _is_held(lease: Path, job: str) -> bool:
 
 
 def _is_closed(last: Attempt) -> bool:
-    """Whether an attempt that never began has its end: a held job's, whose submitter was killed before it took the job back."""
-    return last.started is None and last.ended is not None
+    """Whether an attempt has its end: a held job's, whose submitter was killed before it took the job back."""
+    return last.ended is not None and last.failure == FailureClass.NODE_FAILURE
+
+
+def _ended_in_queue(last: Attempt, ends: Mapping[str, tuple[str, str]]) -> bool:
+    """Whether somebody has ended a job by scancel that was queued again: its worker has told its end before."""
+    again = last.ended is not None and last.failure in GOES_ON and last.failure != FailureClass.NODE_FAILURE
+    return again and last.started is not None and ends.get(last.job_id, ("", ""))[0] == "CANCELLED"
 
 
 def _of_held(study: Path, run_id: str, tries: Sequence[Attempt]) -> Gone:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lst.records import read_jsonl
+from lst.records import parse_line, read_jsonl
 
 LAUNCH = "launch"
 LEDGER = "ledger.jsonl"
@@ -31,8 +31,7 @@ class Attempt:
     """One job of a run, put together from its events. Times are seconds since the epoch; None = not happened."""
 
     attempt: int
-    line: int = 0  # of the ledger: that of its `started`, or its `submitted` before; lines tell before and after on all machines
-    end_line: int = 0  # and of its `ended`
+    line: int = 0  # of the ledger: of its `started`, or its first event before; lines tell before and after on all machines
     job_id: str = ""
     submitted: float | None = None
     started: float | None = None  # when its worker took the run
@@ -88,7 +87,11 @@ def append_event(study: Path, event: str, run_id: str, *, attempt: int, job_id: 
 
 def count_lines(study: Path) -> int:
     """How many events the ledger holds: what is appended from now on has this number as its line, or a higher one."""
-    return len(read_jsonl(ledger_path(study)))
+    try:
+        lines = ledger_path(study).read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return 0
+    return sum(parse_line(line + b"\n") is not None for line in lines)  # whoever appends next ends a line that has no end
 
 
 def read_attempts(study: Path) -> dict[str, list[Attempt]]:
@@ -120,13 +123,14 @@ def _take(runs: dict[str, dict[int, Attempt]], event: Mapping[str, Any], line: i
         changes |= {"since": float(event.get("since") or 0.0) or None, "gpus": int(event.get("gpus") or 0)}
         changes |= {"host": str(event.get("host") or ""), "step_before": step, "flops_before": flops}
     elif kind == ENDED:
-        changes |= {"ended": at, "end_line": line, "state": str(event.get("state", "")), "cause": str(event.get("cause") or "")}
+        changes |= {"ended": at, "state": str(event.get("state", "")), "cause": str(event.get("cause") or "")}
         changes |= {"failure": str(event.get("class") or ""), "step": step, "flops": flops}
     attempts = runs.setdefault(run_id, {})
     if changes.get("state") == ELSEWHERE:
         attempts.pop(number, None)
         return
-    attempts[number] = dataclasses.replace(attempts.get(number) or _of_job(attempts, number, changes["job_id"]), **changes)
+    attempt = attempts.get(number) or dataclasses.replace(_of_job(attempts, number, changes["job_id"]), line=line)
+    attempts[number] = dataclasses.replace(attempt, **changes)
 
 
 def _of_job(attempts: dict[int, Attempt], number: int, job_id: str) -> Attempt:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +24,7 @@ from launch.gone import end_gone, suspects
 from launch.job import JOB_FILES, SPEC, WorkerJob, cancel_path, is_complete
 from launch.lease import Lease
 from launch.ledger import (
-    ENDED,
-    INTERRUPTED,
+    FAILED,
     LAUNCH,
     STARTED,
     SUBMITTED,
@@ -38,9 +38,10 @@ from launch.ledger import (
 from launch.limits import overspent, read_limits
 from launch.past import close_finished
 from launch.prepare import task_of
-from launch.retries import GOES_ON, ORDER, stop_if_alike, stop_study, study_stopped
-from launch.rows import Row, cost_of, read_rows, waits_for
-from launch.scheduler import PENDING, Refused, cancel_jobs, find_by_token, restarts, slurm_queue, slurm_site
+from launch.retries import GOES_ON, ORDER, may_go_on, order_since, stop_if_alike, stop_study, study_stopped
+from launch.rows import EVAL, TASK, Row, cost_of, read_rows, waits_for
+from launch.scheduler import HELD, PENDING, Refused, find_by_token, restarts, slurm_queue, slurm_site
+from launch.snapshot import SNAPSHOTS, altered
 from lst.errors import LaunchError
 from lst.plain import to_dict
 from lst.records import read_json, read_jsonl, write_json
@@ -58,7 +59,10 @@ PUMP_SECONDS = 60.0  # how long a worker at its end waits for another one that s
 class Order:
     """What the user asked for last."""
 
-    since: int = 0  # lines that the ledger had then
+    since: int = 0  # lines that the ledger had then, or when its canaries were asked for
+    time: float = 0.0  # the same in seconds since the epoch, for jobs of the version that compared clocks
+    asked: int = 0  # lines that the ledger had when it was added to last
+    code: str = ""  # hash of the code that it is to run with, a folder of launch/snapshot; empty = of whoever submits it
     waiting: tuple[str, ...] = ()  # run_ids, in the order in which they are to start
     canaries: tuple[str, ...] = ()  # run_ids that have to pass before the others start; empty = none, or they have passed
     canary_steps: int = 0
@@ -77,12 +81,17 @@ def read_order(study: Path) -> Order:
     path = study / LAUNCH / ORDER
     values = read_json(path) or {}
     lists = [values.get(name) or [] for name in ("waiting", "canaries", "back")]
-    numbers = [values.get(name) or 0 for name in ("since", "canary_steps")]
+    numbers = [values.get(name) or 0 for name in ("since", "canary_steps", "asked")]
     sound = all(isinstance(found, list) and all(isinstance(run_id, str) for run_id in found) for found in lists)
+    sound = sound and isinstance(values.get("time") or 0.0, int | float) and isinstance(values.get("code") or "", str)
     if not sound or not all(isinstance(n, int) for n in numbers) or not isinstance(values.get("cluster") or {}, dict):
         raise LaunchError(f"'{path}' is damaged; delete it and submit again.")
+    since = order_since(study, values)
     return Order(
-        since=numbers[0],
+        since=since,
+        time=float(values.get("time") or 0.0),
+        asked=max(since, min(numbers[2], count_lines(study))),
+        code=str(values.get("code") or ""),
         waiting=tuple(lists[0]),
         canaries=tuple(lists[1]),
         canary_steps=numbers[1],
@@ -103,6 +112,7 @@ def top_up(
         return 0
     cluster = cluster_from_dict(order.cluster)
     assert isinstance(cluster, SlurmCluster)
+    root = _root_of(study, order, root)
     rows = {row.run_id: row for row in read_rows(study)}
     order = _pass_canaries(study, order, rows, root.name)
     if study_stopped(study):
@@ -116,6 +126,7 @@ def top_up(
         wanted = [row for row in wanted if row.run_id in order.canaries and _may_start(study, order, row, attempts, queue)]
     else:
         order = _without_jobs(study, order, attempts, queue)
+        wanted = [row for row in wanted if row.run_id in order.waiting]
     able = [row for row in wanted if not waits_for(study, row) and not has_job(attempts.get(row.run_id, ()), queue)]
     fitting = _fitting(study, able, rows, attempts, queue)
     note = f"limit.gpus={read_limits(study).gpus}" if len(fitting) < len(able) else ""
@@ -139,6 +150,16 @@ def top_up(
             write_order(study, order)
     write_order(study, dataclasses.replace(order, note="its canary" if order.canaries else note))
     return submitted
+
+
+def _root_of(study: Path, order: Order, root: Path) -> Path:
+    """The code that the order is to run with, not that of the job at whose end it is submitted. Raises LaunchError."""
+    if order.code in ("", root.name):
+        return root
+    root = study / LAUNCH / SNAPSHOTS / order.code
+    if altered(root, order.code):
+        raise LaunchError(f"the code snapshot '{root}' was altered, or is gone; delete it and submit again.")
+    return root
 
 
 def end_lost(study: Path) -> list[str]:
@@ -266,10 +287,16 @@ def _without_cancelled(study: Path, order: Order, attempts: Mapping[str, Sequenc
 
 
 def _without_jobs(study: Path, order: Order, attempts: Mapping[str, Sequence[Attempt]], queue: Mapping[str, str]) -> Order:
-    """The order without runs that have a job, as after a submitter that was killed; one that is cancelled is waited for."""
+    """The order without runs that have, or had, the job they were asked for, as after a submitter that was killed.
+
+    One whose job is cancelled, or held, waits for that job's end.
+    """
 
     def has_own(run_id: str) -> bool:
-        opened = [a for a in attempts.get(run_id, ()) if is_open(a, queue)]
+        tries = attempts.get(run_id, [])
+        if tries and tries[-1].state == FAILED and tries[-1].line >= order.asked and not may_go_on(tries):
+            return True
+        opened = [a for a in tries if is_open(a, queue) and queue[a.job_id] != HELD]
         return bool(opened) and not all(cancel_path(study, a.job_id).exists() for a in opened)
 
     return dataclasses.replace(order, waiting=tuple(run_id for run_id in order.waiting if not has_own(run_id)))
@@ -295,38 +322,6 @@ def _fitting(
     return fitting
 
 
-def take_back(study: Path) -> list[str]:
-    """Where limit.gpus was lowered: cancel jobs beyond it that have not started; the run_ids, which wait again.
-
-    That they wait is written first, for the case that this process is killed. Raises LaunchError where SLURM does not answer.
-    """
-    most = read_limits(study).gpus
-    if not most:
-        return []
-    rows, queue = {row.run_id: row for row in read_rows(study)}, slurm_queue()
-    last = {run_id: tries[-1] for run_id, tries in read_attempts(study).items() if run_id in rows}
-    opened = [run_id for run_id in last if is_open(last[run_id], queue)]
-    surplus, beyond = [], sum(weight(rows[run_id]) for run_id in opened) - most
-    for run_id in reversed(opened):
-        if beyond > 0 and queue[last[run_id].job_id] == PENDING:
-            surplus.append(run_id)
-            beyond -= weight(rows[run_id])
-    if not surplus:
-        return []
-    order, jobs = read_order(study), tuple(last[run_id].job_id for run_id in surplus)
-    write_order(study, dataclasses.replace(order, waiting=(*order.waiting, *surplus), back=jobs))
-    cancel_jobs(jobs, only=PENDING)
-    queue = slurm_queue()
-    taken = [run_id for run_id in surplus if last[run_id].job_id not in queue]
-    for run_id in taken:
-        attempt = last[run_id]
-        if attempt.ended is None:
-            end = {"state": INTERRUPTED, "cause": f"taken back: limit.gpus={most}"}
-            append_event(study, ENDED, run_id, attempt=attempt.attempt, job_id=attempt.job_id, **end)
-    write_order(study, dataclasses.replace(order, waiting=(*order.waiting, *taken)))
-    return taken
-
-
 def weight(row: Row) -> int:
     """What a run counts under limit.gpus."""
     return max(1, row.gpus)
@@ -335,7 +330,7 @@ def weight(row: Row) -> int:
 def is_open(last: Attempt, queue: Mapping[str, str]) -> bool:
     """Whether the attempt's job holds or will hold its GPUs: a worker that has told its end is about to leave."""
     state = queue.get(last.job_id)
-    return state is not None and (last.ended is None or state == PENDING)
+    return state is not None and (last.ended is None or state in (PENDING, HELD))
 
 
 def has_job(tries: Sequence[Attempt], queue: Mapping[str, str]) -> bool:
@@ -355,17 +350,21 @@ def slurm_job(study: Path, row: Row, cluster: SlurmCluster, root: Path, *, canar
 
 
 def place_order(study: Path, cluster: SlurmCluster, rows: Sequence[Row], code: str, *, before: Order) -> None:
-    """Ask for these rows beside those that `before` left waiting; canaries that have begun are waited for, not chosen anew."""
+    """Ask for these rows beside those that `before` left waiting; canaries of this code that have begun are waited for."""
     plain = to_dict(cluster) | {"options": dict(cluster.options)}
     ids = tuple(row.run_id for row in rows)
     left = tuple(run_id for run_id in before.waiting if run_id not in ids)
-    if before.canaries:
-        write_order(study, dataclasses.replace(before, waiting=ids + left, cluster=plain))
+    now = count_lines(study)
+    if before.canaries and before.code in ("", code):
+        write_order(study, dataclasses.replace(before, asked=now, code=code, waiting=ids + left, cluster=plain))
         return
     behind = [row for row in read_rows(study) if row.run_id in left]
     chosen = canary.canaries(study, [*rows, *behind], code) if cluster.canary_steps else []
     order = Order(
-        since=count_lines(study),
+        since=now,
+        time=time.time(),
+        asked=now,
+        code=code,
         waiting=ids + left,
         canaries=tuple(row.run_id for row in chosen),
         canary_steps=cluster.canary_steps,
@@ -383,8 +382,9 @@ def forget(study: Path, run_ids: Sequence[str]) -> None:
     canaries = tuple(run_id for run_id in order.canaries if run_id not in run_ids)
     rows = read_rows(study)
     arms = {row.arm for row in rows if row.run_id in order.canaries} - {row.arm for row in rows if row.run_id in canaries}
-    costs, behind = cost_of(rows), [row for row in rows if row.run_id in left and not waits_for(study, row)]
+    able_rows = [row for row in rows if row.run_id in left and row.kind not in (EVAL, TASK) and not waits_for(study, row)]
+    costs = cost_of(rows)
     for arm in sorted(arms):
-        able = [row.run_id for row in behind if row.arm == arm]
+        able = [row.run_id for row in able_rows if row.arm == arm]
         canaries += (min(able, key=lambda run_id: costs[run_id]),) if able else ()
     write_order(study, dataclasses.replace(order, waiting=left, canaries=canaries))

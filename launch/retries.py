@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launch.failures import FailureClass as F
-from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, ledger_path
+from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, count_lines, ledger_path
 from lst.records import read_json, read_jsonl, write_json
 
 ALIKE = 3  # equal failures before the first step, after which nothing more of a study starts
@@ -73,15 +73,30 @@ def fruitless(attempts: Sequence[Attempt]) -> int:
 
 def stop_if_alike(study: Path) -> str:
     """Stop the study where ALIKE attempts since the last order failed alike before their first step; why, or empty."""
-    since = (read_json(study / LAUNCH / ORDER) or {}).get("since")
+    since = order_since(study, read_json(study / LAUNCH / ORDER) or {})
     kinds: dict[tuple[str, str], int] = {}
-    for event in read_jsonl(ledger_path(study))[since if isinstance(since, int) else 0 :]:
+    for event in read_jsonl(ledger_path(study))[since:]:
         kind = _kind(event)
         if kind:
             kinds[kind] = kinds.get(kind, 0) + 1
             if kinds[kind] >= ALIKE:
                 return stop_study(study, f"{ALIKE} attempts failed alike before their first step ({event['cause']})")
     return ""
+
+
+def order_since(study: Path, order: Mapping[str, Any]) -> int:
+    """How many lines the ledger had when `order` (the content of order.json) was made, of those that it has now.
+
+    The earlier version has written the time instead. A ledger that was cut has fewer lines: all that comes from now on is later.
+    """
+    since = order.get("since")
+    if isinstance(since, int):
+        return min(since, count_lines(study))
+    when = order.get("time")
+    if not isinstance(when, int | float):
+        return 0
+    times = [event.get("time") for event in read_jsonl(ledger_path(study))]
+    return sum(isinstance(time, int | float) and time < when for time in times)
 
 
 def stop_study(study: Path, why: str) -> str:

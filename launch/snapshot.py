@@ -74,14 +74,14 @@ def take_snapshot(launch_dir: Path) -> Path:
     _require_clean(root)
     expected = code_hash(root)
     target = launch_dir / SNAPSHOTS / expected
+    for left in target.parent.glob(f"{COPY}*"):
+        if _is_left(left.name):
+            shutil.rmtree(left, ignore_errors=True)
     if target.is_dir():
         if altered(target, expected):
             raise LaunchError(f"the code snapshot '{target}' was altered; delete it and submit again.")
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f"{COPY}*"):
-        if _is_left(left.name):
-            shutil.rmtree(left, ignore_errors=True)
     pid, ticks = process_mark(os.getpid())
     aside = Path(tempfile.mkdtemp(prefix=f"{COPY}{socket.gethostname()}-{pid}-{ticks}-", dir=target.parent))
     try:

@@ -26,14 +26,15 @@ from launch.job import cancel_path, is_complete
 from launch.lease import Lease, holder
 from launch.ledger import FAILED, LAUNCH, LOST, count_lines, read_attempts
 from launch.limits import Limits, change_limits, check_limits, overspent, read_limits
-from launch.order import Order, adopt, end_lost, place_order, pump, read_order, take_back, top_up, weight, write_order
+from launch.order import Order, adopt, end_lost, place_order, pump, read_order, top_up, weight, write_order
 from launch.past import GONE, NEVER_BEGAN, close, close_finished
 from launch.prepare import task_of
-from launch.retries import STOPPED, study_stopped
+from launch.retries import STOPPED, stop_study, study_stopped
 from launch.rows import EVAL, TASK, Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
 from launch.scheduler import NoAnswer
 from launch.snapshot import make_private, take_snapshot
 from launch.status import OPEN_STATES, RUNNING, RunStatus, eta_seconds, gather, is_planned, lock_path
+from launch.take_back import take_back
 from lst.errors import LaunchError, did_you_mean
 from lst.plain import to_dict
 
@@ -104,12 +105,14 @@ def submit(
         if warning := warn_of_writers(study):
             display.note(warning)
         try:
-            stood = read_limits(study)
+            stopped, stood = study_stopped(study), read_limits(study)
             change_limits(study, limits or {})
             before, again = _what_stands(study, cluster, selection, display, lowered=bool(limits))
             todo, running = _choose(study, rows, selection, began, behind=isinstance(cluster, SlurmCluster))
             report.submitted = len(todo)
-            root = _prepare(study, todo) if (todo or again) and not isinstance(cluster, DebugCluster) else None
+            asked = todo or again or (stopped and before.waiting)
+            root = _prepare(study, todo) if asked and not isinstance(cluster, DebugCluster) else None
+            _ask(study, cluster, todo, root, before)
             if isinstance(cluster, LocalCluster):
                 from launch.feed import feed
 
@@ -118,8 +121,7 @@ def submit(
                     announce=lambda waiting: lock.describe(waiting=waiting, works=True), trainer_argv=trainer_argv,
                 )  # fmt: skip
             elif root is not None and isinstance(cluster, SlurmCluster):
-                place_order(study, cluster, todo, root.name, before=before)
-                with _put_back(study, stood, before, todo):
+                with _put_back(study, stood, before, todo, stopped):
                     report.submitted = top_up(study, root, holding=(lock.file,), trainer_argv=trainer_argv, test=True)
                 if report.submitted < len(todo):
                     display.note(_waiting_text(study, todo))
@@ -190,7 +192,7 @@ def _what_stands(
 ) -> tuple[Order, list[str]]:
     """What was ordered before, as it stands now, and the runs whose jobs are gone and that go on by themselves."""
     close_finished(study)
-    before = _begin_order(study, selection)
+    before = _begin_order(study, selection, slurm=isinstance(cluster, SlurmCluster))
     if not isinstance(cluster, SlurmCluster):
         return before, []
     adopt(study)
@@ -200,8 +202,8 @@ def _what_stands(
     return read_order(study), again
 
 
-def _begin_order(study: Path, selection: Selection) -> Order:
-    """What was ordered before, once it may go on: a stopped study goes on by `resubmit` alone. Raises LaunchError."""
+def _begin_order(study: Path, selection: Selection, *, slurm: bool) -> Order:
+    """What was ordered before, if it may go on: a stopped study goes on by `resubmit` alone. Raises LaunchError."""
     stopped, before = study_stopped(study), read_order(study)
     if stopped and not selection.failed_only:
         raise LaunchError(
@@ -213,21 +215,29 @@ def _begin_order(study: Path, selection: Selection) -> Order:
     if stopped:
         attempts = read_attempts(study)  # what has not failed goes on waiting, behind new canaries
         left = tuple(r for r in before.waiting if not (attempts.get(r) and attempts[r][-1].state in (FAILED, LOST)))
-        before = dataclasses.replace(before, canaries=(), waiting=left)
-    if not before.canaries:
-        before = dataclasses.replace(before, since=count_lines(study))
+        before = dataclasses.replace(before, canaries=() if slurm else before.canaries, waiting=left)
+    if stopped or not before.canaries:
+        before = dataclasses.replace(before, since=count_lines(study), time=time.time())
     write_order(study, before)
-    (study / LAUNCH / STOPPED).unlink(missing_ok=True)
     return before
 
 
+def _ask(study: Path, cluster: Cluster, todo: Sequence[Row], root: Path | None, before: Order) -> None:
+    """Order the rows on SLURM. Only then a stopped study goes on: what waits would start without its new canaries."""
+    if root is not None and isinstance(cluster, SlurmCluster):
+        place_order(study, cluster, todo, root.name, before=before)
+    (study / LAUNCH / STOPPED).unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
-def _put_back(study: Path, limits: Limits, order: Order, todo: Sequence[Row]) -> Iterator[None]:
-    """Where a call is refused before anything was submitted, what waited before waits as it was asked for."""
+def _put_back(study: Path, limits: Limits, order: Order, todo: Sequence[Row], stopped: str) -> Iterator[None]:
+    """Where a call is refused before anything was submitted, what waited before waits as it was asked for, `stopped` or not."""
     try:
         yield
     except LaunchError:
         if {row.run_id for row in todo} <= set(read_order(study).waiting):
+            if stopped:
+                stop_study(study, stopped)
             write_order(study, order)
             change_limits(study, to_dict(limits))
         raise

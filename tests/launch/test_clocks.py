@@ -86,7 +86,7 @@ def test_failures_alike_are_counted_since_the_last_order(tmp_path: Path, slurm: 
     assert "3 attempts failed alike" in stop_if_alike(study)
 
 
-def test_an_attempt_knows_the_lines_of_its_start_and_of_its_end(tmp_path: Path) -> None:
+def test_an_attempt_knows_the_line_of_its_start(tmp_path: Path) -> None:
     first = {"run_id": "r", "attempt": 1, "job_id": "7_0"}
     events = [
         first | {"time": 9.0, "event": "submitted"},
@@ -95,5 +95,5 @@ def test_an_attempt_knows_the_lines_of_its_start_and_of_its_end(tmp_path: Path) 
         first | {"time": 1.0, "event": "ended", "state": "lost"},
         {"run_id": "r", "attempt": 2, "job_id": "8_0", "time": 3.0, "event": "submitted"},
     ]
-    assert [(a.line, a.end_line, a.life) for a in attempts_of(events)["r"]] == [(2, 3, 2), (4, 0, 0)]
+    assert [(a.line, a.life) for a in attempts_of(events)["r"]] == [(2, 2), (4, 0)]
     assert count_lines(tmp_path) == 0

@@ -22,6 +22,7 @@ def test_events_become_attempts(tmp_path: Path) -> None:
     first, second = read_attempts(tmp_path)["r"]
     assert first == Attempt(
         attempt=1,
+        line=1,
         job_id="7",
         submitted=10.0,
         started=12.0,

@@ -1,0 +1,48 @@
+"""Where limit.gpus was lowered: jobs beyond it that have not started leave SLURM's queue, and their runs wait again.
+
+Not here: submitting them once there is a place (`launch.order`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from launch.ledger import ENDED, INTERRUPTED, append_event, read_attempts
+from launch.limits import read_limits
+from launch.order import is_open, read_order, weight, write_order
+from launch.rows import read_rows
+from launch.scheduler import PENDING, cancel_jobs, slurm_queue
+
+
+def take_back(study: Path) -> list[str]:
+    """Cancel jobs beyond limit.gpus that have not started; the run_ids, which wait again. The caller holds the study's lock.
+
+    That they wait is written first, for the case that this process is killed. A job that starts all the same is left alone.
+    Raises LaunchError where SLURM does not answer.
+    """
+    most = read_limits(study).gpus
+    if not most:
+        return []
+    rows, queue = {row.run_id: row for row in read_rows(study)}, slurm_queue()
+    last = {run_id: tries[-1] for run_id, tries in read_attempts(study).items() if run_id in rows}
+    opened = [run_id for run_id in last if is_open(last[run_id], queue)]
+    surplus, beyond = [], sum(weight(rows[run_id]) for run_id in opened) - most
+    for run_id in reversed(opened):
+        if beyond > 0 and queue[last[run_id].job_id] == PENDING:
+            surplus.append(run_id)
+            beyond -= weight(rows[run_id])
+    if not surplus:
+        return []
+    order, jobs = read_order(study), tuple(last[run_id].job_id for run_id in surplus)
+    write_order(study, dataclasses.replace(order, waiting=(*order.waiting, *surplus), back=(*order.back, *jobs)))
+    cancel_jobs(jobs, only=PENDING)
+    queue, now = slurm_queue(), read_attempts(study)
+    taken = [run_id for run_id in surplus if last[run_id].job_id not in queue and now[run_id][-1] == last[run_id]]
+    for run_id in taken:
+        attempt = last[run_id]
+        number = attempt.attempt + (attempt.ended is not None)  # it was queued again
+        end = {"state": INTERRUPTED, "cause": f"taken back: limit.gpus={most}"}
+        append_event(study, ENDED, run_id, attempt=number, job_id=attempt.job_id, **end)
+    write_order(study, dataclasses.replace(order, waiting=(*order.waiting, *taken)))
+    return taken
