@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from launch import canary, gone, order, snapshot, take_back
 from launch import cancel as cancel_module
 from launch import submit as submit_module
 from launch.cancel import cancel
+from launch.lease import process_mark
 from launch.ledger import append_event, attempts_of, count_lines, ledger_path, read_attempts
 from launch.order import forget, pump, read_order, write_order
 from launch.retries import stop_if_alike, stop_study, study_stopped
@@ -144,6 +147,16 @@ def test_code_that_was_altered_since_it_was_submitted_is_sent_by_nobody(tmp_path
     with pytest.raises(LaunchError, match="was altered"):
         pump(study, tmp_path / "00000000000000ff")
     assert len(jobs(study)) == 1
+
+
+def test_what_a_killed_submitter_left_of_a_copy_goes_though_the_code_is_there_already(tmp_path: Path) -> None:
+    taken = snapshot.take_snapshot(tmp_path)
+    pid, ticks = process_mark(os.getpid())
+    alive, dead = (f"{snapshot.COPY}{socket.gethostname()}-{pid}-{start}-x" for start in (ticks, 0))
+    for name in (alive, dead):
+        (taken.parent / name).mkdir()
+    assert snapshot.take_snapshot(tmp_path) == taken
+    assert {path.name for path in taken.parent.iterdir()} == {taken.name, alive}
 
 
 def test_canaries_of_other_code_are_chosen_anew(tmp_path: Path, slurm: Path) -> None:
