@@ -155,7 +155,7 @@ def bootstrap(
 
 def refit(problem: Problem, near: Floats, log_loss: Floats, weight: Floats) -> Solutions:
     """The optimum of each resample (R, n): from `near` (p,), the fit's own, and from the resample's own projection where a few
-    steps from there lead elsewhere. The lower one counts."""
+    steps from there lead elsewhere. The lower one counts, converged or not: a higher minimum is known not to be the optimum."""
     resamples = len(log_loss)
     if not resamples:
         return Solutions(np.empty((0, problem.size)), np.empty(0), np.empty(0, dtype=bool))

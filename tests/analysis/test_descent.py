@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from analysis.descent import minimise
 from analysis.optimum import solve
 from analysis.solver import CONSTANT, IN_D, IN_N, Problem, derivatives
 from analysis.uncertainty import refit, stratified_counts
+from tests.analysis.tables import three_arms
 
 
 def two_arms(seed: int) -> tuple[Problem, np.ndarray, np.ndarray]:
@@ -66,3 +69,37 @@ def test_a_start_from_which_every_way_is_barred_is_no_optimum(monkeypatch: pytes
 
     monkeypatch.setattr(descent, "_stay_inside", barred)
     assert not minimise(problem, start, losses, weight).converged.any()
+
+
+def row_steps(problem: Problem, losses: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Steps of all refits from the first one's optimum, 150 at most each."""
+    count, advance = 0, descent._advance
+
+    def counted(work: descent.Work, batch: descent.Batch) -> np.ndarray:
+        nonlocal count
+        count += len(batch.row)
+        return advance(work, batch)
+
+    near = np.repeat(solve(problem, losses[0]).theta[None], len(losses), axis=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(descent, "_advance", counted)
+        minimise(problem, near, losses, np.ones_like(losses), tolerance=1e-9, deltas=[problem.delta])
+    return count
+
+
+@pytest.mark.parametrize(
+    ("name", "idle"),
+    [
+        ("_corrected", lambda problem, batch, scratch, moved, hessian, held, rows: moved[0][rows].copy()),
+        ("_least_between", lambda before, after, weight, delta: np.ones(len(before))),
+    ],
+    ids=["bent", "cut"],
+)
+def test_bent_and_cut_steps_each_save_a_tenth_of_the_steps_along_curved_valleys(
+    name: str, idle: Callable[..., np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without bends 1.2 times the steps, without cuts 1.3 times."""
+    problem, losses = three_arms(6)
+    steps = row_steps(problem, losses, monkeypatch)
+    monkeypatch.setattr(descent, name, idle)
+    assert row_steps(problem, losses, monkeypatch) > 1.1 * steps
