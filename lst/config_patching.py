@@ -45,11 +45,7 @@ class PatchingConfig:
         require_choice("patching.silence", self.silence, ("separate", "merged"))
         require_choice("patching.merge_side", self.merge_side, ("previous", "next"))
         require_choice("patching.draw", self.draw, ("sequence", "step"))
-        low, high = self.boundary_noise_ms
-        if not 0 <= low <= high <= MOST_NOISE_MS:
-            raise ConfigError(
-                f"patching.boundary_noise_ms={[low, high]} is no range of milliseconds; give [least, most], 0 to {MOST_NOISE_MS}."
-            )
+        require_noise("patching.boundary_noise_ms", self.boundary_noise_ms)
         require_share("patching.mixed_aligned_share", self.mixed_aligned_share)
         require_share("patching.curriculum_aligned_until", self.curriculum_aligned_until)
         require_share("patching.curriculum_static_from", self.curriculum_static_from)
@@ -81,3 +77,10 @@ class PatchingConfig:
     def evaluation_kind(self) -> Patching:
         """The patching of held-out evaluation: static for mixed and curriculum, else the arm's own (PAPER: 3.1)."""
         return Patching.STATIC if self.kind in (Patching.MIXED, Patching.CURRICULUM) else self.kind
+
+
+def require_noise(name: str, noise: tuple[int, int]) -> None:
+    """Raises ConfigError unless `noise` are two numbers of milliseconds by which a boundary can be moved, least and largest."""
+    low, high = noise
+    if not 0 <= low <= high <= MOST_NOISE_MS:
+        raise ConfigError(f"{name}={[low, high]} is no range of milliseconds; give [least, most], 0 to {MOST_NOISE_MS}.")

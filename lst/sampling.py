@@ -1,10 +1,14 @@
-"""How a generated id is chosen, as options: checked without torch, so by the planner too. Choosing: `lst.model.generate`."""
+"""How a generated id is chosen, and how generated speech is cut, as options: checked without torch, so by the planner too.
+
+Choosing and cutting: `lst.model.generate`.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from lst.config import Patching, RunConfig
 from lst.errors import ConfigError
 
 
@@ -23,3 +27,19 @@ class Sampling:
             raise ConfigError(f"top_k={self.top_k} is negative; give 0 for all ids.")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p={self.top_p} must lie in (0, 1]; give 1 for all ids.")
+
+
+def generation_patching(config: RunConfig, direction: str | None, *, static_fallback: bool) -> Patching:
+    """How the speech of prompt and continuation is cut. Raises ConfigError where an aligned arm would have to generate speech."""
+    kind = config.patching.evaluation_kind
+    if kind is not Patching.ALIGNED:
+        return kind
+    if static_fallback:
+        return Patching.STATIC
+    if direction is None or direction.endswith("S"):
+        asked = "no direction was given, so speech may come" if direction is None else f"direction='{direction}' generates speech"
+        raise ConfigError(
+            f"{asked}, and arm 'lst_aligned' knows no alignment of what is yet to come; "
+            "give static_fallback=True to cut speech statically, or a direction to text."
+        )
+    return kind

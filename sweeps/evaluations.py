@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lst.config import ExecutionConfig
+from lst.config import ExecutionConfig, RunConfig
 from lst.errors import ConfigError, DataError, LstError
 from lst.evals.tasks import TASKS
 from lst.memory import GIB
@@ -150,12 +150,15 @@ def _planned(study: StudyConfig, parent: PlannedRun, items: ItemSet | None, shar
         "out": f"{name}-{content_hash(decisive)}",
         "shard": shard,
     }
-    if items and any("S" in direction for direction in items.wanted(after.options)):
-        require_tokens(items.folder, parent.config.execution.data_path)
     tokens = items.scored(after.options) if items else _spoken(parent, after.task, after.options)
+    folder, run = items.folder if items else "", parent.config
+    require_data(after.task, tuple(after.options.items()), folder, run.execution.data_path, run.data.data_id)
+    refused = refusal(after.task, after.options, folder, run)
     flops = tokens / after.shards * before.planned_flops / before.tokens / 3  # a training token's, without the backward pass
     what = name + (f" step={step}" if step else "") + ("" if alone else f" {shard}")
     columns = {"run_id": content["run_id"], "status": Status.ADMITTED, "reason": "", "steps": step or before.steps}
+    if refused:
+        return dataclasses.replace(parent, row=_row(parent, what, **columns | {"status": Status.REFUSED, "reason": refused}))
     row = _row(parent, what, **columns, planned_spent_flops=flops)
     return dataclasses.replace(parent, row=priced(row, study.price), evaluation=content)
 
@@ -196,10 +199,33 @@ def require_options(task: str, options: Mapping[str, Any]) -> None:
         if key in options:
             raise ConfigError(f"after.options.{key} is set by the plan (after.items, after.shards); leave it out.")
     try:
-        from_dict(TASKS[task].options, ({"items": ""} if task == "choices" else {}) | dict(options), "after.options").validate()
+        _options(task, options).validate()
     except ConfigError as error:
-        text = str(error)
-        raise ConfigError(text if text.startswith("after.options") else f"after.options.{text}") from error
+        raise ConfigError(_named(error, task)) from error
+
+
+def _options(task: str, options: Mapping[str, Any], folder: str = "") -> Any:
+    """The command's own options. Raises ConfigError on one that it has not."""
+    return from_dict(TASKS[task].options, ({"items": folder} if task == "choices" else {}) | dict(options), "after.options")
+
+
+def _named(error: LstError, task: str) -> str:
+    """What the command would say, with the key of the study that it is about."""
+    text, own = str(error), {field.name for field in dataclasses.fields(TASKS[task].options)}
+    if "after.options" in text:
+        return text
+    if text.partition("=")[0] in own:
+        return f"after.options.{text}"
+    return f"after.{'items' if text.startswith('item') else 'options'}: {text}"
+
+
+def refusal(task: str, options: Mapping[str, Any], folder: str, run: RunConfig) -> str:
+    """Why no run of this configuration can be evaluated so, whatever it learns (an arm without patches, say); "" if it can."""
+    try:
+        _options(task, options, folder).check_arm(run, *_item_sets(folder))
+    except ConfigError as error:
+        return _named(error, task)
+    return ""
 
 
 @lru_cache(maxsize=64)
@@ -221,20 +247,28 @@ def open_items(folder: str) -> ItemSet:
 
 
 @lru_cache(maxsize=64)
-def require_tokens(folder: str, data: str) -> None:
-    """DataError where an item set's speech tokens are not those of the data set, as its evaluation would find after the training.
+def require_data(task: str, options: tuple[tuple[str, Any], ...], folder: str, data: str, data_id: str) -> None:
+    """DataError where the evaluation would find after the training that a folder of its options is missing or of other tokens,
+    or that an item cannot be scored (ConfigError by its options).
 
-    A plan of stated data has none to compare with.
+    A plan of stated data, or of data that are elsewhere, has nothing to compare with, and judges no folder.
     """
-    from lst.data.shards import open_dataset
-    from lst.evals.item_set import open_item_set
-
     if data != ExecutionConfig.data_path and not Path(data).is_dir():
         return
     try:
-        open_item_set(folder).require_tokens_of(open_dataset(data))
-    except LstError as error:
-        raise DataError(f"after.items: {error}") from error
+        _options(task, dict(options), folder).check_data(data, data_id, *_item_sets(folder))
+    except ConfigError as error:
+        raise ConfigError(_named(error, task)) from error
+    except DataError as error:
+        raise DataError(_named(error, task)) from error
+
+
+@lru_cache(maxsize=64)
+def _item_sets(folder: str) -> tuple[Any, ...]:
+    """The opened item set of an evaluation of choices; of others none."""
+    from lst.evals.item_set import open_item_set
+
+    return (open_item_set(folder),) if folder else ()
 
 
 def _scored_tokens(table: Any, direction: str) -> float:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lst.config import RunConfig
 from lst.errors import ConfigError
 from lst.plain import from_dict
 
@@ -49,6 +50,7 @@ class AsrConfig:
 
     def validate(self) -> None:
         from lst.checks import require_choice, require_positive, require_seed
+        from lst.evals.checkpoints import require_place
         from lst.evals.edit_errors import NORMALISERS
 
         for key in ("utterances", "beams", "tokens_per_second"):
@@ -61,7 +63,17 @@ class AsrConfig:
         if self.beams == 1 and self.length_penalty:
             raise ConfigError(f"length_penalty={self.length_penalty} has no effect on one beam; give beams=2 or more.")
         require_seed("seed", self.seed)
+        require_place(self.device, self.dtype)
         require_choice("normaliser", self.normaliser, tuple(NORMALISERS))
+
+    def check_arm(self, run: RunConfig) -> None:
+        """Every arm can be heard to: an aligned one knows the words of what it hears."""
+
+    def check_data(self, path: str, data_id: str) -> None:
+        """Raises DataError where `path`, or `data`, is no data set `data_id`, or `test` none of its tokens."""
+        from lst.evals.checkpoints import trained_dataset, utterance_dataset
+
+        utterance_dataset(trained_dataset(path, data_id, given=self.data), self.test)
 
 
 def run_asr(source: Path, values: dict[str, Any]) -> str:

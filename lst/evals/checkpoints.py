@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lst.config import Patching, RunConfig
+from lst.config import ExecutionConfig, Patching, RunConfig
 from lst.data.shards import Dataset, open_dataset
 from lst.errors import CheckpointError, ConfigError, DataError
 from lst.records import EVALUATIONS, EXIT, RUN_CONFIG, read_json
@@ -56,28 +56,54 @@ def open_checkpoint(
     from lst.train.distributed import Ranks
     from lst.train.trainer import choose_device
 
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype={dtype} is unknown; use {', '.join(DTYPES)}.")
-    if batch_tokens < 0:
-        raise ConfigError(f"batch_tokens={batch_tokens} must not be negative.")
+    require_place(device, dtype, batch_tokens)
     folder = checkpoint_folder(source)
     model, config = load_checkpoint(folder)
     changes: dict[str, Any] = {"data_path": data or config.execution.data_path, "device": device}
     changes |= {"micro_batch_tokens": batch_tokens} if batch_tokens else {}
     config = dataclasses.replace(config, execution=dataclasses.replace(config.execution, **changes))
     config.validate()
-    dataset = open_dataset(config.execution.data_path)
-    if dataset.data_id != config.data.data_id:
-        raise DataError(
-            f"data '{dataset.path}' has data_id={dataset.data_id}, the checkpoint was trained on '{config.data.data_id}'; give "
-            "data=DIR of that data set: its text tokenizer and its speech tokenizer's card are needed."
-        )
+    dataset = trained_dataset(config.execution.data_path, config.data.data_id, given=data)
     on = choose_device(config, Ranks())
     if on.type == "cpu":
         torch.set_num_threads(config.execution.threads)
     model = model.to(on, torch.float64 if dtype == "float64" else torch.float32)
     spent = _spent(source, folder, config.run_id)
     return Checkpoint(source, model, config, dataset, weights_hash(folder), spent, on)
+
+
+def require_place(device: str, dtype: str, batch_tokens: int = 0) -> None:
+    """Raises ConfigError on a device or an arithmetic that no evaluation knows, or a batch that is none."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype} is unknown; use {', '.join(DTYPES)}.")
+    if batch_tokens < 0:
+        raise ConfigError(f"batch_tokens={batch_tokens} must not be negative.")
+    try:
+        ExecutionConfig(device=device).validate()
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix("execution.")) from error
+
+
+def trained_dataset(path: str, data_id: str, *, given: str = "") -> Dataset:
+    """The data set `data_id` that weights were trained on: in `path`, or in `given`, the option `data`, if it was moved.
+
+    Raises DataError where there is none, or another.
+    """
+    dataset = _open("data", given) if given else open_dataset(path)
+    if dataset.data_id != data_id:
+        raise DataError(
+            f"data '{dataset.path}' has data_id={dataset.data_id}, the checkpoint was trained on '{data_id}'; give "
+            "data=DIR of that data set: its text tokenizer and its speech tokenizer's card are needed."
+        )
+    return dataset
+
+
+def _open(option: str, folder: str) -> Dataset:
+    """The data set that an option names. Raises DataError, with the option, where there is none."""
+    try:
+        return open_dataset(folder)
+    except DataError as error:
+        raise DataError(f"{option}={folder}: {error}") from error
 
 
 def _spent(source: Path, folder: Path, run_id: str) -> dict[str, Any]:
@@ -98,31 +124,31 @@ def _spent(source: Path, folder: Path, run_id: str) -> dict[str, Any]:
     return {}
 
 
-def own_patching(checkpoint: Checkpoint, asked: str) -> Patching:
+def own_patching(config: RunConfig, asked: str) -> Patching:
     """How speech is cut: as the arm is evaluated (`auto`), or as asked for. Raises ConfigError for an arm without patches."""
-    own = checkpoint.config.patching.evaluation_kind
+    own = config.patching.evaluation_kind
     if asked == "auto":
         return own
     if own is Patching.TOKEN:
-        raise ConfigError(f"patching={asked}: arm '{checkpoint.config.model.arm}' has no patches; leave patching out.")
+        raise ConfigError(f"patching={asked}: arm '{config.model.arm}' has no patches; leave patching out.")
     return Patching(asked)
 
 
-def utterance_dataset(checkpoint: Checkpoint, test: str) -> Dataset:
-    """The data set whose held-out documents are tested: the checkpoint's, or `test`, of the same speech tokens.
+def utterance_dataset(trained: Dataset, test: str) -> Dataset:
+    """The data set whose held-out documents are tested: that trained on, or `test`, of the same speech tokens.
 
-    Its texts are cut into pieces by its own tokenizer, so `test` must have the checkpoint's too. Raises DataError.
+    Its texts are cut into pieces by its own tokenizer, so `test` must have the other's too. Raises DataError.
     """
     if not test:
-        return checkpoint.dataset
+        return trained
     from lst.evals.item_set import card_identity
 
-    other = open_dataset(test)
-    ours, theirs = (d.manifest.get("about", {}).get("speech_tokenizer") for d in (checkpoint.dataset, other))
+    other = _open("test", test)
+    ours, theirs = (d.manifest.get("about", {}).get("speech_tokenizer") for d in (trained, other))
     if card_identity(ours) != card_identity(theirs):
-        raise DataError(f"test={test} has another speech tokenizer than '{checkpoint.dataset.path}'; prepare it with the same.")
-    if other.tokenizer.content != checkpoint.dataset.tokenizer.content:
-        raise DataError(f"test={test} has another text tokenizer; prepare it with tokenizer= of '{checkpoint.dataset.path}'.")
+        raise DataError(f"test={test} has another speech tokenizer than '{trained.path}'; prepare it with the same.")
+    if other.tokenizer.content != trained.tokenizer.content:
+        raise DataError(f"test={test} has another text tokenizer; prepare it with tokenizer= of '{trained.path}'.")
     return other
 
 

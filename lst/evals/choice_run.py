@@ -10,21 +10,22 @@ number of processes that share them (shard=i/N) changes a bit.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lst.config import Patching
+from lst.config import Patching, RunConfig
+from lst.config_patching import require_noise
 from lst.errors import ConfigError
 from lst.plain import from_dict
 
 if TYPE_CHECKING:
     from lst.data.boundary_noise import NoiseRange
+    from lst.data.shards import Dataset
     from lst.evals.checkpoints import Checkpoint
-    from lst.evals.choices import ChoiceItem, ChoiceOptions
+    from lst.evals.choices import ChoiceOptions
     from lst.evals.heldout import Metric
     from lst.evals.item_set import ItemSet
 
@@ -53,6 +54,7 @@ class ChoiceRunConfig:
     def validate(self) -> ChoiceOptions:
         """The options of scoring. Raises ConfigError."""
         from lst.checks import require_choice
+        from lst.evals.checkpoints import require_place
         from lst.evals.choices import DIRECTIONS, ChoiceOptions
 
         asked = [direction for direction in self.directions.split(",") if direction]
@@ -68,17 +70,69 @@ class ChoiceRunConfig:
         require_choice("patching", self.patching, ("auto", "static", "aligned"))
         if self.limit < 0:
             raise ConfigError(f"limit={self.limit} must not be negative.")
+        _ = self.noise
+        require_place(self.device, self.dtype, self.batch_tokens)
         options = ChoiceOptions(score=self.score, join=self.join, context_tokens=self.context_tokens)
         options.validate()
         return options
+
+    @property
+    def noise(self) -> NoiseRange | None:
+        """By how much aligned borders are moved; None: as in the run. Raises ConfigError where that is no range."""
+        if self.boundary_noise_ms == "auto":
+            return None
+        found = re.fullmatch(r"([0-9]{1,4}),([0-9]{1,4})", self.boundary_noise_ms)
+        if not found:
+            raise ConfigError(
+                f"boundary_noise_ms={self.boundary_noise_ms} is no LEAST,MOST of milliseconds; give patching=aligned and e.g. "
+                "20,40, or leave it out."
+            )
+        noise = (int(found[1]), int(found[2]))
+        require_noise("boundary_noise_ms", noise)
+        return noise
+
+    def check_arm(self, run: RunConfig, items: ItemSet) -> None:
+        """Raises ConfigError where no run of this configuration's arm can be evaluated so on `items`."""
+        _noise(self, run, _patching(self, run, items, self.asked(items)))
+
+    def check_data(self, path: str, data_id: str, items: ItemSet) -> None:
+        """Raises DataError where `path`, or `data`, is no data set `data_id`, or not of the items' speech tokens; as
+        `check_choices` on an item that cannot be scored."""
+        from lst.evals.checkpoints import trained_dataset
+
+        dataset, directions = trained_dataset(path, data_id, given=self.data), self.asked(items)
+        if any("S" in d for d in directions):
+            items.require_tokens_of(dataset)
+        self.check_items(items, directions, dataset)
+
+    def check_items(self, items: ItemSet, directions: Sequence[str], dataset: Dataset) -> None:
+        """Raises as `check_choices`, before anything is scored."""
+        from lst.evals.choices import check_choices
+
+        for part in self.parts(items, directions):
+            check_choices(items.choices(part.direction, dataset.tokenizer, first=part.first, count=part.size), self.validate())
+
+    def asked(self, items: ItemSet) -> list[str]:
+        """The directions asked for, or all that the items allow, in the order of all. Raises ConfigError where they have not what
+        a direction needs."""
+        from lst.evals.choices import DIRECTIONS
+
+        asked = [d for d in DIRECTIONS if d in self.directions.split(",")] or items.directions
+        for direction in asked:
+            items.require_direction(direction)
+        return asked
+
+    def parts(self, items: ItemSet, directions: Sequence[str]) -> list[_Part]:
+        count = min(self.limit or len(items), len(items))
+        return [_Part(d, first, min(PART, count - first)) for d in directions for first in range(0, count, PART)]
 
 
 def run_choices(source: Path, values: dict[str, Any]) -> str:
     """Evaluate; the text to print. Raises LstError, OSError on a full disk."""
     config = from_dict(ChoiceRunConfig, {"items": "", **values})
     options = config.validate()
-    from lst.evals.checkpoints import default_out, open_checkpoint, own_patching
-    from lst.evals.choices import check_choices, score_choices
+    from lst.evals.checkpoints import default_out, open_checkpoint
+    from lst.evals.choices import score_choices
     from lst.evals.evaluation_folder import EvaluationFolder, evaluation_id
     from lst.evals.item_set import open_item_set
     from lst.evals.scoring import Scorer
@@ -87,10 +141,11 @@ def run_choices(source: Path, values: dict[str, Any]) -> str:
     checkpoint = open_checkpoint(
         source, data=config.data, device=config.device, dtype=config.dtype, batch_tokens=config.batch_tokens
     )
-    kind, directions = own_patching(checkpoint, config.patching), _directions(config, items, checkpoint)
+    directions = config.asked(items)
+    kind = _patching(config, checkpoint.config, items, directions)
     if any("S" in d for d in directions):
         items.require_tokens_of(checkpoint.dataset)
-    noise = _noise(config, checkpoint, kind)
+    noise = _noise(config, checkpoint.config, kind)
     count = min(config.limit or len(items), len(items))
     decisive = checkpoint.decisive | {
         "items_id": items.items_id, "task": items.task, "items": count, "directions": directions, "score": options.score,
@@ -101,17 +156,15 @@ def run_choices(source: Path, values: dict[str, Any]) -> str:
     folder = EvaluationFolder(out, decisive, shard=config.shard)
     if folder.is_done:
         return f"{out}: this evaluation is there already."
-    parts = [_Part(d, first, min(PART, count - first)) for d in directions for first in range(0, count, PART)]
+    parts = config.parts(items, directions)
     scorer = Scorer(checkpoint.model, checkpoint.config, device=checkpoint.device, kind=kind, dtype=config.dtype)  # type: ignore[arg-type]
 
-    def chosen(part: _Part) -> list[ChoiceItem]:
-        return items.choices(part.direction, checkpoint.dataset.tokenizer, first=part.first, count=part.size, noise=noise)
-
-    for part in parts:  # before the first is scored: what cannot be scored is refused at once, and nothing is left behind
-        check_choices(chosen(part), options)
+    config.check_items(items, directions, checkpoint.dataset)  # refused at once, and nothing is left behind
 
     def make(number: int) -> list[dict[str, Any]]:
-        return score_choices(scorer, chosen(parts[number]), options)
+        direction, first, size = parts[number]
+        chosen = items.choices(direction, checkpoint.dataset.tokenizer, first=first, count=size, noise=noise)
+        return score_choices(scorer, chosen, options)
 
     with folder.records([part.size for part in parts], make) as records:
         if records is None:
@@ -128,41 +181,31 @@ class _Part(NamedTuple):
     size: int
 
 
-def _noise(config: ChoiceRunConfig, checkpoint: Checkpoint, kind: Patching) -> NoiseRange:
-    """By how much aligned borders are moved. Raises ConfigError where that is no range, or there are none."""
-    own = checkpoint.config.patching
-    if config.boundary_noise_ms == "auto":
-        return own.boundary_noise_ms if kind is Patching.ALIGNED else (0, 0)
-    found = re.fullmatch(r"([0-9]{1,4}),([0-9]{1,4})", config.boundary_noise_ms)
-    if kind is not Patching.ALIGNED or not found:
-        why = "is no LEAST,MOST of milliseconds" if not found else f"moves the borders of aligned patches, and these are {kind}"
+def _noise(config: ChoiceRunConfig, run: RunConfig, kind: Patching) -> NoiseRange:
+    """By how much aligned borders are moved. Raises ConfigError where there are none."""
+    noise = config.noise
+    if noise is None:
+        return run.patching.boundary_noise_ms if kind is Patching.ALIGNED else (0, 0)
+    if kind is not Patching.ALIGNED:
         raise ConfigError(
-            f"boundary_noise_ms={config.boundary_noise_ms} {why}; give patching=aligned and e.g. 20,40, or leave it out."
+            f"boundary_noise_ms={config.boundary_noise_ms} moves the borders of aligned patches, and these are {kind}; give "
+            "patching=aligned and e.g. 20,40, or leave it out."
         )
-    noise = (int(found[1]), int(found[2]))
-    dataclasses.replace(own, boundary_noise_ms=noise).validate()
     return noise
 
 
-def _directions(config: ChoiceRunConfig, items: ItemSet, checkpoint: Checkpoint) -> list[str]:
-    """Those asked for, or all that the items allow, in the order of all.
-
-    Raises ConfigError where the items have not what they need, or not the word spans that patches need.
-    """
+def _patching(config: ChoiceRunConfig, run: RunConfig, items: ItemSet, directions: Sequence[str]) -> Patching:
+    """How speech is cut. Raises ConfigError where the arm has no patches, or the items not the word spans that patches need."""
     from lst.evals.checkpoints import own_patching
-    from lst.evals.choices import DIRECTIONS
 
-    asked = [d for d in DIRECTIONS if d in config.directions.split(",")] or items.directions
-    for direction in asked:
-        items.require_direction(direction)
-    kind = own_patching(checkpoint, config.patching)
-    spoken = [d for d in asked if "S" in d]
+    kind = own_patching(run, config.patching)
+    spoken = [d for d in directions if "S" in d]
     if kind is Patching.ALIGNED and spoken and not items.manifest["aligned"]:
         raise ConfigError(
             f"directions={','.join(spoken)}: aligned patches need the words' frames, which item set '{items.path}' has not; "
             "prepare it with words, or give patching=static or 'directions=T->T'."
         )
-    return asked
+    return kind
 
 
 def _metrics(records: Sequence[dict[str, Any]], checkpoint: Checkpoint, about: dict[str, Any]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +18,11 @@ from lst.data.shards import Dataset
 from lst.data.vocab import FRAMES_PER_SECOND
 from lst.errors import DataError
 
+if TYPE_CHECKING:
+    from lst.data.audio.alignments import Alignments
+
 PAUSE = ""
+ESPEAK = "espeak"
 Reader = Callable[[str, str, list[str], int], list[str] | None]  # id, speaker, words and frames of a document -> its phones
 TOLERANCE = 2  # frames by which what espeak-ng says now may be longer or shorter than the document
 
@@ -31,7 +36,7 @@ def document_phones(dataset: Dataset, documents: Iterable[int], given: str, *, t
     rows = dataset.rows("speech", "heldout")
     table = dataset.speech.select(["id", "speaker", "words", "speech_tokens"])
     found: dict[int, list[str]] = {}
-    read = _aligned(given, tier) if given != "espeak" else _said_again
+    read = _aligned(open_phones(given, tier)) if given != ESPEAK else _said_again
     for number in sorted(set(documents)):
         row = table.slice(int(rows[number]), 1).to_pylist()[0]
         phones = read(row["id"], row["speaker"], row["words"], len(row["speech_tokens"]))
@@ -51,14 +56,18 @@ def frames_of(spans: Iterable[tuple[str, float, float]], frames: int) -> list[st
     return labels
 
 
-def _aligned(given: str, tier: str) -> Reader:
+def open_phones(given: str, tier: str) -> Alignments:
+    """The alignments in a folder or file. Raises DataError where there are none."""
     from lst.data.audio.alignments import Alignments
-    from lst.data.audio.transcripts import Malformed
 
     try:
-        alignments = Alignments(Path(given), tier=tier)
+        return Alignments(Path(given), tier=tier)
     except DataError as error:
         raise DataError(str(error).replace("alignments=", "phones=")) from error
+
+
+def _aligned(alignments: Alignments) -> Reader:
+    from lst.data.audio.transcripts import Malformed
 
     def read(document: str, _speaker: str, _words: list[str], frames: int) -> list[str] | None:
         try:

@@ -21,24 +21,33 @@ from numpy.typing import NDArray
 from lst.errors import DataError
 
 LONGEST = 30.0  # seconds that transformers' Whisper hears at once
+POCKETSPHINX = "pocketsphinx"
 Hear = Callable[[NDArray[np.float32]], str]
 
 
 def open_recogniser(name: str) -> Hear:
     """Greedy transcripts by `pocketsphinx`, or by the Whisper of a local folder. Raises DataError where there is none, or its
     package is missing."""
-    if name == "pocketsphinx":
+    if name == POCKETSPHINX:
         return _pocketsphinx()
+    require_folder(name)
+    return _ctranslate2(name) if (Path(name) / "model.bin").is_file() else _transformers(name)
+
+
+def require_folder(name: str) -> None:
+    """Raises DataError unless `name` is `pocketsphinx`, or a folder that looks like a Whisper's."""
     path = Path(name)
+    if name == POCKETSPHINX:
+        return
     if not (path / "config.json").is_file() or not [*path.glob("*.safetensors"), *path.glob("model.bin")]:
         raise DataError(
-            f"recogniser={name} has no config.json with safetensors or model.bin; give a Whisper's local folder, or pocketsphinx."
+            f"recognisers={name} has no config.json with safetensors or model.bin; give a Whisper's local folder, or "
+            f"{POCKETSPHINX}."
         )
-    return _ctranslate2(name) if (path / "model.bin").is_file() else _transformers(name)
 
 
 def _transformers(folder: str) -> Hear:
-    _require("transformers", f"recogniser={folder}", "lst-scaling[hf]")
+    _require("transformers", f"recognisers={folder}", "lst-scaling[hf]")
     import torch
     from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -47,7 +56,7 @@ def _transformers(folder: str) -> Hear:
         model: Any = WhisperForConditionalGeneration.from_pretrained(folder, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
-            f"recogniser={folder} cannot be opened ({str(error).splitlines()[0]}); give a Whisper's folder."
+            f"recognisers={folder} cannot be opened ({str(error).splitlines()[0]}); give a Whisper's folder."
         ) from error
 
     model.eval()
@@ -65,14 +74,14 @@ def _transformers(folder: str) -> Hear:
 
 
 def _ctranslate2(folder: str) -> Hear:
-    _require("faster_whisper", f"recogniser={folder}", "faster-whisper")
+    _require("faster_whisper", f"recognisers={folder}", "faster-whisper")
     from faster_whisper import WhisperModel
 
     try:
         model: Any = WhisperModel(folder, device="cpu", compute_type="float32", cpu_threads=1, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"recogniser={folder} cannot be opened ({str(error).splitlines()[0]}); give a Whisper's folder."
+            f"recognisers={folder} cannot be opened ({str(error).splitlines()[0]}); give a Whisper's folder."
         ) from error
 
     def hear(audio: NDArray[np.float32]) -> str:
@@ -83,7 +92,7 @@ def _ctranslate2(folder: str) -> Hear:
 
 
 def _pocketsphinx() -> Hear:
-    _require("pocketsphinx", "recogniser=pocketsphinx", "pocketsphinx")
+    _require("pocketsphinx", "recognisers=pocketsphinx", "pocketsphinx")
     from pocketsphinx import Decoder
 
     def hear(audio: NDArray[np.float32]) -> str:

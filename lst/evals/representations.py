@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lst.config import Patching
+from lst.config import Patching, RunConfig
 from lst.errors import ConfigError
 from lst.plain import from_dict
 
@@ -51,6 +51,7 @@ class RepresentationsConfig:
 
     def validate(self) -> None:
         from lst.checks import require_choice, require_positive, require_seed
+        from lst.evals.checkpoints import require_place
 
         for key in ("utterances", "letters", "perplexity", "l2"):
             require_positive(key, getattr(self, key))
@@ -66,6 +67,23 @@ class RepresentationsConfig:
             raise ConfigError(f"words={self.words} must not be negative.")
         require_choice("patching", self.patching, ("auto", "static", "aligned"))
         require_seed("seed", self.seed)
+        require_place(self.device, self.dtype)
+
+    def check_arm(self, run: RunConfig) -> None:
+        """Raises ConfigError where the arm has not the patches that are asked for."""
+        from lst.evals.checkpoints import own_patching
+
+        own_patching(run, self.patching)
+
+    def check_data(self, path: str, data_id: str) -> None:
+        """Raises DataError where `path`, or `data`, is no data set `data_id`, `test` none of its tokens, or `phones` has no
+        alignments."""
+        from lst.evals.checkpoints import trained_dataset, utterance_dataset
+        from lst.evals.phones import ESPEAK, open_phones
+
+        utterance_dataset(trained_dataset(path, data_id, given=self.data), self.test)
+        if self.phones not in ("", ESPEAK):
+            open_phones(self.phones, self.phone_tier)
 
 
 def run_representations(source: Path, values: dict[str, Any]) -> str:
@@ -82,7 +100,7 @@ def run_representations(source: Path, values: dict[str, Any]) -> str:
     config.validate()
     require_scikit_learn()
     checkpoint, dataset, folder, words = open_evaluation("representations", source, asdict(config) | {"shard": "1/1"})
-    kind, options = own_patching(checkpoint, config.patching), checkpoint.config.patching
+    kind, options = own_patching(checkpoint.config, config.patching), checkpoint.config.patching
     if folder.is_done:
         return folder.left
     utterances = heldout_utterances(

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lst.config import RunConfig
 from lst.errors import ConfigError
 from lst.plain import from_dict
 
@@ -53,8 +54,13 @@ class TtsConfig:
     device: str = "auto"
     dtype: str = "float32"
 
+    @property
+    def recogniser_names(self) -> list[str]:
+        return [name for name in self.recognisers.split(",") if name]
+
     def validate(self) -> None:
         from lst.checks import require_choice, require_positive, require_seed
+        from lst.evals.checkpoints import require_place
         from lst.evals.edit_errors import NORMALISERS
         from lst.sampling import Sampling
 
@@ -68,7 +74,24 @@ class TtsConfig:
         if self.vocoder == "none" and self.recognisers:
             raise ConfigError(f"recognisers={self.recognisers} hear nothing with vocoder=none; name a vocoder.")
         require_seed("seed", self.seed)
+        require_place(self.device, self.dtype)
         require_choice("normaliser", self.normaliser, tuple(NORMALISERS))
+
+    def check_arm(self, run: RunConfig) -> None:
+        """Raises ConfigError where the arm cannot generate speech so."""
+        from lst.sampling import generation_patching
+
+        generation_patching(run, "T->S", static_fallback=self.static_fallback)
+
+    def check_data(self, path: str, data_id: str) -> None:
+        """Raises DataError where `path`, or `data`, is no data set `data_id`, `test` none of its tokens, or a recogniser
+        none that is here."""
+        from lst.evals.checkpoints import trained_dataset, utterance_dataset
+        from lst.evals.recogniser import require_folder
+
+        utterance_dataset(trained_dataset(path, data_id, given=self.data), self.test)
+        for name in self.recogniser_names:
+            require_folder(name)
 
 
 def run_tts(source: Path, values: dict[str, Any]) -> str:
@@ -158,7 +181,7 @@ class _Judge:
         if config.vocoder != "none":
             self.vocoder = open_vocoder(config.vocoder, voice=config.voice)
             self.vocoder.check_units(checkpoint.dataset)
-        self.recognisers = {Path(name).name: open_recogniser(name) for name in filter(None, config.recognisers.split(","))}
+        self.recognisers = {Path(name).name: open_recogniser(name) for name in config.recogniser_names}
         self.normalise = NORMALISERS[config.normaliser]
 
     def judge(self, tokens: Sequence[int], text: str, file: Path) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def open_evaluation(task: str, source: Path, options: Mapping[str, Any]) -> tupl
     from lst.evals.evaluation_folder import EvaluationFolder, evaluation_id
 
     checkpoint = open_checkpoint(source, data=options["data"], device=options["device"], dtype=options["dtype"])
-    dataset = utterance_dataset(checkpoint, options["test"])
+    dataset = utterance_dataset(checkpoint.dataset, options["test"])
     words = options["words"] or checkpoint.config.data.pair_words
     stated = {name: value for name, value in options.items() if name not in WHERE} | {"words": words}
     decisive = checkpoint.decisive | {"task": task, "test": dataset.data_id, **stated}

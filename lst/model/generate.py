@@ -40,7 +40,7 @@ from lst.model.batch import Batch, make_batch
 from lst.model.build import count_parameters
 from lst.model.lst import Baseline, LatentSpeechText
 from lst.model.stepper import Stepper
-from lst.sampling import Sampling
+from lst.sampling import Sampling, generation_patching
 
 DIRECTIONS = ("S->S", "T->T", "S->T", "T->S")
 _NAMES = {"S": "speech", "T": "text"}
@@ -109,7 +109,7 @@ def generate(
     if temperature > 0 and generator is None:
         raise ConfigError(f"temperature={temperature} draws ids; give a torch.Generator, or temperature=0 for the most probable.")
     network = _network(model, config)
-    kind = _patching(config, direction, static_fallback)
+    kind = generation_patching(config, direction, static_fallback=static_fallback)
     documents = [_document(number, prompt, direction) for number, prompt in enumerate(prompts)]
     if not documents:
         return []
@@ -252,22 +252,6 @@ def _network(model: nn.Module, config: RunConfig) -> Baseline | LatentSpeechText
             "give the configuration that it was built from."
         )
     return model
-
-
-def _patching(config: RunConfig, direction: str | None, static_fallback: bool) -> Patching:
-    """How the speech of prompt and continuation is cut."""
-    kind = config.patching.evaluation_kind
-    if kind is not Patching.ALIGNED:
-        return kind
-    if static_fallback:
-        return Patching.STATIC
-    if direction is None or direction.endswith("S"):
-        asked = "no direction was given, so speech may come" if direction is None else f"direction='{direction}' generates speech"
-        raise ConfigError(
-            f"{asked}, and arm 'lst_aligned' knows no alignment of what is yet to come; "
-            "give static_fallback=True to cut speech statically, or a direction to text."
-        )
-    return kind
 
 
 def _document(number: int, prompt: Sequence[Any], direction: str | None) -> list[Any]:

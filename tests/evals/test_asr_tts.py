@@ -215,7 +215,7 @@ def test_generated_sound_is_heard_by_a_recogniser_of_a_local_folder(
         (run_tts, {"top_p": 0.5}, "top_k=0 and top_p=0.5 have no effect at temperature=0"),
         (run_asr, {"beams": 101}, "beams=101 is more than 100"),
         (run_tts, {"vocoder": "none", "recognisers": "x"}, "recognisers=x hear nothing"),
-        (run_tts, {"recognisers": "nowhere"}, "recogniser=nowhere has no config.json"),
+        (run_tts, {"recognisers": "nowhere"}, "recognisers=nowhere has no config.json"),
         (run_tts, {}, "vocoder"),  # the embedded one speaks the embedded corpus' tokens alone
     ],
 )

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 import lst
-from lst.errors import ConfigError, DataError, PlanError
+from lst.data.shards import open_dataset
+from lst.data.text import TextTokenizer
+from lst.errors import ConfigError, DataError, LstError, PlanError
 from lst.evals.item_set import SMOKE
+from lst.evals.make_items import prepare_items
 from lst.flops import forward_flops
-from sweeps.evaluations import open_items, require_tokens
+from sweeps.evaluations import open_items, require_data
 from sweeps.plan import Plan, plan, read_plan
 from sweeps.reprice import reprice
 
@@ -148,10 +151,116 @@ def test_evaluations_are_priced_again_at_another_price(tmp_path: Path) -> None:
 
 
 def test_items_of_another_tokenizer_than_the_datas_are_refused_before_anything_trains(toy_dataset: Path) -> None:
-    require_tokens(SMOKE, "embedded")
-    require_tokens(SMOKE, "paper")  # stated data have no tokens
-    with pytest.raises(DataError, match=r"after.items: item set .* has another speech tokenizer than data"):
-        require_tokens(SMOKE, str(toy_dataset))
+    for data in ("embedded", str(toy_dataset)):
+        data_id = open_dataset(data).data_id
+        if data == "embedded":
+            require_data("choices", (), SMOKE, data, data_id)
+        else:
+            with pytest.raises(DataError, match=r"after.items: item set .* has another speech tokenizer than data"):
+                require_data("choices", (), SMOKE, data, data_id)
+    require_data("choices", (), SMOKE, "paper", "")  # stated data have no tokens
+
+
+WITHOUT_PATCHES = "after.options.patching=%s: arm 'baseline' has no patches; leave patching out"
+WITHOUT_BORDERS = (
+    "after.options.boundary_noise_ms=20,40 moves the borders of aligned patches, and these are %s; give patching=aligned"
+)
+OF_AN_ARM: list[tuple[dict[str, Any], dict[str, str]]] = [
+    (CHOICES | {"options": {"patching": "aligned"}}, {"baseline": WITHOUT_PATCHES % "aligned"}),
+    (CHOICES | {"options": {"patching": "static"}}, {"baseline": WITHOUT_PATCHES % "static"}),
+    (
+        CHOICES | {"options": {"boundary_noise_ms": "20,40"}},
+        {"baseline": WITHOUT_BORDERS % "token", "lst_static": WITHOUT_BORDERS % "static"},
+    ),
+    (CHOICES | {"options": {"boundary_noise_ms": "20,40", "patching": "aligned"}}, {"baseline": WITHOUT_PATCHES % "aligned"}),
+    (
+        {"kind": "eval", "task": "tts"},
+        {"lst_aligned": "after.options: direction='T->S' generates speech, and arm 'lst_aligned' knows no alignment"},
+    ),
+    ({"kind": "eval", "task": "tts", "options": {"static_fallback": True}}, {}),
+    ({"kind": "eval", "task": "asr", "options": {"beams": 2}}, {}),
+    ({"kind": "eval", "task": "representations"}, {}),
+    ({"kind": "eval", "task": "representations", "options": {"patching": "aligned"}}, {"baseline": WITHOUT_PATCHES % "aligned"}),
+]
+
+
+@pytest.mark.parametrize(("after", "reasons"), OF_AN_ARM)
+def test_what_an_arm_can_never_be_asked_is_refused_of_this_arm_alone(after: dict[str, Any], reasons: dict[str, str]) -> None:
+    arms = ["baseline", "lst_static", "lst_aligned"]
+    found = judged(after, arms=arms)
+    rows = {row.arm: row for row in evaluations(found)}
+    assert {arm: row.status for arm, row in rows.items()} == {a: "refused" if a in reasons else "admitted" for a in arms}
+    for arm, row in rows.items():
+        assert row.reason.startswith(reasons.get(arm, "")), arm
+        assert (row.reason == "") == (arm not in reasons)
+        assert (row.run_id in found.evaluations) == (arm not in reasons)
+        assert (row.planned_spent_flops > 0) == (arm not in reasons)
+
+
+def item_set(folder: Path, line: dict[str, Any]) -> str:
+    (folder / "t.jsonl").write_text(json.dumps(line) + "\n")
+    prepare_items({"eval": str(folder / "t.jsonl"), "out": str(folder / "set")})
+    return str(folder / "set")
+
+
+def test_items_without_the_frames_of_words_are_refused_of_an_aligned_arm(tmp_path: Path) -> None:
+    parts = {"prompt": {"speech_tokens": [1, 2]}, "endings": [{"speech_tokens": [3]}, {"speech_tokens": [4]}]}
+    items = item_set(tmp_path, {"id": "x", "label": 0, **parts})
+    found = judged(CHOICES | {"items": [items]}, arms=["baseline", "lst_static", "lst_aligned"])
+    _, static, aligned = evaluations(found)
+    assert (static.status, aligned.status) == ("admitted", "refused")
+    assert aligned.reason.startswith("after.options.directions=S->S: aligned patches need the words' frames, which item set ")
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("choices", {"data": "nowhere"}, "after.options.data=nowhere: data 'nowhere' has no manifest.json; prepare it with"),
+        ("asr", {"data": "nowhere"}, "after.options.data=nowhere: data 'nowhere' has no manifest.json; prepare it with"),
+        ("asr", {"test": "nowhere"}, "after.options.test=nowhere: data 'nowhere' has no manifest.json; prepare it with"),
+        ("tts", {"test": "nowhere"}, "after.options.test=nowhere: data 'nowhere' has no manifest.json; prepare it with"),
+        (
+            "tts",
+            {"recognisers": "pocketsphinx,nowhere"},
+            "after.options.recognisers=nowhere has no config.json .*; give a Whisper",
+        ),
+        ("representations", {"phones": "nowhere"}, "after.options.phones=nowhere must be a folder of"),
+        ("choices", {"context_tokens": 5}, "after.options.context_tokens=5 has no room for an ending of .*; give more"),
+    ],
+)
+def test_what_options_name_and_is_not_there_is_refused_beside_data_that_are(
+    task: str, options: dict[str, Any], message: str
+) -> None:
+    """A plan of stated data is one of another place or time: what its options name may come."""
+    after = {"kind": "eval", "task": task, "options": options} | ({"items": [SMOKE]} if task == "choices" else {})
+    data_id = open_dataset("embedded").data_id
+    with pytest.raises(LstError, match=message):
+        require_data(task, tuple(options.items()), SMOKE if task == "choices" else "", "embedded", data_id)
+    assert {row.status for row in evaluations(judged(after))} == {"admitted"}
+
+
+def test_a_plan_refuses_a_recogniser_that_is_not_there(toy_dataset: Path) -> None:
+    small = {"data": str(toy_dataset), "sizes": ["w24"], "arms": ["baseline"], "units": [150_000], "seq_len_units": 256}
+    small |= {"dtype": "float32", "recipe": {"name": "small"}, "price": {"device": "cpu"}}
+    after = {"kind": "eval", "task": "tts", "options": {"recognisers": "nowhere"}}
+    with pytest.raises(DataError, match=r"after.options.recognisers=nowhere has no config.json .*; give a Whisper"):
+        judged(after, **small)
+
+
+def test_data_of_another_id_than_the_runs_are_refused(toy_dataset: Path) -> None:
+    with pytest.raises(DataError, match=r"after.options: data '.*' has data_id=.*, the checkpoint was trained on"):
+        require_data("asr", (("data", str(toy_dataset)),), "", "embedded", open_dataset("embedded").data_id)
+
+
+def test_an_item_without_a_token_is_refused_before_anything_trains(
+    toy_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = item_set(tmp_path, {"id": "x", "prompt": "ab", "endings": ["cd", "ef"], "label": 0})
+    toy, whole = open_dataset(toy_dataset), TextTokenizer.encode
+    monkeypatch.setattr(TextTokenizer, "encode", lambda self, text: [] if text == "ef" else whole(self, text))
+    with pytest.raises(DataError, match=r"after.items: item 'x' of t T->T: its ending 1 has no token"):
+        require_data("choices", (), items, str(toy_dataset), toy.data_id)
+    require_data("choices", (), items, "paper", "")  # stated data have no tokenizer
 
 
 def test_choices_without_items_stay_in_the_plan_refused() -> None:
@@ -169,6 +278,14 @@ def test_choices_without_items_stay_in_the_plan_refused() -> None:
         (CHOICES | {"options": {"scroe": "x"}}, "unknown key 'after.options.scroe'; did you mean 'score'"),
         (CHOICES | {"options": {"limit": "many"}}, "after.options.limit='many' must be of type int"),
         (CHOICES | {"options": {"out": "x"}}, "after.options.out is set by the plan"),
+        (CHOICES | {"options": {"dtype": "float8"}}, "after.options.dtype=float8 is unknown; use float32, float64, bfloat16"),
+        (CHOICES | {"options": {"device": "tpu"}}, "after.options.device='tpu' is unknown; did you mean 'cpu'"),
+        (CHOICES | {"options": {"batch_tokens": -1}}, "after.options.batch_tokens=-1 must not be negative"),
+        (CHOICES | {"options": {"boundary_noise_ms": "40,20"}}, r"after.options.boundary_noise_ms=\[40, 20\] is no range"),
+        (CHOICES | {"options": {"boundary_noise_ms": "some"}}, "after.options.boundary_noise_ms=some is no LEAST,MOST of"),
+        ({"kind": "eval", "task": "asr", "options": {"dtype": "float8"}}, "after.options.dtype=float8 is unknown"),
+        ({"kind": "eval", "task": "tts", "options": {"device": "tpu"}}, "after.options.device='tpu' is unknown"),
+        ({"kind": "eval", "task": "representations", "options": {"device": "gpu0"}}, "after.options.device='gpu0' is unknown"),
         (CHOICES | {"options": {"directions": "S->S,S->X"}}, "after.options.directions='S->X' is unknown"),
         (CHOICES | {"options": {"score": "loglik_per_second"}}, "score=loglik_per_second is not defined for T->T of item set"),
         (CHOICES | {"items": [SMOKE, SMOKE]}, "has an item set twice"),
