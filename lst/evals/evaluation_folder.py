@@ -64,9 +64,12 @@ class EvaluationFolder:
     """An evaluation that is being made, or is there."""
 
     def __init__(self, out: Path, decisive: Mapping[str, Any], *, shard: str = "1/1") -> None:
-        """Raises ConfigError if `out` holds anything else, or `shard` is none."""
+        """Raises ConfigError if `out` holds anything else, or `shard` is none; CheckpointError if it would lie in a file."""
+        from lst.model.export import require_folders_above
+
         self.out, self.decisive, self.id, self.shard = out, dict(decisive), evaluation_id(decisive), Shard.parse(shard)
         self.work = out.parent / f".{out.name}.work"
+        require_folders_above(out)
         if not self.is_done and (out.is_symlink() or out.exists()):
             raise ConfigError(f"out={out} holds something else; give a new folder.")
 

@@ -94,9 +94,10 @@ def prepare_items(values: dict[str, Any]) -> str:
     """Make the item set; the line to print. Raises LstError, OSError on a full disk."""
     config = from_dict(ItemsConfig, values)
     config.validate()
-    from lst.model.export import require_new
+    from lst.model.export import require_folders_above, require_new
 
     out = Path(config.out)
+    require_folders_above(out)
     maker = _Maker(config)  # reads the input: nothing is made for one that is none
     found = maker.wanted()
     with _alone(out):

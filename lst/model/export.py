@@ -131,6 +131,11 @@ def require_new(target: Path) -> None:
         raise CheckpointError(f"'{target}' is not empty; {advice}")
     if target.name in ("", "..") or (target.is_dir() and target.samefile(Path.cwd())):
         raise CheckpointError(f"'{target}' is the current folder or one above it; give the name of a new folder.")
+    require_folders_above(target)
+
+
+def require_folders_above(target: Path) -> None:
+    """CheckpointError if what `target` would lie in is a file, or a link to nothing."""
     for parent in target.parents:
         if parent.is_symlink() and not parent.exists():
             raise CheckpointError(f"'{target}' lies under '{parent}', a link to nothing; give another folder.")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from analysis.run_files import item_rows
+from lst.data.prepare import main as prepare_main
 from lst.data.shards import open_dataset
 from lst.data.text import TextTokenizer
 from lst.errors import LstError
@@ -179,6 +180,21 @@ def test_what_cannot_be_evaluated_is_one_sentence(
     assert list(tmp_path.iterdir()) == []  # refused before anything was scored
 
 
+def test_an_out_below_a_file_is_one_sentence(
+    checkpoints: dict[str, Path], items: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "afile").write_text("mine")
+    (tmp_path / "items.jsonl").write_text('{"id": "x", "endings": ["a", "b"], "label": 0}\n')
+    out = f"out={tmp_path / 'afile' / 'x'}"
+    for command in (
+        lambda: main(["choices", str(checkpoints["baseline"]), f"items={items}", out]),
+        lambda: prepare_main([f"eval={tmp_path / 'items.jsonl'}", out]),
+    ):
+        assert command() == 2
+        assert f"lies under '{tmp_path / 'afile'}', which is a file; give another folder." in capsys.readouterr().err
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.name != "items.jsonl"} == {"afile": "mine"}
+
+
 def test_the_order_of_directions_is_no_other_evaluation(checkpoints: dict[str, Path], items: Path, tmp_path: Path) -> None:
     for name, directions in (("a", "S->S,T->T"), ("b", "T->T,S->S")):
         run_choices(checkpoints["baseline"], {"items": str(items), "out": str(tmp_path / name), "directions": directions})
@@ -253,9 +269,11 @@ def test_alignment_noise_moves_aligned_patches_alike_for_all_endings_and_is_stat
 def test_a_result_that_cannot_be_written_is_one_sentence_of_wrong_input(
     checkpoints: dict[str, Path], items: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "file").write_text("")
-    assert main(["choices", str(checkpoints["baseline"]), f"items={items}", f"out={tmp_path / 'file' / 'o'}"]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}")
+    """Its name is as long as one may be, that of the folder in which it is made longer."""
+    assert main(["choices", str(checkpoints["baseline"]), f"items={items}", f"out={tmp_path / ('n' * 250)}"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {tmp_path / '.nnn'}")
+    assert told.endswith("cannot be read or written (File name too long).\n")
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:
