@@ -178,6 +178,8 @@ def paired_by_item(items: pd.DataFrame, matched: pd.DataFrame, *, level: float) 
     nothing taken off, so rather too wide); Student's quantile has m - 1 degrees of freedom. One pair tells nothing of seeds: it
     has no interval, and McNemar's test, which speaks of items alone. Raises FitError where no pair has answered the same items.
     """
+    if not len(items):
+        raise FitError("there are no answers to single items (an imported study has none): accuracies alone can be compared.")
     answered = set(items["run_id"])
     both = matched[matched["run_id"].isin(answered) & matched["run_id_baseline"].isin(answered)]
     if not len(both):

@@ -266,6 +266,8 @@ def test_matched_runs_without_common_items_are_refused() -> None:
     items, matched = pairs_of(np.ones((2, 1, 3), dtype=bool))
     with pytest.raises(FitError, match="no two matched runs"):
         paired_by_item(items.iloc[:3], matched, level=0.9)
+    with pytest.raises(FitError, match="no answers to single items"):
+        paired_by_item(items.iloc[:0], matched, level=0.9)
     items.loc[items["run_id"] == "10", "item"] = ["a", "b", "c"]
     with pytest.raises(FitError, match="no item in common"):
         paired_by_item(items, matched, level=0.9)
