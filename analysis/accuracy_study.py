@@ -20,7 +20,7 @@ from analysis.accuracy import accuracies, evaluated
 from analysis.accuracy_fit import fit_accuracy
 from analysis.collect import ITEMS, made_anew
 from analysis.endpoints import accuracy_multiplier
-from analysis.evaluation_kinds import KIND, TASK, choices, described, lacking, of_common_kind, of_first_kind, with_kinds
+from analysis.evaluation_kinds import KIND, TASK, choices, described, lacking, of_common_kind, of_own_kind, with_kinds
 from analysis.form_results import FormFit
 from analysis.item_pairs import paired_by_item
 from analysis.pairs import matched_runs
@@ -46,7 +46,7 @@ def accuracy_parts(
     """The keys accuracies, accuracy_laws and accuracy_comparisons of fits.json, and `warnings`: which evaluations count
     where there are several; `tables` hold each target's final losses."""
     every = evaluated(runs, results)
-    first = of_first_kind(every)
+    first = of_own_kind(every)
     found: dict[str, Any] = {"accuracies": accuracies(first, level=options.level), "accuracy_laws": []}
     found |= {"accuracy_comparisons": [], "warnings": choices(every)}
     items = _items(folder, runs)
@@ -85,8 +85,8 @@ def _tried(warnings: list[str], what: str, work: Callable[[], Any]) -> Any:
 
 
 def _laws(rows: pd.DataFrame, options: FitOptions, about: dict[str, str]) -> dict[str, Any]:
-    """Both sigmoids of an arm, JSON without samples, or null with the refusal among `warnings`; of its first kind."""
-    every, rows = rows, of_first_kind(rows)
+    """Both sigmoids of an arm, JSON without samples, or null with the refusal among `warnings`; of its own kind."""
+    every, rows = rows, of_own_kind(rows)
     warnings = lacking(every, rows)
     chance, arm = float(rows["chance"].iloc[0]), str(rows["arm"].iloc[0])
     found: dict[str, Any] = {"chance": chance, "evaluated": described(rows.iloc[0])}
@@ -114,7 +114,7 @@ def _band(law: FormFit, against: str) -> dict[str, list[float]] | None:
 def _comparison(
     rows: pd.DataFrame, arm: str, runs: pd.DataFrame, items: pd.DataFrame, options: FitOptions, about: dict[str, str]
 ) -> dict[str, Any]:
-    """Of the first kind of evaluation that both arms have; nulls with the refusal where they have none."""
+    """Of the one kind of evaluation that counts for both arms; nulls with the refusal where they have none."""
     warnings: list[str] = []
     arms = [options.baseline, arm]
     pair = _tried(warnings, "comparison of accuracies", lambda: of_common_kind(rows, arms))

@@ -92,11 +92,11 @@ def collect(folder: Path, *, progress: Progress | None = None) -> Collected:
     return Collected(
         results=_frame(tables.results, RESULT_COLUMNS),
         runs=(table := _run_frame(tables)),
-        pairs=_pair_frame(table, tables),
+        pairs=_pair_frame(known := _known(table), tables),
         attempts=_attempt_frame(attempts),
         curves=tables.curves,
         items=tables.items,
-        notes=(*alien, *tables.notes, *unpaired(_known(table), tables.answers)),
+        notes=(*alien, *tables.notes, *unpaired(known, tables.answers)),
     )
 
 
@@ -124,9 +124,10 @@ def collect_into(folder: Path, *, processes: int = 1, progress: Progress | None 
             parts.append(part.light())
         tables = joined(parts)
         runs = _run_frame(tables)
-        for name, table in ((RUNS, runs), (ATTEMPTS, _attempt_frame(attempts)), (PAIRS, _pair_frame(runs, tables))):
+        known = _known(runs)
+        for name, table in ((RUNS, runs), (ATTEMPTS, _attempt_frame(attempts)), (PAIRS, _pair_frame(known, tables))):
             table.to_csv(aside[name], index=False, lineterminator="\n")
-    return runs, [*alien, *tables.notes, *unpaired(_known(runs), tables.answers)]
+    return runs, [*alien, *tables.notes, *unpaired(known, tables.answers)]
 
 
 def attempt_rows(folder: Path, run_ids: set[str]) -> list[dict[str, Any]]:
@@ -180,12 +181,13 @@ def _run_frame(tables: RunTables) -> pd.DataFrame:
     return _frame([[row.get(name) for name in RUN_COLUMNS] for row in rows], RUN_COLUMNS)
 
 
-def _pair_frame(runs: pd.DataFrame, tables: RunTables) -> pd.DataFrame:
-    rows = pair_rows(_known(runs), tables.answers)
+def _pair_frame(runs: list[dict[str, Any]], tables: RunTables) -> pd.DataFrame:
+    rows = pair_rows(runs, tables.answers)
     return _frame([[row.get(name) for name in PAIR_COLUMNS] for row in rows], PAIR_COLUMNS)
 
 
 def _known(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of runs.csv one by one."""
     return [{str(name): value for name, value in row.items()} for row in runs.to_dict("records")]
 
 

@@ -46,7 +46,7 @@ def ranked(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.merge(kinds[[*TASK, *KIND, "rank"]], on=[*TASK, *KIND])
 
 
-def of_first_kind(rows: pd.DataFrame) -> pd.DataFrame:
+def of_own_kind(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows (`ranked`) of each arm's one kind of each task and direction: a law of an arm mixes none."""
     arm = [*TASK, "arm"]
     kinds = rows.groupby([*arm, "conditional", "rank"], as_index=False, sort=False).agg(runs=("run_id", "nunique"))
@@ -75,7 +75,7 @@ def choices(rows: pd.DataFrame) -> list[str]:
         kinds = found.drop_duplicates("rank").sort_values("rank")
         if len(kinds) == 1:
             continue
-        taken = of_first_kind(found)
+        taken = of_own_kind(found)
         parts = []
         for rank in np.unique(taken["rank"]):
             of = taken[taken["rank"] == rank]

@@ -86,11 +86,12 @@ def read_order(study: Path) -> Order:
     sound = sound and isinstance(values.get("time") or 0.0, int | float) and isinstance(values.get("code") or "", str)
     if not sound or not all(isinstance(n, int) for n in numbers) or not isinstance(values.get("cluster") or {}, dict):
         raise LaunchError(f"'{path}' is damaged; delete it and submit again.")
-    since = order_since(study, values)
+    lines = count_lines(study) if values else 0
+    since = order_since(study, values, lines)
     return Order(
         since=since,
         time=float(values.get("time") or 0.0),
-        asked=max(since, min(numbers[2], count_lines(study))),
+        asked=max(since, min(numbers[2], lines)),
         code=str(values.get("code") or ""),
         waiting=tuple(lists[0]),
         canaries=tuple(lists[1]),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.failures import FailureClass as F
-from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, count_lines, ledger_path
+from launch.ledger import ENDED, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, ledger_path
 from lst.records import read_json, read_jsonl, write_json
 
 ALIKE = 3  # equal failures before the first step, after which nothing more of a study starts
@@ -73,9 +73,10 @@ def fruitless(attempts: Sequence[Attempt]) -> int:
 
 def stop_if_alike(study: Path) -> str:
     """Stop the study where ALIKE attempts since the last order failed alike before their first step; why, or empty."""
-    since = order_since(study, read_json(study / LAUNCH / ORDER) or {})
+    events = read_jsonl(ledger_path(study))
+    since = order_since(study, read_json(study / LAUNCH / ORDER) or {}, len(events))
     kinds: dict[tuple[str, str], int] = {}
-    for event in read_jsonl(ledger_path(study))[since:]:
+    for event in events[since:]:
         kind = _kind(event)
         if kind:
             kinds[kind] = kinds.get(kind, 0) + 1
@@ -84,14 +85,14 @@ def stop_if_alike(study: Path) -> str:
     return ""
 
 
-def order_since(study: Path, order: Mapping[str, Any]) -> int:
-    """How many lines the ledger had when `order` (the content of order.json) was made, of those that it has now.
+def order_since(study: Path, order: Mapping[str, Any], lines: int) -> int:
+    """How many lines the ledger had when `order` (the content of order.json) was made, of the `lines` that it has now.
 
     The earlier version has written the time instead. A ledger that was cut has fewer lines: all that comes from now on is later.
     """
     since = order.get("since")
     if isinstance(since, int):
-        return min(since, count_lines(study))
+        return min(since, lines)
     when = order.get("time")
     if not isinstance(when, int | float):
         return 0

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from analysis.evaluation_kinds import TASK, described, of_first_kind, ranked, with_kinds
+from analysis.evaluation_kinds import TASK, described, of_own_kind, ranked, with_kinds
 from reports.numbers import as_float, is_number
 from reports.study import STORY_PREFIX, Study, records
 
@@ -52,13 +52,13 @@ def wilson(right: float, items: int, level: float) -> tuple[float, float]:
 
 def story_scores(study: Study) -> list[StoryScore]:
     """Every usable run's last score on stories and on item sets in RUN/evals, in a stable order; of evaluations in several ways
-    each arm's first (`analysis.evaluation_kinds`). Tasks without a recorded chance level, and groups of tasks, are left out."""
+    each arm's own (`analysis.evaluation_kinds`). Tasks without a recorded chance level, and groups of tasks, are left out."""
     tasks = study.results["task"].fillna("").astype(str)
     rows = study.results[tasks.str.startswith(STORY_PREFIX) | (study.results["evaluation"].notna() & ~tasks.str.contains("/"))]
     rows = with_kinds(rows[rows["run_id"].isin(study.usable()["run_id"])].dropna(subset=["value", "step"]))
     keys = ["run_id", *TASK]
     rows = rows[rows["step"] == rows.groupby(keys)["step"].transform("max")]
-    rows = of_first_kind(ranked(rows)).drop_duplicates([*keys, "metric"])
+    rows = of_own_kind(ranked(rows)).drop_duplicates([*keys, "metric"])
     found = records(rows)
     chance = {(r["run_id"], r["task"], r["direction"]): as_float(r["value"]) for r in found if r["metric"] == "chance"}
     usable = {str(run["run_id"]): run for run in records(study.usable())}

@@ -13,7 +13,7 @@ import pytest
 
 from analysis.accuracy_study import accuracy_parts
 from analysis.collect import ITEMS, RESULTS, RUNS, collect_into
-from analysis.evaluation_kinds import choices, of_common_kind, of_first_kind, ranked, with_kinds
+from analysis.evaluation_kinds import choices, of_common_kind, of_own_kind, ranked, with_kinds
 from analysis.form_results import AccuracyMultiplier, FormFit
 from analysis.forms import ChanceSigmoid
 from analysis.item_pairs import paired_by_item
@@ -178,7 +178,7 @@ def in_kinds(counts: dict[str, dict[str, int]]) -> pd.DataFrame:
 def test_one_stray_evaluation_does_not_take_an_arms_law_or_a_comparison_over() -> None:
     """20 runs and 12 by two kinds, and an arm of 12 by the second that has one run by the first, which is the commonest."""
     rows = in_kinds({"baseline": {"a": 20, "b": 12}, "third": {"a": 20}, "arm": {"b": 12, "a": 1}})
-    taken = of_first_kind(rows).groupby("arm")["options"].agg(["first", "size"])
+    taken = of_own_kind(rows).groupby("arm")["options"].agg(["first", "size"])
     assert taken.T.to_dict("list") == {"arm": ["b", 12], "baseline": ["a", 20], "third": ["a", 20]}
     common = of_common_kind(rows, ["baseline", "arm"])
     assert common.groupby("arm")["options"].agg(["first", "size"]).T.to_dict("list") == {"arm": ["b", 12], "baseline": ["b", 12]}
@@ -188,7 +188,7 @@ def test_one_stray_evaluation_does_not_take_an_arms_law_or_a_comparison_over() -
 
 def test_where_as_many_runs_have_two_kinds_the_one_that_more_runs_of_all_arms_have_counts() -> None:
     rows = in_kinds({"baseline": {"a": 12, "b": 12}, "arm": {"a": 12, "b": 12}, "third": {"b": 1}})
-    assert set(of_first_kind(rows)["options"]) == set(of_common_kind(rows, ["baseline", "arm"])["options"]) == {"b"}
+    assert set(of_own_kind(rows)["options"]) == set(of_common_kind(rows, ["baseline", "arm"])["options"]) == {"b"}
 
 
 def test_runs_that_were_evaluated_otherwise_only_are_left_out_and_named(other: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from analysis.accuracy import accuracies, evaluated
 from analysis.collect import collect, collect_into
-from analysis.evaluation_kinds import of_first_kind
+from analysis.evaluation_kinds import of_own_kind
 from analysis.item_table import PAIR_COLUMNS, holm
 from analysis.study import read_table
 from lst import records
@@ -27,7 +27,7 @@ def study(tmp_path: Path) -> Path:
 
 
 def first_accuracies(study: Path) -> list[dict[str, Any]]:
-    return accuracies(of_first_kind(evaluated(read_table(study, "runs.csv"), read_table(study, "results.csv"))), level=0.9)
+    return accuracies(of_own_kind(evaluated(read_table(study, "runs.csv"), read_table(study, "results.csv"))), level=0.9)
 
 
 def run(study: Path, arm: str, size: str = "s0") -> Path:
