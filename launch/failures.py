@@ -6,6 +6,7 @@ memory, died while starting, stopped before its end). Not here: what to do about
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -147,15 +148,26 @@ def last_record(path: Path) -> dict[str, Any] | None:
                     record = json.loads(line)
                 except ValueError:
                     continue
-                if isinstance(record, dict) and isinstance(record.get("step", 0), int) and _is_sound(record):
-                    return record
+                if _is_sound(record):
+                    return dict(record)
             if not start:
                 return None
             block *= 8
 
 
-def _is_sound(record: dict[str, Any]) -> bool:
-    """Whether what is reckoned with are numbers."""
+def last_records(path: Path) -> list[dict[str, Any]]:
+    """The whole records in the last kilobytes of a JSON-lines file, oldest first."""
+    records = []
+    for line in tail_of(path).split("\n")[:-1]:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return [record for record in records if _is_sound(record)]
+
+
+def _is_sound(record: Any) -> bool:
+    """Whether it is a record, and what is reckoned with are numbers."""
+    if not isinstance(record, dict) or not isinstance(record.get("step", 0), int):
+        return False
     return all(isinstance(record.get(name) or 0, int | float) for name in ("time", "train_flops", "spent_flops"))
 
 

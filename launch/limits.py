@@ -18,7 +18,7 @@ from pathlib import Path
 
 from launch.lease import holder
 from launch.ledger import LAUNCH, Attempt, read_attempts
-from launch.progress import last_sign, own_flops
+from launch.progress import flops_per_second, last_sign, own_flops
 from launch.rows import RUNS
 from lst.errors import ConfigError
 from lst.plain import from_dict, to_dict
@@ -53,6 +53,7 @@ class Spent:
     flops: float
     gpu_hours_per_second: float = 0.0  # of those that run
     flops_per_second: float = 0.0
+    unmeasured: frozenset[str] = frozenset()  # those that run and whose speed nobody knows yet
 
 
 def split_limits(overrides: Sequence[str]) -> tuple[dict[str, float], list[str]]:
@@ -98,7 +99,8 @@ def read_limits(study: Path) -> Limits:
 
 def spent(study: Path, attempts: Mapping[str, Sequence[Attempt]], now: float) -> Spent:
     """GPU-hours and FLOPs of all attempts; of one without an end what it recorded, until it was last heard of."""
-    gpu_seconds, flops, gpus, speed = 0.0, 0.0, 0, 0.0
+    gpu_seconds, flops, gpus = 0.0, 0.0, 0
+    speeds: dict[str, float] = {}
     for run_id, tries in attempts.items():
         run_dir = study / RUNS / run_id
         for attempt in tries:
@@ -108,12 +110,18 @@ def spent(study: Path, attempts: Mapping[str, Sequence[Attempt]], now: float) ->
         if last is not None and last.started is not None and last.ended is None:
             alive = holder(run_dir / LEASE) is not None
             seconds = last.seconds(now if alive else last_sign(run_dir, last))
-            own = own_flops(run_dir, before=last.flops_before, started=last.started)
             gpu_seconds += last.gpus * seconds
-            flops += own
-            speed += own / max(1.0, seconds) if alive else 0.0
-            gpus += last.gpus if alive else 0
-    return Spent(gpu_hours=gpu_seconds / 3600, flops=flops, gpu_hours_per_second=gpus / 3600, flops_per_second=speed)
+            flops += own_flops(run_dir, before=last.flops_before, started=last.started)
+            if alive:
+                speeds[run_id] = flops_per_second(run_dir, started=last.started)
+                gpus += last.gpus
+    return Spent(
+        gpu_hours=gpu_seconds / 3600,
+        flops=flops,
+        gpu_hours_per_second=gpus / 3600,
+        flops_per_second=sum(speeds.values()),
+        unmeasured=frozenset(run_id for run_id, speed in speeds.items() if not speed),
+    )
 
 
 def overspent(study: Path) -> str:
@@ -136,8 +144,11 @@ def left_text(study: Path) -> str:
     return "; ".join(parts)
 
 
-def look(study: Path) -> tuple[str, float]:
-    """Which limit is reached (empty where none is), and in how many seconds to look again: when half of the way is gone."""
+def look(study: Path, run_id: str = "") -> tuple[str, float]:
+    """Which limit is reached (empty where none is), and in how many seconds to look again: when half of the way is gone.
+
+    For the worker of run `run_id`: as long as nobody knows how fast that run is, it looks all the time.
+    """
     limits = read_limits(study)
     soonest, latest = LOOK_SECONDS
     if not (limits.gpu_hours or limits.flops):
@@ -150,6 +161,7 @@ def look(study: Path) -> tuple[str, float]:
     left = latest * 2
     if limits.gpu_hours and found.gpu_hours_per_second:
         left = min(left, (limits.gpu_hours - found.gpu_hours) / found.gpu_hours_per_second)
-    if limits.flops:  # before the first record nobody knows how fast it goes
-        left = min(left, (limits.flops - found.flops) / found.flops_per_second) if found.flops_per_second else 0.0
+    if limits.flops:
+        known = found.flops_per_second and run_id not in found.unmeasured
+        left = min(left, (limits.flops - found.flops) / found.flops_per_second) if known else 0.0
     return "", max(soonest, left / 2)

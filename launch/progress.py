@@ -5,11 +5,12 @@ Not here: sums over a study (`launch.limits`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launch.failures import last_record
+from launch.failures import last_record, last_records
 from launch.ledger import Attempt
 from lst.records import CHECKPOINTS, LEASE, TRAIN_RECORDS, read_json
 
@@ -29,6 +30,17 @@ def own_flops(run_dir: Path, *, before: float, started: float) -> float:
     if float(record.get("time") or started) < started:
         return 0.0
     return max(0.0, _flops_of(record) - before)
+
+
+def flops_per_second(run_dir: Path, *, started: float) -> float:
+    """How fast an attempt that has run since `started` trains: its fastest step of late. 0 until it has recorded two.
+
+    By the steps' own seconds: what passed before the first one, or between two, is none of its speed; nor is the first, which
+    may have compiled.
+    """
+    own = [record for record in last_records(run_dir / TRAIN_RECORDS) if float(record.get("time") or 0.0) >= started]
+    gaps = [(_flops_of(new) - _flops_of(old), new.get("seconds")) for old, new in itertools.pairwise(own)]
+    return max((flops / seconds for flops, seconds in gaps if isinstance(seconds, int | float) and seconds > 0), default=0.0)
 
 
 def last_sign(run_dir: Path, attempt: Attempt, lease: Mapping[str, Any] | None = None) -> float:

@@ -165,7 +165,7 @@ class Runner:
         self.lease = lease
         self.signals = signals
         self.command = trainer_command(job, trainer_argv)
-        self.watch = Watch(job, look=lambda: look(Path(job.study)))
+        self.watch = Watch(job, look=lambda: look(Path(job.study), job.run_id))
         self.stop: Stop | None = None  # why the trainer was told to leave
         self.fenced = False  # whether another runner has taken the run over
         self.since = since or round(time.time(), 3)

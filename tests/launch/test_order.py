@@ -197,10 +197,17 @@ def test_workers_look_at_the_budget_the_oftener_the_nearer_a_limit_is(tmp_path: 
     assert "the limit of 1 GPU-hours is reached" in look(tmp_path)[0]
     change_limits(tmp_path, {"gpu_hours": 0, "flops": 1e9})
     assert look(tmp_path) == ("", 1.0)  # no record yet: nobody knows how fast it goes
-    (tmp_path / "runs" / run / "train.jsonl").write_text('{"step": 3, "train_flops": 9e8}\n')
-    assert look(tmp_path) == ("", 15.0)  # 9e8 in 900 s, 1e8 left
-    change_limits(tmp_path, {"flops": 9e8 + 8e6})
-    assert look(tmp_path) == ("", pytest.approx(4.0))
+    records, begun = tmp_path / "runs" / run / "train.jsonl", 1e6 + 820  # 14 minutes were imports and loading
+    before = {"step": 1, "train_flops": 5e8, "time": 1e6 - 100, "seconds": 0.001}  # another attempt's
+    first = {"step": 2, "train_flops": 6e8, "time": begun, "seconds": 800.0}  # a compiler's
+    records.write_text(f"{json.dumps(before)}\n{json.dumps(first)}\n")
+    assert look(tmp_path, run) == ("", 1.0)  # nor from one
+    more = [{"step": 3 + n, "train_flops": 6e8 + (n + 1) * 1e7, "time": begun + n, "seconds": 1.0} for n in range(20)]
+    records.write_text(records.read_text() + "".join(f"{json.dumps(step)}\n" for step in more))
+    assert look(tmp_path, run) == ("", pytest.approx(10.0))  # 2e8 left, at 1e7 a second
+    change_limits(tmp_path, {"flops": 8e8 + 8e7})
+    assert look(tmp_path, run) == ("", pytest.approx(4.0))
+    assert look(tmp_path, "another") == ("", pytest.approx(4.0))
 
 
 def test_a_spent_budget_stops_runs_at_a_step_and_a_higher_one_lets_them_go_on(tmp_path: Path) -> None:
