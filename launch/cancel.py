@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.asked import forget, read_order
 from launch.failures import FailureClass
 from launch.job import cancel_path, raise_flag
 from launch.lease import Lease, signal_holder
 from launch.ledger import ENDED, INTERRUPTED, append_event, read_attempts
-from launch.order import forget, read_order
 from launch.rows import read_rows
 from launch.scheduler import cancel_jobs, slurm_site
 from launch.status import OPEN_STATES, ORDERED, RUNNING, gather, lock_path

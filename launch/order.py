@@ -1,25 +1,20 @@
-"""On SLURM: what was asked for and is not submitted yet, and submitting of it as much as fits, by whoever comes by.
+"""On SLURM: submitting of what was asked for as much as fits, by whoever comes by.
 
-launch/order.json holds the runs that wait and the cluster they are for. They wait for a free place under `limit.gpus`, for
-SLURM's own limits on submitted jobs, for the canaries, or for the run whose weights they start from. `top_up` is called by
-`submit` (also while it waits) and by every worker at its end, under the study's lock: no process has to stay alive for it.
-Not here: which rows are asked for (`launch.submit`), the batch script (`launch.executor`).
+Runs wait for a free place under `limit.gpus`, for SLURM's own limits on submitted jobs, for the canaries, or for the run whose
+weights they start from. `top_up` is called by `submit` (also while it waits) and by every worker at its end, under the study's
+lock: no process has to stay alive for it. Not here: the order itself (`launch.asked`), the batch script (`launch.executor`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from launch import canary
+from launch.asked import Order, may_start, pass_canaries, read_order, without_cancelled, write_order
 from launch.cluster import SlurmCluster, cluster_from_dict, placement
-from launch.failures import FailureClass, one_line
 from launch.gone import end_gone, suspects
 from launch.job import JOB_FILES, SPEC, WorkerJob, cancel_path, is_complete
 from launch.lease import Lease
@@ -30,7 +25,6 @@ from launch.ledger import (
     SUBMITTED,
     Attempt,
     append_event,
-    count_lines,
     ledger_path,
     next_attempt,
     read_attempts,
@@ -38,13 +32,12 @@ from launch.ledger import (
 from launch.limits import overspent, read_limits
 from launch.past import close_finished
 from launch.prepare import task_of
-from launch.retries import GOES_ON, ORDER, may_go_on, order_since, stop_if_alike, stop_study, study_stopped
-from launch.rows import EVAL, TASK, Row, cost_of, read_rows, waits_for
-from launch.scheduler import HELD, PENDING, Refused, find_by_token, restarts, slurm_queue, slurm_site
+from launch.retries import may_go_on, stop_if_alike, study_stopped
+from launch.rows import Row, read_rows, waits_for
+from launch.scheduler import HELD, PENDING, Refused, find_by_token, slurm_queue, slurm_site
 from launch.snapshot import SNAPSHOTS, altered
 from lst.errors import LaunchError
-from lst.plain import to_dict
-from lst.records import read_json, read_jsonl, write_json
+from lst.records import read_json, read_jsonl
 
 ACCEPTED = "accepted"  # in a submission's folder: SLURM's id of it, once the ledger knows it
 FULL = re.compile(
@@ -53,53 +46,6 @@ FULL = re.compile(
 )
 LOCK = "lock"
 PUMP_SECONDS = 60.0  # how long a worker at its end waits for another one that submits
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """What the user asked for last."""
-
-    since: int = 0  # lines that the ledger had then, or when its canaries were asked for
-    time: float = 0.0  # the same in seconds since the epoch, for jobs of the version that compared clocks
-    asked: int = 0  # lines that the ledger had when it was added to last
-    code: str = ""  # hash of the code that it is to run with, a folder of launch/snapshot; empty = of whoever submits it
-    waiting: tuple[str, ...] = ()  # run_ids, in the order in which they are to start
-    canaries: tuple[str, ...] = ()  # run_ids that have to pass before the others start; empty = none, or they have passed
-    canary_steps: int = 0
-    cluster: dict[str, Any] = field(default_factory=dict)
-    note: str = ""  # why runs wait
-    back: tuple[str, ...] = ()  # jobs that are being taken back (limit.gpus was lowered): nobody cancelled these
-
-
-def write_order(study: Path, order: Order) -> None:
-    """Keep the order, each run once."""
-    once = dataclasses.replace(order, waiting=tuple(dict.fromkeys(order.waiting)), canaries=tuple(dict.fromkeys(order.canaries)))
-    write_json(study / LAUNCH / ORDER, dataclasses.asdict(once))
-
-
-def read_order(study: Path) -> Order:
-    path = study / LAUNCH / ORDER
-    values = read_json(path) or {}
-    lists = [values.get(name) or [] for name in ("waiting", "canaries", "back")]
-    numbers = [values.get(name) or 0 for name in ("since", "canary_steps", "asked")]
-    sound = all(isinstance(found, list) and all(isinstance(run_id, str) for run_id in found) for found in lists)
-    sound = sound and isinstance(values.get("time") or 0.0, int | float) and isinstance(values.get("code") or "", str)
-    if not sound or not all(isinstance(n, int) for n in numbers) or not isinstance(values.get("cluster") or {}, dict):
-        raise LaunchError(f"'{path}' is damaged; delete it and submit again.")
-    lines = count_lines(study) if values else 0
-    since = order_since(study, values, lines)
-    return Order(
-        since=since,
-        time=float(values.get("time") or 0.0),
-        asked=max(since, min(numbers[2], lines)),
-        code=str(values.get("code") or ""),
-        waiting=tuple(lists[0]),
-        canaries=tuple(lists[1]),
-        canary_steps=numbers[1],
-        cluster=dict(values.get("cluster") or {}),
-        note=str(values.get("note") or ""),
-        back=tuple(lists[2]),
-    )
 
 
 def top_up(
@@ -115,16 +61,16 @@ def top_up(
     assert isinstance(cluster, SlurmCluster)
     root = _root_of(study, order, root)
     rows = {row.run_id: row for row in read_rows(study)}
-    order = _pass_canaries(study, order, rows, root.name)
+    order = pass_canaries(study, order, rows, root.name)
     if study_stopped(study):
         return 0
     attempts = read_attempts(study)
     queue = slurm_queue() if attempts else {}
-    order = _without_cancelled(study, order, attempts, queue)
+    order = without_cancelled(study, order, attempts, queue)
     wanted = [rows[run_id] for run_id in order.waiting if run_id in rows and not is_complete(rows[run_id].folder(study))]
     order = dataclasses.replace(order, waiting=tuple(row.run_id for row in wanted))
     if order.canaries:
-        wanted = [row for row in wanted if row.run_id in order.canaries and _may_start(study, order, row, attempts, queue)]
+        wanted = [row for row in wanted if row.run_id in order.canaries and may_start(study, order, row, attempts, queue)]
     else:
         order = _without_jobs(study, order, attempts, queue)
         wanted = [row for row in wanted if row.run_id in order.waiting]
@@ -249,44 +195,6 @@ def _submit_chunk(
     return []
 
 
-def _pass_canaries(study: Path, order: Order, rows: Mapping[str, Row], code: str) -> Order:
-    """The order without its canaries, once they have all trained their steps. Stops the study if one has failed."""
-    if not order.canaries:
-        return order
-    chosen = [rows[run_id] for run_id in order.canaries if run_id in rows]
-    attempts = read_attempts(study)
-    if found := canary.failed(chosen, attempts, order.since):
-        stop_study(study, one_line(found))
-        return order
-    if not canary.passed(study, chosen, attempts, order.since):
-        return order
-    canary.note_passed(study, chosen, code)
-    return dataclasses.replace(order, canaries=())
-
-
-def _may_start(study: Path, order: Order, row: Row, attempts: Mapping[str, Sequence[Attempt]], queue: Mapping[str, str]) -> bool:
-    """Whether a canary is to be submitted: it has not passed, and no job of it is about to be queued again."""
-    tries = attempts.get(row.run_id, ())
-    listed = [a for a in tries if a.line >= order.since and a.job_id in queue and not cancel_path(study, a.job_id).exists()]
-    goes_on = any(a.failure in (*GOES_ON, FailureClass.CANCELLED) for a in listed)  # cancelled: by `scontrol requeue`
-    return not goes_on and not canary.passed(study, [row], attempts, order.since)
-
-
-def _without_cancelled(study: Path, order: Order, attempts: Mapping[str, Sequence[Attempt]], queue: Mapping[str, str]) -> Order:
-    """The order without canaries whose jobs somebody has ended by scancel; other runs of their arms take their places."""
-    if not order.canaries:
-        return order
-    ended = [(run_id, attempts[run_id][-1]) for run_id in order.canaries if attempts.get(run_id)]
-    ended = [(run_id, a) for run_id, a in ended if a.failure == FailureClass.CANCELLED and a.line >= order.since]
-    ended = [(run_id, a) for run_id, a in ended if a.job_id not in order.back and not cancel_path(study, a.job_id).exists()]
-    # to the job `scontrol requeue` looks alike
-    cancelled = [run_id for run_id, a in ended if a.job_id not in queue or restarts(a.job_id) <= a.life]
-    if cancelled:
-        forget(study, cancelled)
-        order = read_order(study)
-    return order
-
-
 def _without_jobs(study: Path, order: Order, attempts: Mapping[str, Sequence[Attempt]], queue: Mapping[str, str]) -> Order:
     """The order without runs that have, or had, the job they were asked for, as after a submitter that was killed.
 
@@ -348,44 +256,3 @@ def slurm_job(study: Path, row: Row, cluster: SlurmCluster, root: Path, *, canar
         cpus_per_task=cluster.cpus_per_task or 0, timeout_minutes=float(cluster.timeout_min or 0),
         signal_seconds=float(cluster.signal_seconds), canary_steps=canary_steps, task=task_of(study, row),
     )  # fmt: skip
-
-
-def place_order(study: Path, cluster: SlurmCluster, rows: Sequence[Row], code: str, *, before: Order) -> None:
-    """Ask for these rows beside those that `before` left waiting; canaries of this code that have begun are waited for."""
-    plain = to_dict(cluster) | {"options": dict(cluster.options)}
-    ids = tuple(row.run_id for row in rows)
-    left = tuple(run_id for run_id in before.waiting if run_id not in ids)
-    now = count_lines(study)
-    if before.canaries and before.code in ("", code):
-        write_order(study, dataclasses.replace(before, asked=now, code=code, waiting=ids + left, cluster=plain))
-        return
-    behind = [row for row in read_rows(study) if row.run_id in left]
-    chosen = canary.canaries(study, [*rows, *behind], code) if cluster.canary_steps else []
-    order = Order(
-        since=now,
-        time=time.time(),
-        asked=now,
-        code=code,
-        waiting=ids + left,
-        canaries=tuple(row.run_id for row in chosen),
-        canary_steps=cluster.canary_steps,
-        cluster=plain,
-    )
-    write_order(study, order)
-
-
-def forget(study: Path, run_ids: Sequence[str]) -> None:
-    """These runs are not wanted any more. Where a canary is among them, another run of its arm takes its place."""
-    order = read_order(study)
-    if not order.waiting:
-        return
-    left = tuple(run_id for run_id in order.waiting if run_id not in run_ids)
-    canaries = tuple(run_id for run_id in order.canaries if run_id not in run_ids)
-    rows = read_rows(study)
-    arms = {row.arm for row in rows if row.run_id in order.canaries} - {row.arm for row in rows if row.run_id in canaries}
-    able_rows = [row for row in rows if row.run_id in left and row.kind not in (EVAL, TASK) and not waits_for(study, row)]
-    costs = cost_of(rows)
-    for arm in sorted(arms):
-        able = [row.run_id for row in able_rows if row.arm == arm]
-        canaries += (min(able, key=lambda run_id: costs[run_id]),) if able else ()
-    write_order(study, dataclasses.replace(order, waiting=left, canaries=canaries))

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.asked import read_order
 from launch.canary import PRICE
 from launch.failures import failure_text, last_line, last_record, read_failure
 from launch.gone import last_words
 from launch.job import is_complete
 from launch.lease import holder
 from launch.ledger import DONE, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, read_attempts
-from launch.order import read_order
 from launch.past import GONE, NEVER_BEGAN
 from launch.progress import last_sign
 from launch.rows import Row, cost_of, read_rows, waits_for

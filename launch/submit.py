@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launch.asked import Order, place_order, read_order, write_order
 from launch.cluster import Cluster, DebugCluster, LocalCluster, SlurmCluster
 from launch.display import Display
 from launch.executor import require_path
@@ -26,7 +27,7 @@ from launch.job import cancel_path, is_complete
 from launch.lease import Lease, holder
 from launch.ledger import FAILED, LAUNCH, LOST, count_lines, read_attempts
 from launch.limits import Limits, change_limits, check_limits, overspent, read_limits
-from launch.order import Order, adopt, end_lost, place_order, pump, read_order, top_up, weight, write_order
+from launch.order import adopt, end_lost, pump, top_up, weight
 from launch.past import GONE, NEVER_BEGAN, close, close_finished
 from launch.prepare import task_of
 from launch.retries import STOPPED, stop_study, study_stopped

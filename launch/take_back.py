@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from launch.asked import read_order, write_order
 from launch.ledger import ENDED, INTERRUPTED, append_event, read_attempts
 from launch.limits import read_limits
-from launch.order import is_open, read_order, weight, write_order
+from launch.order import is_open, weight
 from launch.rows import read_rows
 from launch.scheduler import PENDING, cancel_jobs, slurm_queue
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from launch.asked import read_order
 from launch.ledger import append_event, attempts_of, count_lines, read_attempts
-from launch.order import pump, read_order
+from launch.order import pump
 from launch.retries import stop_if_alike, study_stopped
 from launch.submit import Selection
 from lst.records import read_json

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from launch import worker
+from launch.asked import read_order
 from launch.cluster import LocalCluster
 from launch.display import Display
 from launch.environment import python_environment
@@ -24,7 +25,6 @@ from launch.job import WorkerJob, write_jobs
 from launch.lease import Lease, process_mark
 from launch.ledger import append_event, read_attempts
 from launch.limits import read_limits
-from launch.order import read_order
 from launch.rows import read_rows
 from launch.snapshot import altered, take_snapshot
 from launch.status import gather

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from launch.asked import read_order, write_order
 from launch.failures import failure_text, read_failure
 from launch.job import cancel_path, raise_flag
 from launch.ledger import append_event, attempts_of, read_attempts
-from launch.order import end_lost, pump, read_order, write_order
+from launch.order import end_lost, pump
 from launch.retries import study_stopped
 from launch.scheduler import job_ends
 from tests.launch.study import NO_CANARY, call, make_study, status

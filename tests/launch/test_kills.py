@@ -16,8 +16,9 @@ import pytest
 
 from launch import scheduler
 from launch import submit as submit_module
+from launch.asked import read_order
 from launch.ledger import read_attempts
-from launch.order import pump, read_order
+from launch.order import pump
 from launch.scheduler import slurm_queue
 from launch.submit import Selection
 from tests.launch import fake_slurm

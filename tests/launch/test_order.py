@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from launch import limits
+from launch.asked import read_order
 from launch.canary import canaries
 from launch.lease import Lease
 from launch.ledger import append_event, read_attempts
 from launch.limits import change_limits, look, overspent, spent
-from launch.order import FULL, adopt, read_order
+from launch.order import FULL, adopt
 from launch.rows import read_rows
 from lst.errors import ConfigError
 from lst.records import read_json

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from launch import canary, gone, order, snapshot, take_back
+from launch import asked, canary, gone, snapshot, take_back
 from launch import cancel as cancel_module
 from launch import submit as submit_module
+from launch.asked import forget, read_order, write_order
 from launch.cancel import cancel
 from launch.lease import process_mark
 from launch.ledger import append_event, attempts_of, count_lines, ledger_path, read_attempts
-from launch.order import forget, pump, read_order, write_order
+from launch.order import pump
 from launch.retries import stop_if_alike, stop_study, study_stopped
 from launch.submit import Selection
 from lst.errors import LaunchError
@@ -327,9 +328,9 @@ def test_an_evaluation_takes_no_canarys_place(tmp_path: Path, slurm: Path, monke
     send(study)
     rows = [
         dataclasses.replace(row, kind="eval", planned_flops=1.0) if row.run_id == runs[2] else row
-        for row in order.read_rows(study)
+        for row in asked.read_rows(study)
     ]
-    monkeypatch.setattr(order, "read_rows", lambda _: rows)
+    monkeypatch.setattr(asked, "read_rows", lambda _: rows)
     forget(study, [runs[0]])
     assert read_order(study).canaries == (runs[1],)
 

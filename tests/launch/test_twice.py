@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from launch import cancel as cancel_module
+from launch.asked import read_order, write_order
 from launch.job import WorkerJob, cancel_path, flag_path, raise_flag
 from launch.lease import Lease
 from launch.ledger import append_event, read_attempts
-from launch.order import pump, read_order, write_order
+from launch.order import pump
 from launch.past import ended_in_order
 from launch.worker import run_job
 from lst.errors import LaunchError
