@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.cluster import LocalCluster, SlurmCluster, environment_names
-from launch.environment import THREAD_LIMITS, job_environment, python_environment
+from launch.environment import OPTIONS, THREAD_LIMITS, job_environment, python_environment
 from launch.job import FLAG, JOB_FILES, JOB_ID, SPEC, START, STOP_FILES, WorkerJob, write_jobs
 from launch.ledger import LAUNCH
 from launch.scheduler import sbatch
@@ -148,13 +148,21 @@ def submit_slurm(
 
 def sbatch_environment(job: WorkerJob, cluster: SlurmCluster) -> dict[str, str]:
     """What sbatch itself sees, and so the job: by the allow-list, and nothing of a job in which it may be called."""
-    allow = (*environment_names(cluster.environment), "SBATCH_*")
+    allow = environment_names(cluster.environment)
     return _outside(job_environment(os.environ, root=Path(job.root), threads=cluster.threads, allow=allow))
 
 
+def warn_of_options() -> str:
+    """A warning where this shell holds options of sbatch, which count for no job of ours; empty where it does not."""
+    names = sorted(name for name in os.environ if name.startswith(OPTIONS))
+    what = f"{', '.join(names)} of this shell {'does' if len(names) == 1 else 'do'} not count here"
+    return f"warning: {what}; write such options as cluster.NAME=VALUE, or cluster.options.NAME=VALUE" if names else ""
+
+
 def _outside(environment: dict[str, str]) -> dict[str, str]:
-    """What a new job may see of `environment`: nothing of a job in which it may be made."""
-    ours = {name for name in environment if name.startswith(("SLURM_", "MASTER_", "LST_JOB_", "LST_STOP_", "LST_LEASE"))}
+    """What a new job may see of `environment`: nothing of a job in which it may be made, and no option of sbatch's."""
+    kinds = ("SLURM_", OPTIONS, "MASTER_", "LST_JOB_", "LST_STOP_", "LST_LEASE")
+    ours = {name for name in environment if name.startswith(kinds)}
     return {name: value for name, value in environment.items() if name not in ours - {"SLURM_CONF"}}
 
 

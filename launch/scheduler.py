@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from launch.environment import ask_environment
 from launch.failures import one_line
 from lst.errors import LaunchError
 
@@ -20,6 +21,7 @@ RUNNING = frozenset({"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED
 PENDING = "PENDING"
 HELD = "HELD"  # our own word: it is pending, but SLURM failed to launch it, and will not try again
 CALL_SECONDS = 60
+SQUEUE = ("squeue", "--all")  # --all: those in partitions that are hidden, or not for the user's group any more, too
 ME = str(os.geteuid())  # squeue takes numbers; names in the environment may be another user's
 CANCEL_CHUNK = 500
 ACCEPTED = re.compile(r"Submitted batch job (\d+)")
@@ -36,7 +38,7 @@ def slurm_queue(seconds: float = CALL_SECONDS) -> dict[str, str]:
 
     Raises LaunchError if squeue is missing, fails or does not answer.
     """
-    argv = ["squeue", "--noheader", "--array", "--user", ME, "--format=%i %T %r"]
+    argv = [*SQUEUE, "--noheader", "--array", "--user", ME, "--format=%i %T %r"]
     lines = _call(argv, seconds).splitlines()
     states: dict[str, str] = {}
     for line in lines:
@@ -53,7 +55,7 @@ def job_ends(job_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
 
     Raises LaunchError if squeue does not answer; sacct may be off.
     """
-    argv = ["squeue", "--noheader", "--array", "--user", ME, "--states=all", "--format=%i|%T|%r"]
+    argv = [*SQUEUE, "--noheader", "--array", "--user", ME, "--states=all", "--format=%i|%T|%r"]
     listed = [line.strip().split("|") for line in _call(argv).splitlines()]
     ends = {words[0]: (words[1], "" if words[2] == "None" else words[2]) for words in listed if len(words) == 3}
     missing = [job for job in job_ids if job not in ends]
@@ -98,7 +100,7 @@ def restarts(job_id: str) -> int:
     0 where it does not know the job any more. Raises LaunchError if squeue does not answer.
     """
     try:
-        words = _call(["squeue", "--noheader", "--jobs", job_id, "--Format=restartcnt"]).split()
+        words = _call([*SQUEUE, "--noheader", "--jobs", job_id, "--Format=restartcnt"]).split()
     except NoAnswer as error:
         if "invalid job id" not in str(error).lower():
             raise
@@ -164,7 +166,7 @@ def find_by_token(token: str, *, looks: int = 1) -> str:
     for look in range(looks):
         if look:
             time.sleep(LOOK_SECONDS)
-        for line in _call(["squeue", "--noheader", "--user", ME, "--format=%F|%k"]).splitlines():
+        for line in _call([*SQUEUE, "--noheader", "--user", ME, "--format=%F|%k"]).splitlines():
             identity, _, comment = line.strip().partition("|")
             if comment == token:
                 return identity
@@ -173,7 +175,7 @@ def find_by_token(token: str, *, looks: int = 1) -> str:
 
 def node_types(partition: str | None) -> dict[str, str]:
     """Node types, told by features, GPUs and cores, and a node of each that could run a job. Raises LaunchError."""
-    chosen = [f"--partition={partition}"] if partition else []
+    chosen = ["--all", f"--partition={partition}"] if partition else []
     states = "--states=idle,mixed,allocated,completing"
     types: dict[str, str] = {}
     for line in _call(["sinfo", "--noheader", "--Node", states, *chosen, "--format=%N|%f|%G|%c"]).splitlines():
@@ -191,7 +193,9 @@ class NoAnswer(LaunchError):
 
 def _call(argv: list[str], seconds: float = CALL_SECONDS) -> str:
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", timeout=seconds, check=False)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=seconds, check=False, env=ask_environment(os.environ)
+        )
     except FileNotFoundError as error:
         raise LaunchError(f"{argv[0]} is not on PATH; look at this study from a machine of its cluster.") from error
     except subprocess.TimeoutExpired as error:

@@ -20,7 +20,7 @@ from pathlib import Path
 from launch.asked import Order, place_order, read_order, write_order
 from launch.cluster import Cluster, DebugCluster, LocalCluster, SlurmCluster
 from launch.display import Display
-from launch.executor import require_path
+from launch.executor import require_path, warn_of_options
 from launch.failures import FailureClass
 from launch.interrupt import Interrupts
 from launch.job import cancel_path, is_complete
@@ -196,6 +196,8 @@ def _what_stands(
     before = _begin_order(study, selection, slurm=isinstance(cluster, SlurmCluster))
     if not isinstance(cluster, SlurmCluster):
         return before, []
+    if warning := warn_of_options():
+        display.note(warning)
     adopt(study)
     if lowered and (taken := take_back(study)):
         display.note(f"{len(taken):,} queued jobs beyond limit.gpus are taken back, and wait")

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from launch.environment import ask_environment
 from launch.failures import FailureClass
 from launch.job import FLAG, WorkerJob, cancel_path, flag_path, flag_reason, job_id, job_start, life
 from launch.progress import recorded_step
+from launch.scheduler import SQUEUE
 from lst.errors import LstError
 
 TOLD_SECONDS = 90.0  # SLURM looks at time limits now and then: a signal so much before our own deadline is for the limit
@@ -100,9 +102,10 @@ def find_deadline(job: WorkerJob) -> float | None:
     """
     start, seconds = job_start(), 60 * job.timeout_minutes or None
     if job.cluster == "slurm":
-        argv = ["squeue", "--noheader", "--jobs", job_id(), "--format=%S|%l"]
+        argv = [*SQUEUE, "--noheader", "--jobs", job_id(), "--format=%S|%l"]
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=CALL_SECONDS, check=False)
+            words = ask_environment(os.environ)  # a format of times that the shell asks for would not be read
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=CALL_SECONDS, check=False, env=words)
             began, _, limit = done.stdout.strip().partition("|")
             start, seconds = parse_time(began) or start, parse_limit(limit) or seconds
         except (OSError, subprocess.TimeoutExpired):

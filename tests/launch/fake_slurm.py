@@ -3,7 +3,8 @@
 In its folder script-N.sh is what the Nth sbatch got, queue.txt what squeue prints, calls.txt every call. With a file `runs`
 in it sbatch also runs each task of the script, one after the other. ended.txt is what squeue tells of jobs that have ended,
 sacct.txt what sacct does (without it: accounting is off), restarts how often any job was
-queued again. Jobs count from 4711. A file `loses-answer` in the folder makes sbatch take the job and say that it failed.
+queued again. A file `hidden` says that the jobs' partition is hidden. Jobs count from 4711. A file `loses-answer` in the folder
+makes sbatch take the job and say that it failed.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ def main(name: str, arguments: list[str]) -> int:
         if (folder / "squeue-is-down").exists():
             sys.stderr.write("slurm_load_jobs error: Unable to contact slurm controller\n")
             return 1
+        filtered = any(v.startswith("SQUEUE_") or v == "SLURM_CLUSTERS" for v in os.environ)
+        if filtered or ((folder / "hidden").exists() and "--all" not in arguments):
+            return 0
         if "--format=%F|%k" in arguments:
             scripts = [(n, (folder / f"script-{n}.sh").read_text()) for n in range(len(list(folder.glob("script-*.sh"))))]
             sys.stdout.write("".join(f"{FIRST_JOB + n}|{re.search('--comment=(.*)', text)[1]}\n" for n, text in scripts))

@@ -112,11 +112,14 @@ def test_jobs_get_the_allowed_variables_and_our_python() -> None:
         "PYTHONSTARTUP": "y",
         "MINE_A": "1",
         "OMP_NUM_THREADS": "64",
+        "CC": "gcc-12",
+        "CXX": "g++-12",
+        "TORCHINDUCTOR_CACHE_DIR": "/scratch",
     }
     made = job_environment(base, root=Path("/code"), threads=2, allow=("MINE_*",))
     assert {key: made.get(key) for key in base} == {
         "PATH": "/bin", "LC_ALL": "C", "AWS_SECRET": None, "PYTHONPATH": "/code", "PYTHONSTARTUP": None,
-        "MINE_A": "1", "OMP_NUM_THREADS": "2",
+        "MINE_A": "1", "OMP_NUM_THREADS": "2", "CC": "gcc-12", "CXX": "g++-12", "TORCHINDUCTOR_CACHE_DIR": "/scratch",
     }  # fmt: skip
     assert made["PYTHONSAFEPATH"] == "1"
 

@@ -13,10 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from launch.cluster import load_cluster
+from launch.environment import ask_environment
+from launch.executor import sbatch_environment
+from launch.job import WorkerJob
 from launch.ledger import append_event
-from launch.scheduler import expand_job_id
+from launch.scheduler import expand_job_id, find_by_token
 from lst.records import read_json, read_jsonl
-from tests.launch.study import ROOT, call, lives, make_study, start, status, steps, wait_for
+from tests.launch.study import NO_CANARY, ROOT, call, lives, make_study, send, start, status, steps, wait_for
 
 GOLDEN = ROOT / "tests/golden/sbatch.txt"
 
@@ -205,3 +209,32 @@ def test_squeues_short_forms_are_spelled_out() -> None:
     assert expand_job_id("12_[0-6:3]") == ["12_0", "12_3", "12_6"]
     assert expand_job_id("12_3") == ["12_3"]
     assert expand_job_id("12") == ["12"]
+
+
+def test_jobs_in_a_hidden_partition_are_seen_whatever_the_shell_lets_squeue_list(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("SQUEUE_STATES", "RUNNING"), ("SQUEUE_PARTITION", "debug"), ("SLURM_CLUSTERS", "other")):
+        monkeypatch.setenv(name, value)
+    (slurm / "hidden").touch()
+    (run,) = make_study(tmp_path / "study", {"steps": 7})
+    send(tmp_path / "study", *NO_CANARY)
+    (slurm / "queue.txt").write_text("4711_0 PENDING\n")
+    assert status(tmp_path / "study")[run]["state"] == "queued"
+    assert send(tmp_path / "study", *NO_CANARY) == "0 submitted"
+    assert find_by_token(re.search("--comment=(.*)", (slurm / "script-0.sh").read_text())[1]) == "4711"
+
+
+def test_options_of_sbatch_in_the_shell_do_not_count_and_submit_says_so(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_study(tmp_path / "study", {"steps": 7})
+    for name in ("SBATCH_PARTITION", "SBATCH_NO_REQUEUE"):
+        monkeypatch.setenv(name, "1")
+    told = send(tmp_path / "study", *NO_CANARY, "partition=gpu")
+    assert "SBATCH_NO_REQUEUE, SBATCH_PARTITION of this shell do not count here" in told
+    job = WorkerJob(study="/s", run_id="r", root="/r")
+    environment = sbatch_environment(job, load_cluster(["cluster=slurm", "partition=gpu", "environment=SBATCH_*"]))
+    assert not [name for name in environment if name.startswith("SBATCH_")]
+    monkeypatch.setenv("SQUEUE_FORMAT", "%i")
+    assert not [name for name in ask_environment(os.environ) if name.startswith("SQUEUE_")]
