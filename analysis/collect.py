@@ -73,7 +73,7 @@ def read_plan(folder: Path) -> list[dict[str, Any]]:
     if not records.is_whole_text(path):
         raise FitError(f"'{path}' is torn (its last line has no end); {again}")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=object, keep_default_na=False)  # text as it stands
     except ValueError as error:  # pandas' parser errors are ValueErrors
         raise FitError(f"'{path}' is no readable table ({str(error).splitlines()[0]}); {again}") from error
     missing = [name for name in ("run_id", "arm", "size") if name not in table.columns]
@@ -81,7 +81,7 @@ def read_plan(folder: Path) -> list[dict[str, Any]]:
         raise FitError(f"'{path}' has no column '{missing[0]}'; {again}")
     if cut := records.cut_table(folder, len(table)):
         raise FitError(f"'{path}' {cut}")
-    return [{str(k): v for k, v in row.items()} for row in table.drop_duplicates("run_id").to_dict("records")]
+    return _rows(table.drop_duplicates("run_id"))
 
 
 def collect(folder: Path, *, progress: Progress | None = None) -> Collected:
@@ -92,7 +92,7 @@ def collect(folder: Path, *, progress: Progress | None = None) -> Collected:
     return Collected(
         results=_frame(tables.results, RESULT_COLUMNS),
         runs=(table := _run_frame(tables)),
-        pairs=_pair_frame(known := _known(table), tables),
+        pairs=_pair_frame(known := _rows(table), tables),
         attempts=_attempt_frame(attempts),
         curves=tables.curves,
         items=tables.items,
@@ -124,7 +124,7 @@ def collect_into(folder: Path, *, processes: int = 1, progress: Progress | None 
             parts.append(part.light())
         tables = joined(parts)
         runs = _run_frame(tables)
-        known = _known(runs)
+        known = _rows(runs)
         for name, table in ((RUNS, runs), (ATTEMPTS, _attempt_frame(attempts)), (PAIRS, _pair_frame(known, tables))):
             table.to_csv(aside[name], index=False, lineterminator="\n")
     return runs, [*alien, *tables.notes, *unpaired(known, tables.answers)]
@@ -186,9 +186,10 @@ def _pair_frame(runs: list[dict[str, Any]], tables: RunTables) -> pd.DataFrame:
     return _frame([[row.get(name) for name in PAIR_COLUMNS] for row in rows], PAIR_COLUMNS)
 
 
-def _known(runs: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of runs.csv one by one."""
-    return [{str(name): value for name, value in row.items()} for row in runs.to_dict("records")]
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table of objects one by one."""
+    names = [str(name) for name in table.columns]
+    return [dict(zip(names, row, strict=True)) for row in table.to_numpy().tolist()]
 
 
 def _attempt_frame(attempts: list[dict[str, Any]]) -> pd.DataFrame:

@@ -169,7 +169,7 @@ def run_tables(run: Planned, files: RunFiles) -> RunTables:
     """A run's rows of each table."""
     names = {name: run.row[name] for name in ("run_id", "arm", "size")}
     good = good_steps(files.steps)
-    curve = {"run_id": pa.repeat(run.row["run_id"], len(good))} | {name: good[name] for name in CURVE_COLUMNS}
+    curve = [pa.repeat(run.row["run_id"], len(good)), *(good[name] for name in CURVE_COLUMNS)]
     items = [{**row, **names, "item": str(row["item"]), "correct": bool(row["correct"])} for row in files.items]
     row = run_row(run, files)
     finite = [evaluation for evaluation in files.evaluations if math.isfinite(evaluation["value"])]
@@ -180,8 +180,8 @@ def run_tables(run: Planned, files: RunFiles) -> RunTables:
         same=[exclude.fingerprint(row, files.evaluations)],
         answers={run.row["run_id"]: answers_of(files.items, row["step"], branch_of(run.row))},
         notes=[*files.notes, *told],
-        results=[[{**row, **names}.get(name) for name in RESULT_COLUMNS] for row in finite],
-        curves=pa.table(curve, schema=CURVE_SCHEMA),
+        results=[[row.get(name) for name in RESULT_COLUMNS] for row in ({**row, **names} for row in finite)],
+        curves=pa.Table.from_arrays(curve, schema=CURVE_SCHEMA),
         items=table_of(items, ITEM_SCHEMA) if items else NO_ITEMS,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,8 @@ class Step(msgspec.Struct, gc=False, frozen=True):
 
 
 STEP = msgspec.json.Decoder(Step)
+CODES = {pa.int64(): "q", pa.float64(): "d"}
+"""Of the module `array`."""
 NUMBERS = tuple(name for name in Step.__struct_fields__ if name not in ("step", "branch", "skipped"))
 
 
@@ -94,7 +97,18 @@ def _table(rows: Sequence[Step]) -> pa.Table:
         [row.tokens for row in rows],
         [row.spent_flops for row in rows],
     ]
-    return pa.table([pa.array(column, f.type) for column, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    return pa.Table.from_arrays([_array(column, f.type) for column, f in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """`pa.array(values, kind)`, sooner for numbers without a null and for nulls alone."""
+    if values and values[0] is None:
+        return pa.nulls(len(values), kind) if values.count(None) == len(values) else pa.array(values, kind)
+    try:
+        numbers = array.array(CODES[kind], values)
+    except (KeyError, TypeError):  # texts; a null among numbers
+        return pa.array(values, kind)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(numbers)])
 
 
 def on_path(steps: pa.Table, branch: int | None) -> pa.Table:
