@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ FULL = re.compile(
     re.IGNORECASE,
 )
 LOCK = "lock"
+LATE_SECONDS = 600.0  # as long after sbatch SLURM may list jobs whose submitter got no answer, or was killed
 PUMP_SECONDS = 60.0  # how long a worker at its end waits for another one that submits
 
 
@@ -149,6 +151,8 @@ def adopt(study: Path) -> None:
         specs = read_json(folder / SPEC) or {}
         if array:
             _record(study, [str(job["run_id"]) for job in specs.get("jobs", [])], array, folder.name)
+        elif time.time() - (folder / "job.sh").stat().st_mtime < LATE_SECONDS:
+            continue
         (folder / ACCEPTED).write_text(f"{array}\n")
 
 

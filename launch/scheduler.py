@@ -115,6 +115,14 @@ def cancel_jobs(job_ids: Sequence[str], *, only: str = "") -> None:
         _call(["scancel", "--quiet", *state, *job_ids[start : start + CANCEL_CHUNK]])
 
 
+class NoAnswer(LaunchError):
+    """SLURM does not answer now: whoever can wait asks again."""
+
+
+class Unsure(NoAnswer):
+    """Nobody knows whether SLURM has taken the jobs: they may be listed later."""
+
+
 class Refused(LaunchError):
     """SLURM does not take the jobs."""
 
@@ -123,7 +131,7 @@ def sbatch(script: Path, *, token: str, environment: Mapping[str, str], holding:
     """Submit a batch script; the job's id. `test`: only ask whether SLURM would take it (the answer is empty).
 
     A submission that failed is not repeated before its token was looked for: SLURM may have taken the jobs, and only the
-    answer was lost. Raises Refused with sbatch's own sentence.
+    answer was lost. Raises Refused with sbatch's own sentence, or Unsure.
     """
     argv = ["sbatch", *(["--test-only"] if test else []), str(script)]
     try:
@@ -150,6 +158,11 @@ def sbatch(script: Path, *, token: str, environment: Mapping[str, str], holding:
     accepted = "" if test else find_by_token(token, looks=LOOKS if unsure else 1)
     if accepted:
         return accepted
+    if unsure:
+        raise Unsure(
+            f"sbatch gave no clear answer ({refusal(complaint)}), and SLURM lists no such jobs so far; submit again when it "
+            "answers: what it has taken is looked for first."
+        )
     raise Refused(f"sbatch refused the jobs ({refusal(complaint)}); change the cluster options it names.")
 
 
@@ -185,10 +198,6 @@ def node_types(partition: str | None) -> dict[str, str]:
     if not types:
         raise LaunchError(f"SLURM lists no node that is up{f' in partition {partition}' if partition else ''}; look at sinfo.")
     return types
-
-
-class NoAnswer(LaunchError):
-    """SLURM does not answer now: whoever can wait asks again."""
 
 
 def _call(argv: list[str], seconds: float = CALL_SECONDS) -> str:

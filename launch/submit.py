@@ -32,7 +32,7 @@ from launch.past import GONE, NEVER_BEGAN, close, close_finished
 from launch.prepare import task_of
 from launch.retries import STOPPED, stop_study, study_stopped
 from launch.rows import EVAL, TASK, Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
-from launch.scheduler import NoAnswer
+from launch.scheduler import NoAnswer, Unsure
 from launch.snapshot import make_private, take_snapshot
 from launch.status import OPEN_STATES, RUNNING, RunStatus, eta_seconds, gather, is_planned, lock_path
 from launch.take_back import take_back
@@ -237,6 +237,8 @@ def _put_back(study: Path, limits: Limits, order: Order, todo: Sequence[Row], st
     """Where a call is refused before anything was submitted, what waited before waits as it was asked for, `stopped` or not."""
     try:
         yield
+    except Unsure:  # what it asked for may be on its way
+        raise
     except LaunchError:
         if {row.run_id for row in todo} <= set(read_order(study).waiting):
             if stopped:

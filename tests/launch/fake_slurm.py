@@ -4,7 +4,7 @@ In its folder script-N.sh is what the Nth sbatch got, queue.txt what squeue prin
 in it sbatch also runs each task of the script, one after the other. ended.txt is what squeue tells of jobs that have ended,
 sacct.txt what sacct does (without it: accounting is off), restarts how often any job was
 queued again. A file `hidden` says that the jobs' partition is hidden. Jobs count from 4711. A file `loses-answer` in the folder
-makes sbatch take the job and say that it failed.
+makes sbatch take the job and say that it failed, `lists-late` squeue not know what was taken by its comment.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def main(name: str, arguments: list[str]) -> int:
         if filtered or ((folder / "hidden").exists() and "--all" not in arguments):
             return 0
         if "--format=%F|%k" in arguments:
+            if (folder / "lists-late").exists():
+                return 0
             scripts = [(n, (folder / f"script-{n}.sh").read_text()) for n in range(len(list(folder.glob("script-*.sh"))))]
             sys.stdout.write("".join(f"{FIRST_JOB + n}|{re.search('--comment=(.*)', text)[1]}\n" for n, text in scripts))
             return 0

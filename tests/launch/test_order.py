@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from launch import limits
+from launch import limits, scheduler
 from launch.asked import read_order
 from launch.canary import canaries
 from launch.lease import Lease
 from launch.ledger import append_event, read_attempts
-from launch.limits import change_limits, look, overspent, spent
+from launch.limits import change_limits, look, overspent, read_limits, spent
 from launch.order import FULL, adopt
 from launch.rows import read_rows
+from launch.scheduler import NoAnswer
 from lst.errors import ConfigError
 from lst.records import read_json
-from tests.launch.study import NO_CANARY, call, lives, make_study, status, steps, wait_for
+from tests.launch.study import NO_CANARY, call, lives, make_study, send, status, steps, wait_for
 
 
 def sizes(slurm: Path) -> list[int]:
@@ -142,6 +143,44 @@ def test_a_submission_whose_answer_got_lost_is_found_by_its_token(tmp_path: Path
     assert "2 runs submitted" in call("submit", study, *NO_CANARY)[1]
     assert sorted(a[-1].job_id for a in read_attempts(study).values()) == ["4711_0", "4711_1"]
     assert sizes(slurm) == [2]
+
+
+def test_a_submission_without_an_answer_that_slurm_lists_late_is_not_sent_again(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "study"
+    (run,) = make_study(study, {"steps": 7})
+    monkeypatch.setattr(scheduler, "LOOK_SECONDS", 0.01)
+    (slurm / "loses-answer").touch()
+    (slurm / "lists-late").touch()
+    with pytest.raises(NoAnswer, match=r"Socket timed out.*what it has taken is looked for first"):
+        send(study, *NO_CANARY, limits={"gpus": 3})
+    (slurm / "lists-late").unlink()
+    (slurm / "loses-answer").unlink()
+    (slurm / "queue.txt").write_text("4711_0 PENDING\n")
+    assert send(study, *NO_CANARY).endswith("0 submitted")
+    assert [a.job_id for a in read_attempts(study)[run]] == ["4711_0"]
+    assert (sizes(slurm), status(study)[run]["state"], read_limits(study).gpus) == ([1], "queued", 3)
+
+
+def test_a_submission_that_slurm_lists_after_the_next_one_is_known_all_the_same(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "study"
+    (run,) = make_study(study, {"steps": 7})
+    monkeypatch.setattr(scheduler, "LOOK_SECONDS", 0.01)
+    (slurm / "loses-answer").touch()
+    (slurm / "lists-late").touch()
+    with pytest.raises(NoAnswer):
+        send(study, *NO_CANARY)
+    (slurm / "loses-answer").unlink()
+    assert send(study, *NO_CANARY).endswith("1 submitted")
+    (slurm / "lists-late").unlink()
+    (slurm / "queue.txt").write_text("4711_0 PENDING\n4712_0 PENDING\n")
+    assert send(study, *NO_CANARY).endswith("0 submitted")
+    assert sorted(a.job_id for a in read_attempts(study)[run]) == ["4711_0", "4712_0"]
+    adopt(study)
+    assert len(read_attempts(study)[run]) == 2
 
 
 def test_a_submitter_that_was_killed_before_the_ledger_knew_leaves_nothing_to_submit_twice(tmp_path: Path, slurm: Path) -> None:
