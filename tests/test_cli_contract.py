@@ -34,10 +34,10 @@ OTHERWISE_RIGHT = {
 }
 
 
-def command(name: str, after: str = "") -> list[str]:
-    """What the installed console script `name` does; `after` is code to run when the command is through."""
+def command(name: str, after: str = "", before: str = "") -> list[str]:
+    """What the installed console script `name` does; `before` is code to run first, `after` when the command is through."""
     module, function = SCRIPTS[name].split(":")
-    start = f"import sys; sys.argv[0] = {name!r}\nfrom {module} import {function} as main\n"
+    start = f"{before}import sys; sys.argv[0] = {name!r}\nfrom {module} import {function} as main\n"
     return [sys.executable, "-c", f"{start}try:\n    sys.exit(main())\nfinally:\n    pass\n    {after}"]
 
 
@@ -105,6 +105,31 @@ def test_unknown_flag_is_wrong_input_without_a_traceback(name: str) -> None:
     assert result.returncode == 2, result.stdout + result.stderr
     assert "--no-such-flag" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, {handler})
+class CtrlC:
+    def find_spec(self, name, path=None, target=None):
+        if name == "lst.command":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, CtrlC())
+"""
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_ctrl_c_while_a_command_is_imported_ends_it_quietly(name: str) -> None:
+    interrupted = command(name, before=INTERRUPTED_IMPORT.format(handler="signal.default_int_handler"))
+    result = subprocess.run([*interrupted, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored() -> None:
+    ignored = command("fit-scaling", before=INTERRUPTED_IMPORT.format(handler="signal.SIG_IGN"))
+    result = subprocess.run([*ignored, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0
+    assert result.stdout == help_text("fit-scaling")
 
 
 def test_verbs_and_flags_are_the_frozen_ones(update_golden: bool) -> None:
