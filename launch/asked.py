@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from launch.ledger import LAUNCH, Attempt, count_lines, read_attempts
 from launch.retries import GOES_ON, ORDER, order_since, stop_study
 from launch.rows import EVAL, TASK, Row, cost_of, read_rows, waits_for
 from launch.scheduler import restarts
+from launch.withdrawn import count_cancels, withdrawn
 from lst.errors import LaunchError
 from lst.plain import to_dict
 from lst.records import read_json, write_json
@@ -39,6 +40,7 @@ class Order:
     canary_steps: int = 0
     cluster: dict[str, Any] = field(default_factory=dict)
     note: str = ""  # why runs wait
+    cancels: int = 0  # calls of `cancel` that it knows of
     back: tuple[str, ...] = ()  # jobs that are being taken back (limit.gpus was lowered): nobody cancelled these
 
 
@@ -49,10 +51,17 @@ def write_order(study: Path, order: Order) -> None:
 
 
 def read_order(study: Path) -> Order:
+    """The order as it stands, without what was called off meanwhile. Raises LaunchError where its file is damaged."""
+    order, cancels = _read(study), count_cancels(study)
+    gone = withdrawn(study, order.cancels, order.waiting)
+    return dataclasses.replace(_without(study, order, gone) if gone else order, cancels=cancels)
+
+
+def _read(study: Path) -> Order:
     path = study / LAUNCH / ORDER
     values = read_json(path) or {}
     lists = [values.get(name) or [] for name in ("waiting", "canaries", "back")]
-    numbers = [values.get(name) or 0 for name in ("since", "canary_steps", "asked")]
+    numbers = [values.get(name) or 0 for name in ("since", "canary_steps", "asked", "cancels")]
     sound = all(isinstance(found, list) and all(isinstance(run_id, str) for run_id in found) for found in lists)
     sound = sound and isinstance(values.get("time") or 0.0, int | float) and isinstance(values.get("code") or "", str)
     if not sound or not all(isinstance(n, int) for n in numbers) or not isinstance(values.get("cluster") or {}, dict):
@@ -69,6 +78,7 @@ def read_order(study: Path) -> Order:
         canary_steps=numbers[1],
         cluster=dict(values.get("cluster") or {}),
         note=str(values.get("note") or ""),
+        cancels=numbers[3],
         back=tuple(lists[2]),
     )
 
@@ -93,15 +103,20 @@ def place_order(study: Path, cluster: SlurmCluster, rows: Sequence[Row], code: s
         canaries=tuple(row.run_id for row in chosen),
         canary_steps=cluster.canary_steps,
         cluster=plain,
+        cancels=before.cancels,
     )
     write_order(study, order)
 
 
-def forget(study: Path, run_ids: Sequence[str]) -> None:
+def forget(study: Path, run_ids: Collection[str]) -> None:
     """These runs are not wanted any more. Where a canary is among them, another run of its arm takes its place."""
     order = read_order(study)
-    if not order.waiting:
-        return
+    if order.waiting:
+        write_order(study, _without(study, order, run_ids))
+
+
+def _without(study: Path, order: Order, run_ids: Collection[str]) -> Order:
+    """The order without these runs; where a canary is among them, with another run of its arm in its place."""
     left = tuple(run_id for run_id in order.waiting if run_id not in run_ids)
     canaries = tuple(run_id for run_id in order.canaries if run_id not in run_ids)
     rows = read_rows(study)
@@ -111,7 +126,7 @@ def forget(study: Path, run_ids: Sequence[str]) -> None:
     for arm in sorted(arms):
         able = [row.run_id for row in able_rows if row.arm == arm]
         canaries += (min(able, key=lambda run_id: costs[run_id]),) if able else ()
-    write_order(study, dataclasses.replace(order, waiting=left, canaries=canaries))
+    return dataclasses.replace(order, waiting=left, canaries=canaries)
 
 
 def pass_canaries(study: Path, order: Order, rows: Mapping[str, Row], code: str) -> Order:

@@ -66,8 +66,13 @@ def append_event(study: Path, event: str, run_id: str, *, attempt: int, job_id: 
     """Append one event, whole or not at all. Raises OSError, on a full disk for instance."""
     record = {"time": round(fields.pop("time", None) or time.time(), 3), "run_id": run_id, "event": event}
     record |= {"attempt": attempt, "job_id": job_id, **fields}
+    append_line(ledger_path(study), record)
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one record, whole or not at all. Raises OSError, on a full disk for instance."""
     data = (json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n").encode()
-    file = os.open(ledger_path(study), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         size = os.fstat(file).st_size
@@ -80,7 +85,7 @@ def append_event(study: Path, event: str, run_id: str, *, attempt: int, job_id: 
             raise
         if written != len(data):
             os.ftruncate(file, size)
-            raise OSError(28, f"no space left to append to '{ledger_path(study)}'")
+            raise OSError(28, f"no space left to append to '{path}'")
     finally:
         os.close(file)
 

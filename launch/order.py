@@ -11,7 +11,7 @@ import dataclasses
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from launch.asked import Order, may_start, pass_canaries, read_order, without_cancelled, write_order
@@ -32,11 +32,13 @@ from launch.ledger import (
 )
 from launch.limits import overspent, read_limits
 from launch.past import close_finished
+from launch.places import fitting, has_job, open_attempts
 from launch.prepare import task_of
 from launch.retries import may_go_on, stop_if_alike, study_stopped
 from launch.rows import Row, read_rows, waits_for
-from launch.scheduler import HELD, PENDING, Refused, find_by_token, slurm_queue, slurm_site
+from launch.scheduler import HELD, Refused, find_by_token, slurm_queue, slurm_site
 from launch.snapshot import SNAPSHOTS, altered
+from launch.withdrawn import count_cancels
 from lst.errors import LaunchError
 from lst.records import read_json, read_jsonl
 
@@ -51,9 +53,18 @@ PUMP_SECONDS = 60.0  # how long a worker at its end waits for another one that s
 
 
 def top_up(
-    study: Path, root: Path, *, holding: Sequence[int], trainer_argv: Sequence[str] | None = None, test: bool = False
+    study: Path,
+    root: Path,
+    *,
+    holding: Sequence[int],
+    trainer_argv: Sequence[str] | None = None,
+    test: bool = False,
+    stop: Callable[[], int] = int,
 ) -> int:
-    """Submit what fits now; how many. The caller holds the study's lock, by the file `holding`. Raises LaunchError."""
+    """Submit what fits now; how many. The caller holds the study's lock, by the file `holding`. Raises LaunchError.
+
+    Before each sbatch it looks whether it is to `stop`, and whether a run was called off.
+    """
     close_finished(study)
     end_lost(study)
     order = read_order(study)
@@ -77,14 +88,14 @@ def top_up(
         order = _without_jobs(study, order, attempts, queue)
         wanted = [row for row in wanted if row.run_id in order.waiting]
     able = [row for row in wanted if not waits_for(study, row) and not has_job(attempts.get(row.run_id, ()), queue)]
-    fitting = _fitting(study, able, rows, attempts, queue)
-    note = f"limit.gpus={read_limits(study).gpus}" if len(fitting) < len(able) else ""
+    fits = fitting(study, able, rows, attempts, queue)
+    note = f"limit.gpus={read_limits(study).gpus}" if len(fits) < len(able) else ""
     if not note and any(has_job(attempts.get(run_id, ()), queue) for run_id in order.waiting):
         note = "the end of jobs that are cancelled"
     submitted = 0
-    for gpus in sorted({row.gpus for row in fitting}, reverse=True):
-        group, most = [row for row in fitting if row.gpus == gpus], cluster.max_array_size
-        while group:
+    for gpus in sorted({row.gpus for row in fits}, reverse=True):
+        group, most = [row for row in fits if row.gpus == gpus], cluster.max_array_size
+        while group and not stop() and count_cancels(study) == order.cancels:
             wanted = group[:most]
             chunk = _submit_chunk(study, wanted, cluster, order, root, holding, trainer_argv, test and not submitted)
             if not chunk:
@@ -98,6 +109,8 @@ def top_up(
                 order = dataclasses.replace(order, waiting=tuple(w for w in order.waiting if w not in gone))
             write_order(study, order)
     write_order(study, dataclasses.replace(order, note="its canary" if order.canaries else note))
+    if count_cancels(study) > order.cancels:  # what is left is looked at anew
+        submitted += top_up(study, root, holding=holding, trainer_argv=trainer_argv, test=test and not submitted, stop=stop)
     return submitted
 
 
@@ -209,46 +222,10 @@ def _without_jobs(study: Path, order: Order, attempts: Mapping[str, Sequence[Att
         tries = attempts.get(run_id, [])
         if tries and tries[-1].state == FAILED and tries[-1].line >= order.asked and not may_go_on(tries):
             return True
-        opened = [a for a in tries if is_open(a, queue) and queue[a.job_id] != HELD]
+        opened = [a for a in open_attempts(tries, queue) if queue[a.job_id] != HELD]
         return bool(opened) and not all(cancel_path(study, a.job_id).exists() for a in opened)
 
     return dataclasses.replace(order, waiting=tuple(run_id for run_id in order.waiting if not has_own(run_id)))
-
-
-def _fitting(
-    study: Path,
-    able: Sequence[Row],
-    rows: Mapping[str, Row],
-    attempts: Mapping[str, Sequence[Attempt]],
-    queue: Mapping[str, str],
-) -> list[Row]:
-    """Of `able`, in order, what has room beside the study's open jobs under limit.gpus."""
-    most = read_limits(study).gpus
-    if not most:
-        return list(able)
-    free = most - sum(weight(rows[r]) for r, tries in attempts.items() if r in rows and has_job(tries, queue))
-    fitting = []
-    for row in able:
-        if weight(row) <= free:
-            fitting.append(row)
-            free -= weight(row)
-    return fitting
-
-
-def weight(row: Row) -> int:
-    """What a run counts under limit.gpus."""
-    return max(1, row.gpus)
-
-
-def is_open(last: Attempt, queue: Mapping[str, str]) -> bool:
-    """Whether the attempt's job holds or will hold its GPUs: a worker that has told its end is about to leave."""
-    state = queue.get(last.job_id)
-    return state is not None and (last.ended is None or state in (PENDING, HELD))
-
-
-def has_job(tries: Sequence[Attempt], queue: Mapping[str, str]) -> bool:
-    """Whether any job of a run is open."""
-    return any(is_open(attempt, queue) for attempt in tries)
 
 
 def slurm_job(study: Path, row: Row, cluster: SlurmCluster, root: Path, *, canary_steps: int = 0) -> WorkerJob:

@@ -13,7 +13,7 @@ import shutil
 import signal
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,8 +27,9 @@ from launch.job import cancel_path, is_complete
 from launch.lease import Lease, holder
 from launch.ledger import FAILED, LAUNCH, LOST, count_lines, read_attempts
 from launch.limits import Limits, change_limits, check_limits, overspent, read_limits
-from launch.order import adopt, end_lost, pump, top_up, weight
+from launch.order import adopt, end_lost, pump, top_up
 from launch.past import GONE, NEVER_BEGAN, close, close_finished
+from launch.places import weight
 from launch.prepare import task_of
 from launch.retries import STOPPED, stop_study, study_stopped
 from launch.rows import EVAL, TASK, Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
@@ -36,6 +37,7 @@ from launch.scheduler import NoAnswer, Unsure
 from launch.snapshot import make_private, take_snapshot
 from launch.status import OPEN_STATES, RUNNING, RunStatus, eta_seconds, gather, is_planned, lock_path
 from launch.take_back import take_back
+from launch.withdrawn import count_cancels, withdrawn
 from lst.errors import LaunchError, did_you_mean
 from lst.plain import to_dict
 
@@ -90,7 +92,7 @@ def submit(
     Raises LaunchError on a folder without a plan, a plan of another version, a full disk, or a scheduler that refuses.
     """
     study = study.absolute()
-    began = count_lines(study)
+    began, cancels = count_lines(study), count_cancels(study)
     selection = selection or Selection()
     if isinstance(cluster, SlurmCluster):
         require_path(study)
@@ -103,13 +105,13 @@ def submit(
         lock = _take_lock(study, display, interrupts)
         if lock is None:
             return Report(interrupted=interrupts.exit_code, statuses=gather(study, rows))
-        if warning := warn_of_writers(study):
-            display.note(warning)
         try:
             stopped, stood = study_stopped(study), read_limits(study)
             change_limits(study, limits or {})
             before, again = _what_stands(study, cluster, selection, display, lowered=bool(limits))
-            todo, running = _choose(study, rows, selection, began, behind=isinstance(cluster, SlurmCluster))
+            todo, running = _choose(study, rows, selection, began, cancels, behind=isinstance(cluster, SlurmCluster))
+            if isinstance(cluster, SlurmCluster) and interrupts.count:
+                return Report(interrupted=interrupts.exit_code, statuses=gather(study, rows))
             report.submitted = len(todo)
             asked = todo or again or (stopped and before.waiting)
             root = _prepare(study, todo) if asked and not isinstance(cluster, DebugCluster) else None
@@ -122,9 +124,9 @@ def submit(
                     announce=lambda waiting: lock.describe(waiting=waiting, works=True), trainer_argv=trainer_argv,
                 )  # fmt: skip
             elif root is not None and isinstance(cluster, SlurmCluster):
-                with _put_back(study, stood, before, todo, stopped):
-                    report.submitted = top_up(study, root, holding=(lock.file,), trainer_argv=trainer_argv, test=True)
-                if report.submitted < len(todo):
+                with _put_back(study, stood, before, todo, stopped) as put_back:
+                    report.submitted = _send(study, root, lock, interrupts, put_back, trainer_argv)
+                if report.submitted < len(todo) and read_order(study).waiting:
                     display.note(_waiting_text(study, todo))
         finally:
             lock.release()
@@ -192,6 +194,8 @@ def _what_stands(
     study: Path, cluster: Cluster, selection: Selection, display: Display, *, lowered: bool
 ) -> tuple[Order, list[str]]:
     """What was ordered before, as it stands now, and the runs whose jobs are gone and that go on by themselves."""
+    if warning := warn_of_writers(study):
+        display.note(warning)
     close_finished(study)
     before = _begin_order(study, selection, slurm=isinstance(cluster, SlurmCluster))
     if not isinstance(cluster, SlurmCluster):
@@ -233,19 +237,38 @@ def _ask(study: Path, cluster: Cluster, todo: Sequence[Row], root: Path | None, 
 
 
 @contextlib.contextmanager
-def _put_back(study: Path, limits: Limits, order: Order, todo: Sequence[Row], stopped: str) -> Iterator[None]:
+def _put_back(study: Path, limits: Limits, order: Order, todo: Sequence[Row], stopped: str) -> Iterator[Callable[[], None]]:
     """Where a call is refused before anything was submitted, what waited before waits as it was asked for, `stopped` or not."""
+
+    def put_back() -> None:
+        if stopped:
+            stop_study(study, stopped)
+        write_order(study, order)
+        change_limits(study, to_dict(limits))
+
     try:
-        yield
+        yield put_back
     except Unsure:  # what it asked for may be on its way
         raise
     except LaunchError:
         if {row.run_id for row in todo} <= set(read_order(study).waiting):
-            if stopped:
-                stop_study(study, stopped)
-            write_order(study, order)
-            change_limits(study, to_dict(limits))
+            put_back()
         raise
+
+
+def _send(
+    study: Path,
+    root: Path,
+    lock: Lease,
+    interrupts: Interrupts,
+    put_back: Callable[[], None],
+    trainer_argv: Sequence[str] | None,
+) -> int:
+    """Submit what fits now, until a signal comes; how many. Puts back what stood where it comes before the first."""
+    sent = top_up(study, root, holding=(lock.file,), trainer_argv=trainer_argv, test=True, stop=lambda: interrupts.count)
+    if interrupts.count and not sent:
+        put_back()
+    return sent
 
 
 def _waiting_text(study: Path, todo: Sequence[Row]) -> str:
@@ -259,11 +282,13 @@ def _waiting_text(study: Path, todo: Sequence[Row]) -> str:
     return f"{waiting:,} wait for {what}, and are submitted as jobs end"
 
 
-def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: int, *, behind: bool) -> tuple[list[Row], list[Row]]:
+def _choose(
+    study: Path, rows: Sequence[Row], selection: Selection, began: int, cancels: int, *, behind: bool
+) -> tuple[list[Row], list[Row]]:
     """The rows to start, the longest first (so that the end is short), and those that run on this machine already.
 
-    `began`: lines of the ledger when the call began. `behind`: rows that still run and are cancelled are started behind their
-    jobs.
+    `began`: lines of the ledger, and `cancels`: calls of `cancel`, when the call began. `behind`: rows that still run and are
+    cancelled are started behind their jobs.
     """
     statuses = gather(study, rows)
     attempts = read_attempts(study)
@@ -279,7 +304,8 @@ def _choose(study: Path, rows: Sequence[Row], selection: Selection, began: int, 
             todo.append(row)
             if status.state == LOST and last is not None and last.ended is None:
                 close(study, row.folder(study), last, FailureClass.LOST, GONE if last.started else NEVER_BEGAN)
-    costs = cost_of(list(rows))
+    costs, gone = cost_of(list(rows)), withdrawn(study, cancels, [row.run_id for row in todo])
+    todo = [row for row in todo if row.run_id not in gone]
     return sorted(todo, key=lambda row: -costs[row.run_id]), [] if selection.failed_only else running
 
 

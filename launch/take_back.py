@@ -9,9 +9,10 @@ import dataclasses
 from pathlib import Path
 
 from launch.asked import read_order, write_order
+from launch.job import is_complete
 from launch.ledger import ENDED, INTERRUPTED, append_event, read_attempts
 from launch.limits import read_limits
-from launch.order import is_open, weight
+from launch.places import has_job, weight
 from launch.rows import read_rows
 from launch.scheduler import PENDING, cancel_jobs, slurm_queue
 
@@ -26,11 +27,12 @@ def take_back(study: Path) -> list[str]:
     if not most:
         return []
     rows, queue = {row.run_id: row for row in read_rows(study)}, slurm_queue()
-    last = {run_id: tries[-1] for run_id, tries in read_attempts(study).items() if run_id in rows}
-    opened = [run_id for run_id in last if is_open(last[run_id], queue)]
+    attempts = {r: tries for r, tries in read_attempts(study).items() if r in rows and not is_complete(rows[r].folder(study))}
+    last = {run_id: tries[-1] for run_id, tries in attempts.items()}
+    opened = [run_id for run_id in last if has_job(attempts[run_id], queue)]
     surplus, beyond = [], sum(weight(rows[run_id]) for run_id in opened) - most
     for run_id in reversed(opened):
-        if beyond > 0 and queue[last[run_id].job_id] == PENDING:
+        if beyond > 0 and queue.get(last[run_id].job_id) == PENDING:
             surplus.append(run_id)
             beyond -= weight(rows[run_id])
     if not surplus:

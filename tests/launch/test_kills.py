@@ -17,6 +17,7 @@ import pytest
 from launch import scheduler
 from launch import submit as submit_module
 from launch.asked import read_order
+from launch.cancel import cancel
 from launch.ledger import read_attempts
 from launch.order import pump
 from launch.scheduler import slurm_queue
@@ -168,3 +169,25 @@ def test_a_canary_that_is_taken_back_stays_one_wherever_a_submitter_is_killed(tm
         assert read_order(study).canaries == (canary,)
         assert canary in read_order(study).waiting
     assert [a.cause for a in read_attempts(study)[canary]] == ["taken back: limit.gpus=1"]
+
+
+def test_what_is_cancelled_is_not_submitted_until_it_is_asked_for_wherever_cancel_is_killed(
+    tmp_path: Path, slurm: Path, kills: Kills
+) -> None:
+    runs = make_study(tmp_path / "study", {"steps": 9}, {"steps": 8}, {"steps": 7})
+    (slurm / "queue.txt").touch()
+    send(tmp_path / "study", "canary_steps=0", limits={"gpus": 2})
+    tried = 0
+    for study in copies(tmp_path, slurm, kills, cancel):
+        before = len(slurm_queue())
+        pump(study, tmp_path / ROOT)
+        assert len(slurm_queue()) <= before or not (study / "launch/cancels.jsonl").exists()
+        cancel(study)
+        pump(study, tmp_path / ROOT)
+        assert (slurm_queue(), read_order(study).waiting) == ({}, ())
+        send(study, "canary_steps=0")
+        attempts, queue, waiting = read_attempts(study), slurm_queue(), read_order(study).waiting
+        assert [sum(a.job_id in queue for a in attempts.get(run, ())) + (run in waiting) for run in runs] == [1, 1, 1]
+        tried += 1
+    assert (len(waiting), before) == (1, 0)
+    assert tried > 3

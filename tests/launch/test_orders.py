@@ -16,7 +16,7 @@ from launch import cancel as cancel_module
 from launch import submit as submit_module
 from launch.asked import forget, read_order, write_order
 from launch.cancel import cancel
-from launch.lease import process_mark
+from launch.lease import Lease, process_mark
 from launch.ledger import append_event, attempts_of, count_lines, ledger_path, read_attempts
 from launch.order import pump
 from launch.retries import stop_if_alike, stop_study, study_stopped
@@ -238,16 +238,17 @@ def test_a_run_that_is_submitted_while_cancel_waits_for_the_lock_is_cancelled_to
     (first,) = jobs(study)
     start(study, first)
     (slurm / "queue.txt").write_text("4711_0 RUNNING\n")
-    forget_now = cancel_module._forget
+    lock_now = cancel_module._lock
 
-    def late(*arguments: object) -> None:
+    def late(study: Path) -> Lease | None:
         end(study, first, "failed", "nan")  # and its worker has the lock, and submits the next run
         (slurm / "queue.txt").write_text("")
         pump(study, root(study))
         (slurm / "queue.txt").write_text("4712_0 PENDING\n")
-        forget_now(*arguments)  # type: ignore[arg-type]
+        return lock_now(study)
 
-    monkeypatch.setattr(cancel_module, "_forget", late)
+    monkeypatch.setattr(cancel_module, "withdraw", lambda *_: None)  # it had looked just before
+    monkeypatch.setattr(cancel_module, "_lock", late)
     told = cancel(study)
     (second,) = set(jobs(study)) - {first}
     assert second in told
