@@ -1,6 +1,6 @@
 """The speed table on a CUDA GPU: baseline and LST by attention backend, against transformers' Llama, in bf16 autocast.
 
-    python -m benchmarks.gpu [--size 420M] [--rows 4] [--units 4096] [--rounds 10] [--compile]
+    python -m benchmarks.gpu [--size 420M] [--rows 4] [--units 4096] [--rounds 10] [--compile] [--backends flex varlen]
 
 Tokens a second, MFU (FLOPs of lst/flops.py over the card's peak, lst/hardware.py) and peak memory; then the baseline over Llama
 (speed, memory), and LST's speed-up a token over what the FLOPs promise. Every row trains: forward, loss, backward, on rows that
@@ -18,13 +18,14 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.lst_vs_baseline import SPEECH_SPAN, TEXT_SPAN, documents
-from lst.config import RunConfig, arm_config
+from lst.config import ExecutionConfig, RunConfig, arm_config
 from lst.data.pack import PackedBatch
 from lst.errors import LstError
 from lst.flops import training_flops
 from lst.hardware import gpu_peak_flops
 from lst.model import Batch, build_model
 from lst.model.attention import use_backend
+from lst.train.layers import prepare_layers
 from lst.train.losses import accumulate_gradients
 
 BACKENDS = ("flex", "varlen", "xformers", "sdpa")
@@ -76,10 +77,7 @@ def seconds_a_step(run: Callable[[], object], rounds: int) -> float:
 def ours(config: RunConfig, packed: PackedBatch, backend: str, compiled: bool) -> Callable[[], object]:
     model = build_model(config).cuda()
     use_backend(model, backend)
-    if compiled:
-        for module in model.modules():
-            if type(module).__name__ == "TransformerLayer":
-                module.compile(dynamic=True)
+    prepare_layers(model, ExecutionConfig(compile=compiled))
     predicted, batch = int(packed.counts.predicted), Batch.from_packed(packed, "cuda")
 
     def step() -> None:
@@ -112,7 +110,7 @@ def rows_of_the_table(options: argparse.Namespace) -> Iterator[tuple[str, Result
         config = arm_config(arm, size=options.size)
         span_units = TEXT_SPAN + 2 + (SPEECH_SPAN if arm == "baseline" else -(-SPEECH_SPAN // config.patching.patch_size))
         packed = documents(config, argparse.Namespace(rows=options.rows, spans=options.units // span_units, bytes=0))
-        for backend in BACKENDS:
+        for backend in options.backends:
             name = f"{arm} {backend}"
             try:
                 torch.cuda.reset_peak_memory_stats()
@@ -135,7 +133,8 @@ def main() -> None:
     parser.add_argument("--size", default="420M", help="a rung of the ladder (plan-sweep sizes)")
     for name, value in {"rows": 4, "units": 4096, "rounds": 10}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--compile", action="store_true", help="compile the transformer layers")
+    parser.add_argument("--compile", action="store_true", help="as execution.compile=true does")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.exit(2, "error: this process sees no CUDA GPU; run it where there is one.\n")

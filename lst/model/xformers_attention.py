@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lst.errors import ConfigError
@@ -17,7 +18,7 @@ from lst.model.intervals import Intervals
 def xformers_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, seen: Intervals) -> Tensor:
     """Causal self-attention inside documents, windowed or not, without padding -> (B, T, H, D).
 
-    Raises ConfigError if xformers is not installed.
+    Raises ConfigError if xformers is not installed, or was built for another torch or GPU.
     """
     try:
         from xformers.ops import memory_efficient_attention
@@ -29,7 +30,14 @@ def xformers_attention(q_BTHD: Tensor, k_BTHD: Tensor, v_BTHD: Tensor, seen: Int
     flat = [x.flatten(0, 1)[documents.place_N][None] for x in (q_BTHD, k_BTHD, v_BTHD)]
     if not documents.longest:  # no kernel runs over nothing
         return documents.unpack(flat[2][0], q_BTHD)
-    out: Tensor = memory_efficient_attention(*flat, attn_bias=document_mask(seen))
+    try:
+        out: Tensor = memory_efficient_attention(*flat, attn_bias=document_mask(seen))
+    except NotImplementedError as error:  # a list of its kernels, with why each does not fit
+        raise ConfigError(
+            f"execution.attention='xformers', but the installed xformers has no kernel for {flat[0].dtype} on this "
+            f"{flat[0].device.type} under torch {torch.__version__} (`python -m xformers.info` tells what it was built for); "
+            "install a build that fits, or choose 'flex' or 'varlen'."
+        ) from error
     return documents.unpack(out[0], q_BTHD)
 
 

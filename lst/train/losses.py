@@ -3,7 +3,7 @@
 With 4 x 4,096 positions and a vocabulary of 32k, logits in fp32 are 2 GiB and their gradient as much again. Here a chunk's
 logits live only until its loss and gradient are taken, so the peak is one chunk's. A model offers `forward(batch, read)`,
 which ends in `read(h_BTE, head)` (lst.model.lst). Losses are in nats.
-B sequences, T tokens, N positions with a target, E width, V vocabulary.
+B sequences, T tokens, N positions with a target, E width, V vocabulary, P the same rounded up.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from lst.data.vocab import SPEECH, TEXT
 from lst.memory import CHUNK_LOGITS, CHUNK_ROWS
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from lst.train.distributed import Ranks
 
     Network = Baseline | LatentSpeechText
+
+
+ROUND_VOCABULARY = {"cpu": 1, "cuda": 64}  # what the head's columns are rounded up to
 
 
 @dataclass
@@ -118,20 +122,24 @@ class _HeadLoss(torch.autograd.Function):
         ctx: Any, h_NE: torch.Tensor, weight_VE: torch.Tensor, target_N: torch.Tensor, scale: float, dtype: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x_NE, w_VE = (t.detach().to(getattr(torch, dtype)) for t in (h_NE, weight_VE))
-        grad_NE, grad_VE = torch.empty_like(h_NE), torch.zeros_like(weight_VE)
+        vocabulary = len(w_VE)
+        # Rows of zeros up to a round number: a GPU's matrix units run at a fraction of their speed over 32,503 columns.
+        lacking = -vocabulary % ROUND_VOCABULARY[w_VE.device.type]
+        w_PE = F.pad(w_VE, (0, 0, 0, lacking)) if lacking else w_VE
+        grad_NE, grad_PE = torch.empty_like(h_NE), weight_VE.new_zeros(w_PE.shape)
         loss_N = torch.empty(len(h_NE), device=h_NE.device)
-        chunks = _chunks(x_NE, target_N, len(w_VE))
-        logits_CV = x_NE.new_empty(len(chunks[0][0]), len(w_VE))  # one buffer for all chunks: allocating anew fragments the heap
+        chunks = _chunks(x_NE, target_N, vocabulary)
+        buffer_CP = x_NE.new_empty(len(chunks[0][0]), len(w_PE))  # one for all chunks: allocating anew fragments the heap
         done = 0
         for x_CE, target_C in chunks:
             here = slice(done, done + len(x_CE))
-            torch.mm(x_CE, w_VE.t(), out=logits_CV[: len(x_CE)])
-            loss_N[here], grad_CV = _losses_and_gradient(logits_CV[: len(x_CE)], target_C, scale)
-            _product(grad_CV, w_VE, out=grad_NE[here])
-            _add_product(grad_VE, grad_CV.t(), x_CE)
+            logits_CP = buffer_CP[: len(x_CE)]
+            torch.mm(x_CE, w_PE.t(), out=logits_CP)
+            loss_N[here] = _losses_and_gradient(logits_CP[:, :vocabulary], target_C, scale)
+            _product(logits_CP, w_PE, out=grad_NE[here])
+            _add_product(grad_PE, logits_CP.t(), x_CE)
             done += len(x_CE)
-            del grad_CV  # in bf16 it is no view of the buffer
-        ctx.gradients = grad_NE, grad_VE
+        ctx.gradients = grad_NE, grad_PE[:vocabulary]
         ctx.mark_non_differentiable(loss_N)
         return loss_N.sum() * scale, loss_N
 
@@ -179,8 +187,8 @@ def _losses(logits_CV: torch.Tensor, target_C: torch.Tensor) -> torch.Tensor:
     return logits_CV.logsumexp(1) - logits_CV.gather(1, target_C[:, None]).squeeze(1)
 
 
-def _losses_and_gradient(logits_CV: torch.Tensor, target_C: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """-log softmax at the targets, and (softmax - onehot) x scale, its gradient, in the logits' dtype. Fp32 logits are used up.
+def _losses_and_gradient(logits_CV: torch.Tensor, target_C: torch.Tensor, scale: float) -> torch.Tensor:
+    """-log softmax at the targets; in the logits' place then stands its gradient, (softmax - onehot) x scale.
 
     With m the largest logit and z = sum exp(x - m): loss = m + log z - x_target. One pass of exponentials serves both.
     """
@@ -192,4 +200,6 @@ def _losses_and_gradient(logits_CV: torch.Tensor, target_C: torch.Tensor, scale:
     loss_C = (m_C1 + z_C1.log() - target_C1).squeeze(1)
     p_CV.mul_(scale / z_C1)
     p_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, -scale, dtype=p_CV.dtype))
-    return loss_C, p_CV.to(logits_CV.dtype)
+    if p_CV.dtype != logits_CV.dtype:
+        logits_CV.copy_(p_CV)
+    return loss_C
