@@ -49,9 +49,15 @@ def _suspects(study: Path, attempts: Mapping[str, Sequence[Attempt]]) -> dict[st
         run_id: tries[-1]
         for run_id, tries in attempts.items()
         if tries[-1].cluster == "slurm"
-        and (tries[-1].ended is None or tries[-1].failure in GOES_ON)
+        and (tries[-1].ended is None or tries[-1].failure in GOES_ON or _is_requeued(study, tries[-1]))
         and not is_complete(study / RUNS / run_id)
     }
+
+
+def _is_requeued(study: Path, last: Attempt) -> bool:
+    """Whether the job may have been queued again by hand: to its worker that looks like scancel."""
+    cancelled = last.started is not None and last.failure == FailureClass.CANCELLED
+    return cancelled and not cancel_path(study, last.job_id).exists()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +94,7 @@ def end_gone(study: Path, *, keep: Callable[[Sequence[str]], None]) -> list[str]
         if last.job_id not in queue and not _is_held(study / RUNS / run_id / LEASE, last.job_id)
     }
     ends = job_ends([last.job_id for last in left.values()]) if left else {}
-    gone = [run_id for run_id, last in left.items() if last.ended is None or _ended_in_queue(last, ends)]
+    gone = [run_id for run_id, last in left.items() if last.ended is None or _ended_again(tries[run_id], ends)]
     found = held + [_of_gone(study, run_id, tries[run_id], ends) for run_id in gone]
     again = [one.run_id for one in found if one.again]
     if again:
@@ -112,10 +118,14 @@ def _is_closed(last: Attempt) -> bool:
     return last.ended is not None and last.failure == FailureClass.NODE_FAILURE
 
 
-def _ended_in_queue(last: Attempt, ends: Mapping[str, tuple[str, str]]) -> bool:
-    """Whether somebody has ended a job by scancel that was queued again: its worker has told its end before."""
-    again = last.ended is not None and last.failure in GOES_ON and last.failure != FailureClass.NODE_FAILURE
-    return again and last.started is not None and ends.get(last.job_id, ("", ""))[0] == "CANCELLED"
+def _ended_again(tries: Sequence[Attempt], ends: Mapping[str, tuple[str, str]]) -> bool:
+    """Whether SLURM has ended a job that was queued again, after its worker had told the end of the life before."""
+    last, (state, _) = tries[-1], ends.get(tries[-1].job_id, ("", ""))
+    if last.started is None or last.state != INTERRUPTED:  # its end is told already
+        return False
+    if last.failure == FailureClass.CANCELLED:  # of a job that was not queued again after it SLURM has one of these
+        return state not in ("", "CANCELLED", "COMPLETED")
+    return bool(state) and (may_go_on(tries) or state == "CANCELLED")
 
 
 def _of_held(study: Path, run_id: str, tries: Sequence[Attempt]) -> Gone:

@@ -191,3 +191,55 @@ def test_status_asks_the_scheduler_twice_at_most_whatever_the_number_of_runs(tmp
     (slurm / "calls.txt").unlink()
     assert [s["state"] for s in status(study).values()].count("running") == 20
     assert len((slurm / "calls.txt").read_text().splitlines()) == 2
+
+
+def lived(study: Path, run: str, failure: str) -> None:
+    """The run's job has had a life, which ended so."""
+    append_event(study, "started", run, attempt=1, job_id="4711_0", cluster="slurm", life=0)
+    append_event(study, "ended", run, attempt=1, job_id="4711_0", state="interrupted", **{"class": failure})
+
+
+@pytest.mark.parametrize("before", ["preempted", "cancelled"])  # by SLURM, and by scontrol requeue
+@pytest.mark.parametrize(
+    ("line", "state", "failure", "again"),
+    [
+        ("4711_0|FAILED|RaisedSignal:12", "lost", "lost", True),
+        ("4711_0|NODE_FAIL|None", "lost", "node_failure", True),
+        ("4711_0|TIMEOUT|None", "lost", "timeout", True),
+        ("4711_0|FAILED|NonZeroExitCode", "failed", "error", False),
+    ],
+)
+def test_a_job_that_was_queued_again_and_left_no_word_ends_as_one_in_its_first_life(
+    tmp_path: Path, slurm: Path, before: str, line: str, state: str, failure: str, again: bool
+) -> None:
+    study, (run,) = submitted(tmp_path)
+    lived(study, run, before)
+    (slurm / "ended.txt").write_text(f"{line}\n")
+    for _ in range(2):
+        pump(study, root(study))
+        (slurm / "queue.txt").write_text("4712_0 PENDING\n")
+    first, second, *more = read_attempts(study)[run]
+    assert (first.failure, second.state, second.failure, [a.job_id for a in more]) == (before, state, failure, ["4712_0"] * again)
+    assert read_failure(study / "runs" / run) is not None
+
+
+@pytest.mark.parametrize(("before", "end"), [("cancelled", "CANCELLED"), ("cancelled", "COMPLETED"), ("budget", "COMPLETED")])
+def test_a_job_that_left_for_good_and_said_so_is_left_alone(tmp_path: Path, slurm: Path, before: str, end: str) -> None:
+    study, (run,) = submitted(tmp_path)
+    lived(study, run, before)
+    (slurm / "ended.txt").write_text(f"4711_0|{end}|None\n")
+    pump(study, root(study))
+    assert [a.failure for a in read_attempts(study)[run]] == [before]
+
+
+def test_a_job_that_was_queued_again_by_hand_and_could_not_be_launched_is_replaced(tmp_path: Path, slurm: Path) -> None:
+    study, (run,) = submitted(tmp_path)
+    lived(study, run, "cancelled")
+    (slurm / "queue.txt").write_text("4711_0 PENDING launch_failed_requeued_held\n")
+    pump(study, root(study))
+    assert [(a.failure, a.job_id) for a in read_attempts(study)[run]] == [
+        ("cancelled", "4711_0"),
+        ("node_failure", "4711_0"),
+        ("", "4712_0"),
+    ]
+    assert "4711_0" not in (slurm / "queue.txt").read_text()
