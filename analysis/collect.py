@@ -19,13 +19,12 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis import exclude
+from analysis.columns import RESULT_COLUMNS, RUN_COLUMNS
 from analysis.item_table import PAIR_COLUMNS, pair_rows, unpaired
 from analysis.run_files import is_whole
 from analysis.run_tables import (
     CURVE_SCHEMA,
     ITEM_SCHEMA,
-    RESULT_COLUMNS,
-    RUN_COLUMNS,
     Planned,
     RunTables,
     joined,

@@ -34,9 +34,10 @@ from analysis.collect import (
     RUNS,
     Collected,
 )
+from analysis.columns import RESULT_COLUMNS, RUN_COLUMNS
 from analysis.item_table import PAIR_COLUMNS
 from analysis.mlflow_store import OF_OURS, StoreRun, is_store, metric_prefix, read_store
-from analysis.run_tables import CURVE_COLUMNS, CURVE_SCHEMA, ITEM_SCHEMA, RESULT_COLUMNS, RUN_COLUMNS
+from analysis.run_tables import CURVE_COLUMNS, CURVE_SCHEMA, ITEM_SCHEMA
 from analysis.table import budgets
 from analysis.table_files import replacing, table_of, write_parquet
 from lst import records

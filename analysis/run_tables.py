@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from analysis import exclude
+from analysis.columns import RESULT_COLUMNS, RUN_COLUMNS
 from analysis.item_table import Answers, Key, answers_of
 from analysis.processes import in_order
 from analysis.run_files import RunFiles
@@ -22,59 +23,6 @@ from analysis.step_records import SPENT, good_steps
 from analysis.table_files import table_of
 from lst.errors import FitError
 
-RESULT_COLUMNS = [
-    "run_id",
-    "arm",
-    "size",
-    "branch",
-    "step",
-    "train_flops",
-    "units",
-    "text_tokens",
-    "speech_tokens",
-    "task",
-    "direction",
-    "metric",
-    "value",
-    "n_items",
-    "score",
-    "patching",
-    "conditional",
-    "evaluation",
-    "items_id",
-    "options",
-]
-RUN_COLUMNS = [
-    "run_id",
-    "study",
-    "kind",
-    "arm",
-    "size",
-    "seed",
-    "matching",
-    "match_group",
-    "state",
-    "reason",
-    "step",
-    "steps",
-    "num_params",
-    "num_non_embedding_params",
-    "num_params_global",
-    "flops_budget",
-    "planned_flops",
-    "planned_spent_flops",
-    "train_flops",
-    "spent_flops",
-    "units",
-    "tokens",
-    "text_tokens",
-    "text_only_tokens",
-    "speech_tokens",
-    "skipped_steps",
-    "seconds",
-    "final_loss",
-    "excluded",
-]
 CURVE_COLUMNS = ("step", "train_flops", "loss", "loss_text", "loss_speech", "lr", "grad_norm", "tokens")
 CURVE_SCHEMA = pa.schema([("run_id", pa.string()), ("step", pa.int64())] + [(name, pa.float64()) for name in CURVE_COLUMNS[1:]])
 ITEM_SCHEMA = pa.schema(

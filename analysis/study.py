@@ -23,6 +23,7 @@ from analysis.arm_tests import exponent_test
 from analysis.basis import TOKENS_PER_SECOND
 from analysis.checks import held_out, influence, influence_warning, noise_parts
 from analysis.collect import RESULTS, RUNS, made_anew, read_plan
+from analysis.columns import TEXT_COLUMNS
 from analysis.compare import ENVELOPE, LAW, LAW_ASYMPTOTE_BUDGETS, compute_multiplier
 from analysis.diagnose import HUBER, check_options, chosen_delta
 from analysis.exclude import LOSS_METRIC
@@ -54,14 +55,6 @@ TEST_RESAMPLES = 400
 """Simulated studies of a test at most: its p-value needs no more digits."""
 SPENT_TOLERANCE = 0.01
 """Spent FLOPs that differ from the plan by more than this share are told."""
-TEXT = dict.fromkeys(
-    (
-        *("run_id", "study", "kind", "arm", "size", "matching", "match_group", "state", "reason", "excluded"),
-        *("task", "direction", "metric", "score", "patching", "evaluation", "items_id", "options"),
-    ),
-    str,
-)
-"""An id of digits (with an e) is no number."""
 Progress = Callable[[int, int], None]
 
 
@@ -134,7 +127,7 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
     """A table that `collect` wrote. Raises FitError where it is missing, damaged, or an earlier version's."""
     path, anew = folder / name, made_anew(folder)
     try:
-        table = pd.read_csv(path, dtype=TEXT, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(path, dtype=dict.fromkeys(TEXT_COLUMNS, str), keep_default_na=False, na_values=[""])
     except FileNotFoundError as error:
         raise FitError(f"'{path}' is missing; {anew}") from error
     except ValueError as error:

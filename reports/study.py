@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.basis import TOKENS_PER_SECOND
+from analysis.columns import TEXT_COLUMNS
 from lst.errors import DataError
 from reports.laws import Fits, read_fits
 
@@ -45,11 +46,6 @@ def _names(words: str) -> list[str]:
     return words.split()
 
 
-TEXT_COLUMNS = _names(
-    "run_id study kind parent_run_id arm size matching match_group flops_convention context_match recipe data_id status "
-    "reason state excluded task direction metric item job_id submitted started ended cause scores evaluation "
-    "items_id options score conditional"
-)
 PLAN_COLUMNS = _names(
     "run_id study kind arm size num_params num_non_embedding_params num_params_global matching match_group flops_budget "
     "planned_flops flops_convention steps seq_len_units context_match units tokens text_tokens text_only_tokens "
@@ -207,7 +203,7 @@ def _with_columns(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     for name in columns:
         if name not in table.columns:
             table[name] = pd.Series([None] * len(table), dtype="object" if name in TEXT_COLUMNS else "float64", index=table.index)
-        elif name not in TEXT_COLUMNS and name not in ("correct", "item"):
+        elif name not in TEXT_COLUMNS and name not in ("correct", "conditional"):
             table[name] = pd.to_numeric(table[name], errors="coerce")
     return table
 

@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "sweeps.plan",
             "analysis.results",
             "analysis.basis",
+            "analysis.columns",  # of the tables that both read
             "analysis.form_results",
             "analysis.evaluation_kinds",  # which of several evaluations counts, in the report as in the fits
         }

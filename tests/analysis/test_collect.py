@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import exclude
-from analysis.collect import ATTEMPT_COLUMNS, LOCK, RESULT_COLUMNS, RUN_COLUMNS, collect, collect_into
+from analysis.collect import ATTEMPT_COLUMNS, LOCK, collect, collect_into
+from analysis.columns import RESULT_COLUMNS, RUN_COLUMNS
 from analysis.study import final_losses, read_table, spending_warnings
 from lst import records
 from lst.errors import FitError

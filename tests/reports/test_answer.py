@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from reports import answer
+from reports import answer, item_pairs
 from reports.study import read_study
 
 MakeStudy = Callable[..., Path]
@@ -143,3 +144,13 @@ def test_head_and_local_modules_are_said_to_dominate_only_where_they_do(make_stu
     assert "80% at w32 (encoder 10%, decoder 20% and head 50%)" in said
     big = shares.assign(**{"global": 0.9, "head": 0.1, "encoder": 0.0, "decoder": 0.0})
     assert "The head does not dominate baseline's smallest model" in answer.shares_sentence(big, "FLOPs")
+
+
+@pytest.mark.parametrize(("conditional", "shown"), [(["True", "False"], ["aligned", ""]), (["", "True"], ["", "aligned"])])
+def test_pairs_under_aligned_patches_are_told_apart(make_study: MakeStudy, conditional: list[str], shown: list[str]) -> None:
+    folder = make_study()
+    pair = {"arm": "lst_aligned", "run_id": "a", "against": "baseline", "baseline_run_id": "b", "size": "s", "n_items": 9}
+    pair |= {"task": "stories", "direction": "S->S", "accuracy": 0.7, "baseline_accuracy": 0.6, "difference": 0.1, "level": 0.9}
+    pair |= {"low": 0.0, "high": 0.2, "p_value": 0.5, "p_holm": 0.5, "tests": 2}
+    pd.DataFrame([pair | {"conditional": text} for text in conditional]).to_csv(folder / "item_pairs.csv", index=False)
+    assert [row["patches"] for row in item_pairs.table(read_study(folder)).rows] == shown
