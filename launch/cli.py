@@ -162,13 +162,14 @@ def _submit(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
-    from launch.cluster import load_cluster
+    from launch.cluster import DebugCluster, load_cluster
     from launch.limits import check_limits, split_limits
     from launch.prepare import check_options, split_words, write_preparation
 
     parts, options, rest = split_words(arguments.overrides)
     limits, words = split_limits(rest)
-    load_cluster(words)
+    if isinstance(load_cluster(words), DebugCluster):
+        raise ConfigError("cluster=debug trains runs; prepare with cluster=local or slurm, or call prepare-data itself.")
     check_limits(arguments.dir, limits)
     check_options(parts, options)
     write_preparation(arguments.dir, parts, options)
@@ -263,7 +264,7 @@ def _status(arguments: argparse.Namespace) -> int:
     from launch.display import summary, table
     from launch.limits import left_text
     from launch.rows import read_rows
-    from launch.status import OPEN_STATES, PLANNED, RUNNING, as_json, eta_seconds, gather
+    from launch.status import OPEN_STATES, PLANNED, RUNNING, as_json, eta_seconds, gather, why_nothing_starts
 
     rows = read_rows(arguments.dir)
     while True:
@@ -273,7 +274,7 @@ def _status(arguments: argparse.Namespace) -> int:
             return 0
         running = sum(s.state == RUNNING for s in statuses)
         lines = [*table(statuses), summary(statuses, eta_seconds(rows, statuses, running) if running else None)]
-        text = "\n".join([*lines, *filter(None, [left_text(arguments.dir)])])
+        text = "\n".join([*lines, *filter(None, [left_text(arguments.dir), why_nothing_starts(arguments.dir)])])
         clear = "\x1b[2J\x1b[H" if arguments.follow and sys.stdout.isatty() else ""
         print(clear + text, flush=True)
         waits = any(s.state in (*OPEN_STATES, PLANNED) for s in statuses) and any(s.state in OPEN_STATES for s in statuses)

@@ -43,6 +43,10 @@ class FailureClass(StrEnum):
     CANARY = "canary"  # no failure: it has done its steps, and the grid follows
 
 
+SRUN = (  # srun's own: a node of its job went down, or the job is being ended; its exit status may be 0
+    (FailureClass.NODE_FAILURE, re.compile(r"srun: error: Node failure on")),
+    (FailureClass.LOST, re.compile(r"Job/step already completing|Cancelled pending job step|Expired or invalid job")),
+)
 PATTERNS = (
     (FailureClass.DISK_FULL, re.compile(r"No space left on device|no space left|Disk quota exceeded")),
     (
@@ -51,7 +55,6 @@ PATTERNS = (
     ),
     (FailureClass.IMPORT, re.compile(r"ModuleNotFoundError|ImportError|No module named")),
     (FailureClass.DATA, re.compile(r"DataError")),
-    (FailureClass.LOST, re.compile(r"Job/step already completing|Cancelled pending job step")),  # srun's: its job is being ended
     (FailureClass.CONFIG, re.compile(r"ConfigError|CheckpointError")),
 )
 
@@ -71,11 +74,12 @@ def judge_death(exit_code: int, log_tail: str, oom_kills: int = 0) -> tuple[Fail
         hint = "; often the kernel's out-of-memory killer, or somebody's kill -9" if -exit_code == signal.SIGKILL else ""
         return FailureClass.KILLED, f"the trainer was killed by {name}{hint}."
     last = last_line(log_tail)
+    for name_of_class, pattern in SRUN if exit_code == 0 else SRUN + PATTERNS:
+        fitting = [line for line in log_tail.splitlines() if pattern.search(line)]
+        if fitting:
+            return name_of_class, one_line(fitting[-1])
     if exit_code == 0:
         return FailureClass.ERROR, "the trainer ended with 0 and left no exit.json."
-    for name_of_class, pattern in PATTERNS:
-        if pattern.search(log_tail):
-            return name_of_class, last or f"the trainer ended with {exit_code}."
     fallback = FailureClass.CONFIG if exit_code == 2 else FailureClass.ERROR
     return fallback, last or f"the trainer ended with {exit_code} and printed nothing."
 

@@ -93,7 +93,8 @@ def end_gone(study: Path, *, keep: Callable[[Sequence[str]], None]) -> list[str]
         for run_id, last in here.items()
         if last.job_id not in queue and not _is_held(study / RUNS / run_id / LEASE, last.job_id)
     }
-    ends = job_ends([last.job_id for last in left.values()]) if left else {}
+    unstarted = [last.job_id for last in left.values() if last.started is None]
+    ends = job_ends([last.job_id for last in left.values()], unstarted=unstarted) if left else {}
     gone = [run_id for run_id, last in left.items() if last.ended is None or _ended_again(tries[run_id], ends)]
     found = held + [_of_gone(study, run_id, tries[run_id], ends) for run_id in gone]
     again = [one.run_id for one in found if one.again]

@@ -23,6 +23,7 @@ from lst.records import EXIT, read_json, write_atomically
 
 JOB_FILES = "jobs"  # below launch/: a folder a submission
 SPEC = "jobs.json"
+ACCEPTED = "accepted"  # in a submission's folder: SLURM's id of it once the ledger knows it, or blank where SLURM has none
 STOP_FILES = "stop"
 JOB_ID, FLAG, START = "LST_JOB_ID", "LST_STOP_FLAG", "LST_JOB_START"  # variables that a job is given
 CANCELLED = ".cancelled"

@@ -17,7 +17,7 @@ from pathlib import Path
 from launch.asked import Order, may_start, pass_canaries, read_order, without_cancelled, write_order
 from launch.cluster import SlurmCluster, cluster_from_dict, placement
 from launch.gone import end_gone, suspects
-from launch.job import JOB_FILES, SPEC, WorkerJob, cancel_path, is_complete
+from launch.job import ACCEPTED, JOB_FILES, SPEC, WorkerJob, cancel_path, is_complete
 from launch.lease import Lease
 from launch.ledger import (
     FAILED,
@@ -42,7 +42,6 @@ from launch.withdrawn import count_cancels
 from lst.errors import LaunchError
 from lst.records import read_json, read_jsonl
 
-ACCEPTED = "accepted"  # in a submission's folder: SLURM's id of it, once the ledger knows it
 FULL = re.compile(
     r"MaxSubmit|SubmitJobs?Limit|MaxJobCount|job limit|temporarily unable to accept|Invalid job array specification",
     re.IGNORECASE,

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.evaluations import evaluation_words
-from launch.ledger import ledger_path
+from launch.job import ACCEPTED, JOB_FILES, SPEC
+from launch.ledger import LAUNCH, ledger_path
 from launch.rows import ADMITTED, EVAL, NEEDED, PLAN, RUNS, TASK, Row
 from lst.errors import ConfigError, LaunchError
 from lst.records import read_json, write_atomically, write_json
@@ -69,7 +70,7 @@ def write_preparation(folder: Path, parts: int, options: Sequence[str]) -> None:
     known = read_json(folder / PREPARATION)
     if known is None and (folder / PLAN).exists():
         raise LaunchError(f"'{folder}' holds a study; give another folder for the preparation's jobs.")
-    if known is not None and known != content and ledger_path(folder).exists():
+    if known is not None and known != content and (ledger_path(folder).exists() or _has_jobs(folder)):
         raise LaunchError(f"'{folder}' holds another preparation ({known}); give the same options, or another folder.")
     names = [f"part-{n}-of-{parts}" for n in range(1, parts + 1)] + [MERGE]
     for name in names:
@@ -83,6 +84,12 @@ def write_preparation(folder: Path, parts: int, options: Sequence[str]) -> None:
         row = {"run_id": name, "kind": TASK, "arm": "prepare", "size": size, "steps": 1, "status": ADMITTED}
         writer.writerow(row | {"planned_flops": 0, "gpus": 0, "est_gpu_hours": 0})
     write_atomically(folder / PLAN, text.getvalue().encode())
+
+
+def _has_jobs(folder: Path) -> bool:
+    """Whether jobs were made that nobody has refused: with a submitter that was killed, the ledger knows none of them."""
+    made = (spec.parent / ACCEPTED for spec in (folder / LAUNCH / JOB_FILES).glob(f"*/{SPEC}"))
+    return any(not accepted.exists() or accepted.read_text().strip() for accepted in made)
 
 
 def task_of(study: Path, row: Row) -> tuple[str, ...]:

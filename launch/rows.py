@@ -110,12 +110,12 @@ def _weights_are_kept(study: Path, row: Row) -> bool:
     return bool(kept) and (study / RUNS / run / CHECKPOINTS / checkpoint).is_dir()
 
 
-def waiting_text(study: Path, rows: list[Row]) -> str:
+def waiting_text(study: Path, rows: list[Row], then: str = "submit again later") -> str:
     """What is told of rows that cannot start yet."""
     first = waits_for(study, rows[0])
     why = "whose weights it evaluates" if rows[0].kind == EVAL else "from whose weights it starts"
     why = "which comes before" if rows[0].after else why
-    return f"not started yet: {len(rows)}, the first waits for run {first}, {why}; submit again later"
+    return f"not started yet: {len(rows)}, the first waits for run {first}, {why}; {then}"
 
 
 def require_data(rows: list[Row]) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from launch.environment import ask_environment
@@ -50,9 +50,10 @@ def slurm_queue(seconds: float = CALL_SECONDS) -> dict[str, str]:
     return states
 
 
-def job_ends(job_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+def job_ends(job_ids: Sequence[str], *, unstarted: Collection[str] = ()) -> dict[str, tuple[str, str]]:
     """(state, reason) of jobs that have ended, by job id, as far as SLURM remembers: by itself some minutes, else by sacct.
 
+    A task that scancel ends before it starts (one of `unstarted`) leaves nothing behind, or the number of its array alone.
     Raises LaunchError if squeue does not answer; sacct may be off.
     """
     argv = [*SQUEUE, "--noheader", "--array", "--user", ME, "--states=all", "--format=%i|%T|%r"]
@@ -68,6 +69,11 @@ def job_ends(job_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
         status, _, number = code.partition(":")
         reason = f"RaisedSignal:{number}" if number != "0" else "" if status == "0" else "NonZeroExitCode"
         ends.setdefault(identity, (state.partition(" ")[0], reason))
+    waiting = {task.partition("_")[0] for job, (state, _) in ends.items() if state == PENDING for task in expand_job_id(job)}
+    for job in unstarted:
+        array = job.partition("_")[0]
+        if array in waiting or ends.get(array, ("", ""))[0] == "CANCELLED":
+            ends.setdefault(job, ("CANCELLED", ""))
     return {job: ends[job] for job in job_ids if job in ends}
 
 

@@ -21,8 +21,10 @@ from launch.gone import last_words
 from launch.job import is_complete
 from launch.lease import holder
 from launch.ledger import DONE, FAILED, INTERRUPTED, LAUNCH, LOST, Attempt, read_attempts
+from launch.limits import overspent
 from launch.past import GONE, NEVER_BEGAN
 from launch.progress import last_sign
+from launch.retries import study_stopped
 from launch.rows import Row, cost_of, read_rows, waits_for
 from launch.scheduler import HELD, slurm_queue, slurm_site
 from launch.scheduler import RUNNING as SLURM_RUNNING
@@ -76,7 +78,7 @@ def gather(study: Path, rows: Sequence[Row] | None = None) -> list[RunStatus]:
     rows = read_rows(study) if rows is None else rows
     attempts = read_attempts(study)
     seen = _look(study, rows, attempts)
-    statuses = _settled([_status(study, row, attempts.get(row.run_id, []), seen) for row in rows])
+    statuses = _settled(study, [_status(study, row, attempts.get(row.run_id, []), seen) for row in rows])
     if any(s.state == LOST for s in statuses):  # a run that started or ended between our two looks is not lost: look again
         attempts = read_attempts(study)
         statuses = [
@@ -86,11 +88,23 @@ def gather(study: Path, rows: Sequence[Row] | None = None) -> list[RunStatus]:
     return statuses
 
 
-def _settled(statuses: list[RunStatus]) -> list[RunStatus]:
-    """Runs that wait to be submitted are queued as long as a job is open that will do it at its end; else they are planned."""
-    if any(s.state in OPEN_STATES and s.source != ORDERED for s in statuses):
+def _settled(study: Path, statuses: list[RunStatus]) -> list[RunStatus]:
+    """Runs that wait to be submitted are queued as long as a job is open that will do it at its end; else they are planned.
+
+    So they are where the study is stopped, or a limit reached.
+    """
+    if not any(s.source == ORDERED for s in statuses):
         return statuses
-    return [dataclasses.replace(s, state=PLANNED, cause="") if s.source == ORDERED else s for s in statuses]
+    cause = why_nothing_starts(study)
+    if not cause and any(s.state in OPEN_STATES and s.source != ORDERED for s in statuses):
+        return statuses
+    return [dataclasses.replace(s, state=PLANNED, cause=cause) if s.source == ORDERED else s for s in statuses]
+
+
+def why_nothing_starts(study: Path) -> str:
+    """Why no run of the study starts, be there a job or not; empty where they do."""
+    stopped = study_stopped(study)
+    return f"the study is stopped: {stopped}" if stopped else overspent(study)
 
 
 def is_planned(status: RunStatus) -> bool:
@@ -224,8 +238,8 @@ def _state(study: Path, row: Row, last: Attempt | None, seen: _Seen, step: int) 
         return REFUSED, row.reason, "plan"
     if last is None:
         failure, waits = read_failure(folder), waits_for(study, row)
-        if row.run_id in seen.ordered and not waits:
-            return QUEUED, f"waits for {seen.ordered[row.run_id]}", ORDERED
+        if row.run_id in seen.ordered:
+            return QUEUED, f"waits for {f'run {waits}' if waits else seen.ordered[row.run_id]}", ORDERED
         verb = "comes after" if row.after else "starts from"
         planned = PLANNED, f"{verb} run {waits}, which is not done" if waits else "", "plan"
         return (FAILED, failure_text(failure), "failure.json") if failure else planned

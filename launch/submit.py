@@ -276,7 +276,7 @@ def _waiting_text(study: Path, todo: Sequence[Row]) -> str:
     order = read_order(study)
     children = [row for row in todo if waits_for(study, row)]
     if children:
-        return waiting_text(study, children)
+        return waiting_text(study, children, "they are submitted as jobs end")
     waiting = len(set(order.waiting) - set(order.canaries))
     what = "the canaries" if order.canaries else order.note or "a free place"
     return f"{waiting:,} wait for {what}, and are submitted as jobs end"

@@ -231,7 +231,11 @@ class Runner:
         if self.stop:  # killed before it could save: it goes on from its last checkpoint
             return self._interrupted()
         tail = log_tail(run_dir, since)
-        return self._failed(*judge_death(exit_code, tail, count_oom_kills() - oom_kills), tail)
+        judged, cause = judge_death(exit_code, tail, count_oom_kills() - oom_kills)
+        if judged is FailureClass.NODE_FAILURE:  # no try here helps: the job has to be queued again
+            self.stop = Stop(failure=judged, cause=cause, again=True)
+            return self._interrupted()
+        return self._failed(judged, cause, tail)
 
     def _live(self) -> tuple[int, int]:
         """Run the trainer to its end: its exit status, and where in log.txt its output begins."""

@@ -66,6 +66,9 @@ def die(run_dir: Path, how: str) -> int:
     if how == "nan":
         write_json(run_dir / FAILURE, {"run_id": run_dir.name, "class": "nan", "cause": "the loss is nan at step 2.", "step": 2})
         return 1
+    if how == "node":
+        print("srun: error: Node failure on node1")
+        return 0
     assert how == "again"
     return 75
 

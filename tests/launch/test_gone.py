@@ -243,3 +243,17 @@ def test_a_job_that_was_queued_again_by_hand_and_could_not_be_launched_is_replac
         ("", "4712_0"),
     ]
     assert "4711_0" not in (slurm / "queue.txt").read_text()
+
+
+@pytest.mark.parametrize("left", ["4711|CANCELLED|None", "4711_1|PENDING|Resources", "4711_[1-2]|PENDING|Resources"])
+def test_a_task_that_scancel_ends_before_it_starts_is_cancelled_though_slurm_drops_it(
+    tmp_path: Path, slurm: Path, left: str
+) -> None:
+    study, runs = submitted(tmp_path, 3)
+    append_event(study, "started", runs[2], attempt=1, job_id="4711_2", cluster="slurm", gpus=0)
+    (slurm / "ended.txt").write_text(f"{left}\n")
+    (slurm / "queue.txt").write_text("4711_1 PENDING\n")
+    end_lost(study)
+    assert (read_attempts(study)[runs[0]][-1].state, read_attempts(study)[runs[0]][-1].failure) == ("interrupted", "cancelled")
+    assert (read_attempts(study)[runs[2]][-1].state, read_attempts(study)[runs[2]][-1].failure) == ("lost", "lost")
+    assert status(study)[runs[0]]["state"] == "planned"

@@ -10,6 +10,7 @@ import pytest
 from launch import preflight
 from launch.cli import main
 from launch.cluster import load_cluster
+from launch.ledger import read_attempts
 from launch.preflight import check_machines, report_lines
 from launch.prepare import split_words, write_preparation
 from lst.config import arm_config
@@ -218,3 +219,42 @@ def test_a_node_types_job_asks_for_a_node_of_it(tmp_path: Path, monkeypatch: pyt
     assert all("did not run" in machine["wrong"][0] for machine in found)  # the fake runs nothing
     scripts = [path.read_text() for path in sorted((tmp_path / "slurm").glob("script-*.sh"))]
     assert ["--nodelist=n1" in scripts[0], "--nodelist=c1" in scripts[1], "--partition=gpu" in scripts[1]] == [True] * 3
+
+
+def test_jobs_of_a_killed_call_are_not_taken_for_another_preparation(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "jobs"
+    words = ["prepare", str(folder), "parts=2", f"input={write_input(tmp_path)}", f"out={tmp_path / 'data'}", "cluster=slurm"]
+    with monkeypatch.context() as patch:
+        patch.setattr("launch.order._record", interrupted)
+        with pytest.raises(Killed):
+            main([*words, "speech_vocab=540"])
+    (slurm / "queue.txt").write_text("4711_0 PENDING\n4711_1 PENDING\n")
+    assert main([*words, "speech_vocab=550"]) == 2
+    assert "holds another preparation" in capsys.readouterr().err
+    assert main([*words, "speech_vocab=540"]) == 0
+    assert sorted(tries[0].job_id for tries in read_attempts(folder).values()) == ["4711_0", "4711_1"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def interrupted(*_: object) -> None:
+    raise Killed
+
+
+def test_a_preparation_that_sbatch_refused_may_be_given_other_options(tmp_path: Path, slurm: Path) -> None:
+    words = ["prepare", str(tmp_path / "jobs"), "parts=2", f"input={write_input(tmp_path)}", f"out={tmp_path / 'data'}"]
+    assert main([*words, "cluster=slurm", "cluster.partition=nowhere"]) == 2
+    assert main([*words, "cluster=slurm", "speech_vocab=550"]) == 0
+
+
+def test_debug_is_refused_for_a_preparation_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["parts=2", f"input={write_input(tmp_path)}", f"out={tmp_path / 'data'}", "cluster=debug"]
+    assert main(["prepare", str(tmp_path / "jobs"), *words]) == 2
+    assert capsys.readouterr().err.startswith("error: cluster=debug trains runs")
+    assert not (tmp_path / "jobs").exists()

@@ -186,3 +186,10 @@ def test_a_trainer_that_slurm_takes_away_while_it_starts_is_no_defect() -> None:
     failure, cause = judge_death(1, f"srun: Cancelled pending job step with signal 15\n{words}")
     assert (failure, cause) == (FailureClass.LOST, words.strip())
     assert may_go_on([ended(1, failure, 0)])
+    expired = "srun: error: Slurm job 5 has expired\nsrun: Check SLURM_JOB_ID environment variable. Expired or invalid job 5\n"
+    assert judge_death(1, expired)[0] == FailureClass.LOST
+
+
+def test_a_cause_is_the_line_that_tells_it() -> None:
+    words = "OSError: [Errno 28] No space left on device\nsrun: launch/slurm: _step_signal: Terminating StepId=7.0\n"
+    assert judge_death(1, words) == (FailureClass.DISK_FULL, "OSError: [Errno 28] No space left on device")

@@ -17,7 +17,8 @@ from launch.cluster import load_cluster
 from launch.environment import ask_environment
 from launch.executor import sbatch_environment
 from launch.job import WorkerJob
-from launch.ledger import append_event
+from launch.ledger import append_event, read_attempts
+from launch.retries import study_stopped
 from launch.scheduler import expand_job_id, find_by_token
 from lst.records import read_json, read_jsonl
 from tests.launch.study import NO_CANARY, ROOT, call, lives, make_study, send, start, status, steps, wait_for
@@ -238,3 +239,14 @@ def test_options_of_sbatch_in_the_shell_do_not_count_and_submit_says_so(
     assert not [name for name in environment if name.startswith("SBATCH_")]
     monkeypatch.setenv("SQUEUE_FORMAT", "%i")
     assert not [name for name in ask_environment(os.environ) if name.startswith("SQUEUE_")]
+
+
+def test_a_node_that_is_set_down_while_runs_start_on_it_stops_no_study(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    runs = make_study(study, *[{"steps": 2 + n, "die_at": 0, "how": "node", "bad_lives": 1} for n in range(3)])
+    (slurm / "runs").touch()
+    call("submit", study, *NO_CANARY)
+    wait_for(lambda: (slurm / "calls.txt").read_text().count("scontrol requeue 4711_") == 3, "the requeues")
+    (ends,) = {tuple((a.state, a.failure, a.cause) for a in read_attempts(study)[run]) for run in runs}
+    assert ends == (("interrupted", "node_failure", "srun: error: Node failure on node1"),)
+    assert study_stopped(study) == ""
