@@ -84,16 +84,23 @@ def _read(study: Path) -> Order:
 
 
 def place_order(study: Path, cluster: SlurmCluster, rows: Sequence[Row], code: str, *, before: Order) -> None:
-    """Ask for these rows beside those that `before` left waiting; canaries of this code that have begun are waited for."""
+    """Ask for these rows beside those that `before` left waiting; canaries of this code that have begun are waited for.
+
+    Arms that have none of these get their own beside them, unless such a one has failed since those were asked for.
+    """
     plain = to_dict(cluster) | {"options": dict(cluster.options)}
     ids = tuple(row.run_id for row in rows)
     left = tuple(run_id for run_id in before.waiting if run_id not in ids)
-    now = count_lines(study)
-    if before.canaries and before.code in ("", code):
-        write_order(study, dataclasses.replace(before, asked=now, code=code, waiting=ids + left, cluster=plain))
-        return
-    behind = [row for row in read_rows(study) if row.run_id in left]
+    now, plan = count_lines(study), read_rows(study)
+    behind = [row for row in plan if row.run_id in left]
     chosen = canary.canaries(study, [*rows, *behind], code) if cluster.canary_steps else []
+    if before.canaries and before.code in ("", code):
+        join = canary.of_other_arms(chosen, [row for row in plan if row.run_id in before.canaries])
+        if not canary.failed(join, read_attempts(study), before.since, code):
+            canaries = (*before.canaries, *(row.run_id for row in join))
+            changes = {"asked": now, "code": code, "waiting": ids + left, "canaries": canaries, "cluster": plain}
+            write_order(study, dataclasses.replace(before, **changes))
+            return
     order = Order(
         since=now,
         time=time.time(),
@@ -131,14 +138,18 @@ def _without(study: Path, order: Order, run_ids: Collection[str]) -> Order:
 
 def pass_canaries(study: Path, order: Order, rows: Mapping[str, Row], code: str) -> Order:
     """The order without its canaries, once they have all trained their steps. Stops the study if one has failed."""
+    chosen = [rows[run_id] for run_id in order.canaries if run_id in rows]
+    if len(chosen) < len(order.canaries):  # the plan has changed: what waits needs others
+        waiting = [rows[run_id] for run_id in order.waiting if run_id in rows]
+        chosen += canary.of_other_arms(canary.canaries(study, waiting, code), chosen)
+        order = dataclasses.replace(order, canaries=tuple(row.run_id for row in chosen))
     if not order.canaries:
         return order
-    chosen = [rows[run_id] for run_id in order.canaries if run_id in rows]
     attempts = read_attempts(study)
-    if found := canary.failed(chosen, attempts, order.since):
+    if found := canary.failed(chosen, attempts, order.since, code):
         stop_study(study, one_line(found))
         return order
-    if not canary.passed(study, chosen, attempts, order.since):
+    if not canary.passed(study, chosen, attempts, order.since, code):
         return order
     canary.note_passed(study, chosen, code)
     return dataclasses.replace(order, canaries=())
@@ -148,8 +159,8 @@ def may_start(study: Path, order: Order, row: Row, attempts: Mapping[str, Sequen
     """Whether a canary is to be submitted: it has not passed, and no job of it is about to be queued again."""
     tries = attempts.get(row.run_id, ())
     listed = [a for a in tries if a.line >= order.since and a.job_id in queue and not cancel_path(study, a.job_id).exists()]
-    goes_on = any(a.failure in (*GOES_ON, FailureClass.CANCELLED) for a in listed)  # cancelled: by `scontrol requeue`
-    return not goes_on and not canary.passed(study, [row], attempts, order.since)
+    again = (*GOES_ON, FailureClass.CANCELLED, FailureClass.KILLED)  # cancelled: by `scontrol requeue`; killed: by its worker
+    return not any(a.failure in again for a in listed) and not canary.passed(study, [row], attempts, order.since, order.code)
 
 
 def without_cancelled(study: Path, order: Order, attempts: Mapping[str, Sequence[Attempt]], queue: Mapping[str, str]) -> Order:
@@ -157,7 +168,8 @@ def without_cancelled(study: Path, order: Order, attempts: Mapping[str, Sequence
     if not order.canaries:
         return order
     ended = [(run_id, attempts[run_id][-1]) for run_id in order.canaries if attempts.get(run_id)]
-    ended = [(run_id, a) for run_id, a in ended if a.failure == FailureClass.CANCELLED and a.line >= order.since]
+    counted = [(run_id, a) for run_id, a in ended if canary.counts(a, order.since, order.code)]
+    ended = [(run_id, a) for run_id, a in counted if a.failure == FailureClass.CANCELLED]
     ended = [(run_id, a) for run_id, a in ended if a.job_id not in order.back and not cancel_path(study, a.job_id).exists()]
     # to the job `scontrol requeue` looks alike
     cancelled = [run_id for run_id, a in ended if a.job_id not in queue or restarts(a.job_id) <= a.life]

@@ -39,22 +39,36 @@ def canaries(study: Path, todo: Sequence[Row], code: str) -> list[Row]:
     return list(chosen.values()) if len(todo) > len(chosen) else []
 
 
-def passed(study: Path, rows: Sequence[Row], attempts: Mapping[str, Sequence[Attempt]], since: int) -> bool:
-    """Whether all canaries have trained their steps, by attempts since they were asked for: the ledger had `since` lines then."""
+def of_other_arms(chosen: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
+    """Those of `chosen` whose arm has none of `rows`."""
+    arms = {row.arm for row in rows}
+    return [row for row in chosen if row.arm not in arms]
+
+
+def counts(attempt: Attempt, since: int, code: str) -> bool:
+    """Whether an attempt tells of canaries of this code that were asked for when the ledger had `since` lines.
+
+    One that has started since then may be of a job that was queued before, with other code.
+    """
+    return attempt.line >= since and (not code or attempt.code in ("", code))
+
+
+def passed(study: Path, rows: Sequence[Row], attempts: Mapping[str, Sequence[Attempt]], since: int, code: str) -> bool:
+    """Whether all canaries have trained their steps, by attempts that count."""
     return all(
         is_complete(row.folder(study))
-        or any(a.failure == FailureClass.CANARY and a.line >= since for a in attempts.get(row.run_id, ()))
+        or any(a.failure == FailureClass.CANARY and counts(a, since, code) for a in attempts.get(row.run_id, ()))
         for row in rows
     )
 
 
-def failed(rows: Sequence[Row], attempts: Mapping[str, Sequence[Attempt]], since: int) -> str:
-    """Which canary has failed since then, or was interrupted more often than it may be, and why; empty where none has."""
+def failed(rows: Sequence[Row], attempts: Mapping[str, Sequence[Attempt]], since: int, code: str) -> str:
+    """Which canary has failed and is not tried again by itself, by attempts that count, and why; empty where none has."""
     for row in rows:
         tries = attempts.get(row.run_id) or []
         last = tries[-1] if tries and tries[-1].ended is not None else None
-        over = last is not None and (last.state == FAILED or (last.failure in GOES_ON and not may_go_on(tries)))
-        if last is not None and over and last.line >= since:
+        over = last is not None and (last.state == FAILED or last.failure in GOES_ON) and not may_go_on(tries)
+        if last is not None and over and counts(last, since, code):
             return f"canary {row.run_id} ({row.arm}, {row.size}) failed: {last.cause}"
     return ""
 

@@ -44,6 +44,7 @@ class Attempt:
     site: str = ""  # of SLURM: the cluster's own name
     token: str = ""  # names the submission, on SLURM: the jobs' comment, and the folder of their own logs
     host: str = ""  # where it ran
+    code: str = ""  # hash of the code that it ran with, once it has started
     life: int = 0  # how often SLURM had started its job before
     failure: str = ""  # the class, if it did not end as done
     step_before: int = 0  # optimiser steps recorded when it started
@@ -119,7 +120,7 @@ def _take(runs: dict[str, dict[int, Attempt]], event: Mapping[str, Any], line: i
     """Put the event on this line to its attempt. Raises KeyError, TypeError, ValueError or OverflowError on what is no event."""
     run_id, number, kind, at = str(event["run_id"]), int(event["attempt"]), event["event"], float(event["time"])
     changes: dict[str, Any] = {"job_id": str(event.get("job_id", ""))}
-    changes |= {key: str(event[key]) for key in ("cluster", "site", "token") if event.get(key)}
+    changes |= {key: str(event[key]) for key in ("cluster", "site", "token", "code") if event.get(key)}
     step, flops = int(event.get("step") or 0), float(event.get("flops") or 0.0)
     if kind == SUBMITTED:
         changes |= {"submitted": at, "line": line}
@@ -141,7 +142,7 @@ def _take(runs: dict[str, dict[int, Attempt]], event: Mapping[str, Any], line: i
 def _of_job(attempts: dict[int, Attempt], number: int, job_id: str) -> Attempt:
     """A new attempt; one of a job that was queued again is where the job was submitted."""
     before = next((a for a in attempts.values() if job_id and a.job_id == job_id), Attempt(attempt=number))
-    return Attempt(attempt=number, cluster=before.cluster, site=before.site, token=before.token)
+    return Attempt(attempt=number, cluster=before.cluster, site=before.site, token=before.token, code=before.code)
 
 
 def next_attempt(attempts: list[Attempt], job_id: str = "") -> int:
