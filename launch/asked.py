@@ -98,7 +98,7 @@ def place_order(study: Path, cluster: SlurmCluster, rows: Sequence[Row], code: s
         join = canary.of_other_arms(chosen, [row for row in plan if row.run_id in before.canaries])
         if not canary.failed(join, read_attempts(study), before.since, code):
             canaries = (*before.canaries, *(row.run_id for row in join))
-            changes = {"asked": now, "code": code, "waiting": ids + left, "canaries": canaries, "cluster": plain}
+            changes: dict[str, Any] = {"asked": now, "code": code, "waiting": ids + left, "canaries": canaries, "cluster": plain}
             write_order(study, dataclasses.replace(before, **changes))
             return
     order = Order(

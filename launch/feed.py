@@ -21,6 +21,7 @@ from launch.interrupt import Interrupts
 from launch.job import WorkerJob, cancel_path, is_complete
 from launch.lease import holder, signal_holder
 from launch.ledger import (
+    DONE,
     ELSEWHERE,
     ENDED,
     FAILED,
@@ -35,7 +36,7 @@ from launch.ledger import (
 from launch.limits import overspent
 from launch.past import close
 from launch.prepare import task_of
-from launch.retries import stop_study, study_stopped
+from launch.retries import may_go_on, stop_study, study_stopped
 from launch.rows import Row, cost_of, waiting_text, waits_for
 from launch.status import eta_seconds, gather
 from launch.worker import NO_SPACE
@@ -72,8 +73,10 @@ class Feeder:
         announce: Callable[[list[str]], None],
         trainer_argv: Sequence[str] | None = None,
         canary_steps: int = 0,
+        behind: Sequence[Row] = (),
     ) -> None:
         self.canary_steps = canary_steps
+        self.behind = [row.run_id for row in behind]  # runs that start after these
         self.study = study
         self.cluster = cluster
         self.queue = list(queue)
@@ -106,7 +109,7 @@ class Feeder:
             self.display.clear()
 
     def _loop(self) -> None:
-        self.announce([row.run_id for row in self.queue])
+        self._announce()
         while self.queue or self.slots:
             look = time.monotonic() - self._looked >= LOOK_SECONDS
             self._reap(look)
@@ -134,7 +137,7 @@ class Feeder:
                     self.queue.clear()
                 return
             row = self.queue.pop(ready)
-            self.announce([waiting.run_id for waiting in self.queue])
+            self._announce()
             if cancel_path(self.study, row.run_id).exists():
                 self.rows.remove(row)
                 continue
@@ -142,6 +145,9 @@ class Feeder:
                 self.slots.append(Slot(row, None))
                 continue
             self.slots.append(self._start(row))
+
+    def _announce(self) -> None:
+        self.announce([*(row.run_id for row in self.queue), *self.behind])
 
     def _stopped(self) -> bool:
         """Whether the study was stopped, after which nothing more starts."""
@@ -185,6 +191,9 @@ class Feeder:
                 slot.handle.clean()
             (status,) = gather(self.study, [slot.row])
             self.display.ended(status, len(self.rows) - len(self.queue) - len(self.slots), len(self.rows))
+            if self.canary_steps and status.state not in (DONE, FAILED):  # it goes on behind the others
+                self.behind.append(slot.row.run_id)
+                self._announce()
 
     def _settle(self, slot: Slot, handle: LocalHandle) -> None:
         """Give the attempt its end in the ledger where its worker could not."""
@@ -248,27 +257,37 @@ def feed(
     announce: Callable[[list[str]], None],
     trainer_argv: Sequence[str] | None = None,
 ) -> None:
-    """Run `queue` beside `foreign`, after the canaries if the cluster wants any. Raises as `Feeder.run`."""
+    """Run `queue` beside `foreign`, after the canaries if the cluster wants any. Raises as `Feeder.run`.
+
+    A canary that was interrupted is tried again where `launch.retries` allows it; else the next one of its arm takes its place.
+    """
 
     for row in queue:
         cancel_path(study, row.run_id).unlink(missing_ok=True)  # of an earlier call
 
-    def run(rows: Sequence[Row], beside: Sequence[Row], canary_steps: int = 0) -> None:
+    def run(rows: Sequence[Row], beside: Sequence[Row], canary_steps: int = 0, behind: Sequence[Row] = ()) -> None:
         Feeder(
             study, cluster, queue=rows, foreign=beside, root=root, display=display, interrupts=interrupts,
-            announce=announce, trainer_argv=trainer_argv, canary_steps=canary_steps,
+            announce=announce, trainer_argv=trainer_argv, canary_steps=canary_steps, behind=behind,
         ).run()  # fmt: skip
 
-    chosen = canary.canaries(study, queue, root.name) if root is not None and cluster.canary_steps else []
-    if chosen and root is not None:
-        since = count_lines(study)
+    def open_rows(rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows if not is_complete(row.folder(study)) and not cancel_path(study, row.run_id).exists()]
+
+    since = count_lines(study)
+    while root is not None and cluster.canary_steps and (chosen := canary.canaries(study, queue, root.name)):
         display.note(f"{len(chosen)} canaries of {cluster.canary_steps} steps first")
-        run(chosen, (), cluster.canary_steps)
+        run(chosen, (), cluster.canary_steps, [row for row in queue if row not in chosen])
         attempts = read_attempts(study)
-        if found := canary.failed(chosen, attempts, since):
+        if found := canary.failed(chosen, attempts, since, root.name):
             stop_study(study, one_line(found))
+        if found or interrupts.count:
             return
-        if interrupts.count:
-            return
-        canary.note_passed(study, chosen, root.name)
-    run([row for row in queue if not is_complete(row.folder(study))], foreign)
+        if study_stopped(study) or overspent(study):
+            break  # which is told below
+        passed = [row for row in chosen if canary.passed(study, [row], attempts, since, root.name)]
+        if passed:
+            canary.note_passed(study, passed, root.name)
+        left = [row for row in chosen if row not in passed and not may_go_on(attempts.get(row.run_id, ()))]
+        queue = open_rows([row for row in queue if row not in left])
+    run(open_rows(queue), foreign)
