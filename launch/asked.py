@@ -7,6 +7,7 @@ study's lock. Not here: submitting what waits (`launch.order`), which rows are a
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from launch import canary
 from launch.cluster import SlurmCluster
 from launch.failures import FailureClass, one_line
 from launch.job import cancel_path
-from launch.ledger import LAUNCH, Attempt, count_lines, read_attempts
+from launch.ledger import FAILED, LAUNCH, LOST, Attempt, count_lines, read_attempts
 from launch.retries import GOES_ON, ORDER, order_since, stop_study
 from launch.rows import EVAL, TASK, Row, cost_of, read_rows, waits_for
 from launch.scheduler import restarts
@@ -81,6 +82,27 @@ def _read(study: Path) -> Order:
         cancels=numbers[3],
         back=tuple(lists[2]),
     )
+
+
+def left_waiting(study: Path, order: Order) -> tuple[str, ...]:
+    """What waits on after a stop, behind new canaries: what has not failed."""
+    attempts = read_attempts(study)
+    return tuple(r for r in order.waiting if not (attempts.get(r) and attempts[r][-1].state in (FAILED, LOST)))
+
+
+def resubmission(study: Path) -> str:
+    """The command that runs again what has failed, where it ran: with the fields of the cluster that it was ordered for."""
+    found, last = read_order(study).cluster, [tries[-1] for tries in read_attempts(study).values()]
+    words = ["submit-sweep", "resubmit", str(study), "--failed"]
+    if found and (not last or max(last, key=lambda attempt: attempt.line).cluster == "slurm"):
+        usual = to_dict(SlurmCluster())
+        fields = {key: value for key, value in found.items() if key != "options" and value != usual.get(key)}
+        fields |= {f"options.{key}": value for key, value in (found.get("options") or {}).items()}
+        words += [
+            "cluster=slurm",
+            *(f"cluster.{key}={str(value).lower() if value is True else value}" for key, value in fields.items()),
+        ]
+    return shlex.join(words)
 
 
 def place_order(study: Path, cluster: SlurmCluster, rows: Sequence[Row], code: str, *, before: Order) -> None:

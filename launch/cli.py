@@ -119,6 +119,7 @@ def _add_preparation(verbs: argparse._SubParsersAction[argparse.ArgumentParser])
 
 
 def _submit(arguments: argparse.Namespace) -> int:
+    from launch.asked import resubmission
     from launch.cluster import DebugCluster, LocalCluster, load_cluster
     from launch.display import Display, failures, summary
     from launch.ledger import DONE
@@ -152,7 +153,7 @@ def _submit(arguments: argparse.Namespace) -> int:
     )
     bad = failures(arguments.dir, report.statuses)
     if stopped := study_stopped(arguments.dir):
-        bad.append(f"the study is stopped: {stopped}; mend it, then: submit-sweep resubmit {arguments.dir} --failed")
+        bad.append(f"the study is stopped: {stopped}; mend it, then: {resubmission(arguments.dir)}")
     for line in bad:
         print(line, file=sys.stderr)
     if report.interrupted:

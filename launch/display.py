@@ -8,8 +8,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
+from launch.asked import resubmission
 from launch.ledger import DONE, FAILED, LOST
 from launch.status import QUEUED, REFUSED, RUNNING, RunStatus, count_states
 
@@ -115,10 +117,10 @@ def table(statuses: Sequence[RunStatus]) -> list[str]:
     ]
 
 
-def failures(study: object, statuses: Sequence[RunStatus]) -> list[str]:
+def failures(study: Path, statuses: Sequence[RunStatus]) -> list[str]:
     """A line for each run that has failed or was lost, and what to do next."""
     bad = [s for s in statuses if s.state in (FAILED, LOST)]
     lines = [f"{s.state}: {s.run_id} ({s.arm}, {s.size}, step {s.step:,} of {s.steps:,}): {s.cause}" for s in bad]
     if bad:
-        lines.append(f"look: submit-sweep logs {study} {bad[0].run_id}    again: submit-sweep resubmit {study} --failed")
+        lines.append(f"look: submit-sweep logs {study} {bad[0].run_id}    again: {resubmission(study)}")
     return lines

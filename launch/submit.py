@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.asked import Order, place_order, read_order, write_order
+from launch.asked import Order, left_waiting, place_order, read_order, resubmission, write_order
 from launch.cluster import Cluster, DebugCluster, LocalCluster, SlurmCluster
 from launch.display import Display
 from launch.executor import require_path, warn_of_options
@@ -106,9 +106,9 @@ def submit(
         if lock is None:
             return Report(interrupted=interrupts.exit_code, statuses=gather(study, rows))
         try:
-            stopped, stood = study_stopped(study), read_limits(study)
+            stopped, stood = _stop_to_end(study, cluster, selection), read_limits(study)
             change_limits(study, limits or {})
-            before, again = _what_stands(study, cluster, selection, display, lowered=bool(limits))
+            before, again = _what_stands(study, cluster, display, lowered=bool(limits))
             todo, running = _choose(study, rows, selection, began, cancels, behind=isinstance(cluster, SlurmCluster))
             if isinstance(cluster, SlurmCluster) and interrupts.count:
                 return Report(interrupted=interrupts.exit_code, statuses=gather(study, rows))
@@ -124,7 +124,7 @@ def submit(
                     announce=lambda waiting: lock.describe(waiting=waiting, works=True), trainer_argv=trainer_argv,
                 )  # fmt: skip
             elif root is not None and isinstance(cluster, SlurmCluster):
-                with _put_back(study, stood, before, todo, stopped) as put_back:
+                with _put_back(study, stood, before, stopped) as put_back:
                     report.submitted = _send(study, root, lock, interrupts, put_back, trainer_argv)
                 if report.submitted < len(todo) and read_order(study).waiting:
                     display.note(_waiting_text(study, todo))
@@ -190,14 +190,12 @@ def _take_lock(study: Path, display: Display, interrupts: Interrupts) -> Lease |
     return None
 
 
-def _what_stands(
-    study: Path, cluster: Cluster, selection: Selection, display: Display, *, lowered: bool
-) -> tuple[Order, list[str]]:
+def _what_stands(study: Path, cluster: Cluster, display: Display, *, lowered: bool) -> tuple[Order, list[str]]:
     """What was ordered before, as it stands now, and the runs whose jobs are gone and that go on by themselves."""
     if warning := warn_of_writers(study):
         display.note(warning)
     close_finished(study)
-    before = _begin_order(study, selection, slurm=isinstance(cluster, SlurmCluster))
+    before = _begin_order(study, slurm=isinstance(cluster, SlurmCluster))
     if not isinstance(cluster, SlurmCluster):
         return before, []
     if warning := warn_of_options():
@@ -209,20 +207,28 @@ def _what_stands(
     return read_order(study), again
 
 
-def _begin_order(study: Path, selection: Selection, *, slurm: bool) -> Order:
-    """What was ordered before, if it may go on: a stopped study goes on by `resubmit` alone. Raises LaunchError."""
-    stopped, before = study_stopped(study), read_order(study)
+def _stop_to_end(study: Path, cluster: Cluster, selection: Selection) -> str:
+    """Why the study is stopped, if it is: it goes on by `resubmit` alone, and where its runs wait. Raises LaunchError."""
+    stopped = study_stopped(study)
     if stopped and not selection.failed_only:
         raise LaunchError(
-            f"the study is stopped: {stopped}; look with submit-sweep logs {study}, mend it, then "
-            f"submit-sweep resubmit {study} --failed."
+            f"the study is stopped: {stopped}; look with submit-sweep logs {study}, mend it, then {resubmission(study)}."
         )
+    if stopped and not isinstance(cluster, SlurmCluster) and (left := left_waiting(study, read_order(study))):
+        raise LaunchError(
+            f"the study is stopped, and {len(left):,} of its runs wait for SLURM: {resubmission(study)}; or, to go on here, take "
+            f"them back first: submit-sweep cancel {study}."
+        )
+    return stopped
+
+
+def _begin_order(study: Path, *, slurm: bool) -> Order:
+    """What was ordered before. Raises LaunchError where a limit is reached."""
+    stopped, before = study_stopped(study), read_order(study)
     if spent := overspent(study):
         raise LaunchError(f"{spent}; raise it with limit.gpu_hours=N or limit.flops=N to go on.")
     if stopped:
-        attempts = read_attempts(study)  # what has not failed goes on waiting, behind new canaries
-        left = tuple(r for r in before.waiting if not (attempts.get(r) and attempts[r][-1].state in (FAILED, LOST)))
-        before = dataclasses.replace(before, canaries=() if slurm else before.canaries, waiting=left)
+        before = dataclasses.replace(before, canaries=() if slurm else before.canaries, waiting=left_waiting(study, before))
     if stopped or not before.canaries:
         before = dataclasses.replace(before, since=count_lines(study), time=time.time())
     write_order(study, before)
@@ -237,7 +243,7 @@ def _ask(study: Path, cluster: Cluster, todo: Sequence[Row], root: Path | None, 
 
 
 @contextlib.contextmanager
-def _put_back(study: Path, limits: Limits, order: Order, todo: Sequence[Row], stopped: str) -> Iterator[Callable[[], None]]:
+def _put_back(study: Path, limits: Limits, order: Order, stopped: str) -> Iterator[Callable[[], None]]:
     """Where a call is refused before anything was submitted, what waited before waits as it was asked for, `stopped` or not."""
 
     def put_back() -> None:
@@ -246,12 +252,16 @@ def _put_back(study: Path, limits: Limits, order: Order, todo: Sequence[Row], st
         write_order(study, order)
         change_limits(study, to_dict(limits))
 
+    def tokens() -> set[str]:
+        return {attempt.token for tries in read_attempts(study).values() for attempt in tries}
+
+    known = tokens()
     try:
         yield put_back
     except Unsure:  # what it asked for may be on its way
         raise
     except LaunchError:
-        if {row.run_id for row in todo} <= set(read_order(study).waiting):
+        if tokens() <= known:
             put_back()
         raise
 
