@@ -114,11 +114,42 @@ def restarts(job_id: str) -> int:
     return int(words[0]) if words and words[0].isdecimal() else 0
 
 
-def cancel_jobs(job_ids: Sequence[str], *, only: str = "") -> None:
-    """Cancel jobs, `only` those in one state; those that have left already are no error. Raises LaunchError if scancel fails."""
-    state = [f"--state={only}"] if only else []
-    for start in range(0, len(job_ids), CANCEL_CHUNK):
-        _call(["scancel", "--quiet", *state, *job_ids[start : start + CANCEL_CHUNK]])
+def cancel_jobs(job_ids: Sequence[str]) -> None:
+    """Cancel jobs; those that have left already are no error. Raises LaunchError if scancel fails."""
+    for chunk in _chunks(job_ids):
+        _call(["scancel", "--quiet", *chunk])
+
+
+def cancel_pending(job_ids: Sequence[str]) -> None:
+    """Cancel those of the jobs that have not started, and no other. Raises LaunchError if SLURM does not answer.
+
+    The tasks of an array that wait are one record, and `scancel --state` ends all of it for one of them (seen with 22.05): a
+    task gets a record of its own by being told the comment that it has.
+    """
+    lines = _call([*SQUEUE, "--noheader", "--user", ME, "--format=%F|%k"]).splitlines()
+    comments = dict(line.strip().split("|", 1) for line in lines if "|" in line)
+    arrays: dict[str, list[str]] = {}
+    for job in job_ids:
+        arrays.setdefault(job.partition("_")[0], []).append(job)
+    for array, jobs in arrays.items():
+        comment = f"Comment={comments.get(array, '')}"
+        for chunk in _chunks([job for job in jobs if "_" in job]):
+            if not _told(chunk, comment):  # one has left meanwhile
+                jobs = [job for job in jobs if job not in chunk or _told([job], comment)]
+        for chunk in _chunks(jobs):
+            _call(["scancel", "--quiet", f"--state={PENDING}", *chunk])
+
+
+def _told(jobs: Sequence[str], comment: str) -> bool:
+    try:
+        _call(["scontrol", "update", f"JobId={','.join(jobs)}", comment])
+    except NoAnswer:
+        return False
+    return True
+
+
+def _chunks(job_ids: Sequence[str]) -> list[Sequence[str]]:
+    return [job_ids[start : start + CANCEL_CHUNK] for start in range(0, len(job_ids), CANCEL_CHUNK)]
 
 
 class NoAnswer(LaunchError):

@@ -14,7 +14,7 @@ from launch.ledger import ENDED, INTERRUPTED, append_event, read_attempts
 from launch.limits import read_limits
 from launch.places import has_job, weight
 from launch.rows import read_rows
-from launch.scheduler import PENDING, cancel_jobs, slurm_queue
+from launch.scheduler import PENDING, cancel_pending, slurm_queue
 
 
 def take_back(study: Path) -> list[str]:
@@ -39,7 +39,7 @@ def take_back(study: Path) -> list[str]:
         return []
     order, jobs = read_order(study), tuple(last[run_id].job_id for run_id in surplus)
     write_order(study, dataclasses.replace(order, waiting=(*order.waiting, *surplus), back=(*order.back, *jobs)))
-    cancel_jobs(jobs, only=PENDING)
+    cancel_pending(jobs)
     queue, now = slurm_queue(), read_attempts(study)
     taken = [run_id for run_id in surplus if last[run_id].job_id not in queue and now[run_id][-1] == last[run_id]]
     for run_id in taken:

@@ -64,12 +64,20 @@ def main(name: str, arguments: list[str]) -> int:
         sys.stdout.write((folder / "sacct.txt").read_text())
     if name == "scontrol" and arguments == ["show", "config"] and (folder / "site").exists():
         sys.stdout.write(f"ClusterName             = {(folder / 'site').read_text()}\n")
+    if name == "scontrol" and arguments[0] == "update":
+        with (folder / "apart").open("a") as file:
+            file.write("\n".join(arguments[1].removeprefix("JobId=").split(",")) + "\n")
     queue = folder / "queue.txt"
     if name == "scancel" and queue.exists():
-        pending = "--state=PENDING" in arguments
+        pending, lines = "--state=PENDING" in arguments, queue.read_text().splitlines()
+        if pending:  # as SLURM does: tasks that wait are one record, unless they were told something apart
+            apart = (folder / "apart").read_text().split() if (folder / "apart").exists() else []
+            arrays = {word.partition("_")[0] for word in arguments if word not in apart}
+            waiting = [line.split()[0] for line in lines if "PENDING" in line and line.split()[0] not in apart]
+            arguments = [*arguments, *(job for job in waiting if job.partition("_")[0] in arrays)]
         kept = [
             line
-            for line in queue.read_text().splitlines()
+            for line in lines
             if not {line.split()[0], line.split()[0].partition("_")[0]} & set(arguments) or (pending and "PENDING" not in line)
         ]
         queue.write_text("".join(f"{line}\n" for line in kept))

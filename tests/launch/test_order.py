@@ -62,6 +62,18 @@ def test_limit_gpus_caps_what_is_open_over_all_arrays_and_may_change_meanwhile(t
     assert read_order(study).waiting == ()
 
 
+def test_a_lowered_limit_leaves_queued_jobs_of_the_same_array_that_have_a_place(tmp_path: Path, slurm: Path) -> None:
+    """SLURM ends every waiting task of an array where one is cancelled as a pending one: they are one record."""
+    study = tmp_path / "study"
+    make_study(study, *({"steps": n} for n in range(2, 6)))
+    call("submit", study, "cluster=slurm", "canary_steps=0", "limit.gpus=4")
+    (slurm / "queue.txt").write_text("".join(f"4711_{n} PENDING\n" for n in range(4)))
+    assert "2 queued jobs beyond limit.gpus are taken back" in call("submit", study, "cluster=slurm", "limit.gpus=2")[1]
+    assert (slurm / "queue.txt").read_text().split()[::2] == ["4711_0", "4711_1"]
+    causes = [a.cause for tries in read_attempts(study).values() for a in tries]
+    assert sorted(causes) == ["", "", *["taken back: limit.gpus=2"] * 2]
+
+
 def test_a_lowered_limit_takes_back_queued_jobs_beyond_it_and_leaves_running_ones(tmp_path: Path, slurm: Path) -> None:
     study = tmp_path / "study"
     make_study(study, *[{"steps": n + 1} for n in range(5)], gpus=2)

@@ -365,14 +365,14 @@ def taking(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         (slurm / "queue.txt").write_text("4711_0 RUNNING\n4711_1 PENDING\n")
         (run,) = [run for run, found in jobs(study).items() if found == ["4711_1"]]
         write_order(study, dataclasses.replace(read_order(study), back=("9_9",)))
-        cancel_jobs = take_back.cancel_jobs
+        cancel_pending = take_back.cancel_pending
 
         def late(*arguments: object, **options: object) -> None:
             assert read_order(study).back == ("9_9", "4711_1")
             meanwhile(study, run, "4711_1")
-            cancel_jobs(*arguments, **options)  # type: ignore[arg-type]
+            cancel_pending(*arguments, **options)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(take_back, "cancel_jobs", late)
+        monkeypatch.setattr(take_back, "cancel_pending", late)
         send(study, NOW, limits={"gpus": 1})
         return study
 

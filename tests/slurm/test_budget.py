@@ -1,4 +1,4 @@
-"""A hard budget on a real SLURM: failed and preempted attempts count, a run overruns by a step, and raising it goes on."""
+"""Limits on a real SLURM: a hard budget, of which failed and preempted attempts count and a run overruns by a step; places."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from launch.ledger import read_attempts
 from launch.limits import spent
+from launch.scheduler import slurm_queue
 from lst.records import read_jsonl
 from tests.slurm.lab import (
     SECONDS,
@@ -102,3 +103,15 @@ def refused(study: LabStudy, limit: str) -> tuple[int, str]:
     process = start("submit", study.folder, *ONE_AT_A_TIME, limit)
     _, err = process.communicate(timeout=SECONDS)
     return process.returncode, err
+
+
+def test_a_lowered_limit_leaves_the_array_s_other_tasks_in_the_queue(tmp_path: Path, data: Path) -> None:
+    study = make_study(tmp_path / "study", data, rows=4)
+    later = ("cluster=slurm", "canary_steps=0", "cluster.options.begin=now+600")
+    call("submit", study.folder, *later, "limit.gpus=4")
+    jobs = job_ids(study)
+    assert "2 queued jobs beyond limit.gpus are taken back" in call("submit", study.folder, *later, "limit.gpus=2")
+    assert sorted(set(slurm_queue()) & set(jobs)) == sorted(jobs)[:2]
+    assert sorted(a.failure for tries in read_attempts(study.folder).values() for a in tries) == [""] * 4
+    call("cancel", study.folder)
+    wait_for(lambda: not set(slurm_queue()) & set(job_ids(study)), "the jobs to leave")
