@@ -22,27 +22,27 @@ from launch.cluster import Cluster, DebugCluster, LocalCluster, SlurmCluster
 from launch.display import Display
 from launch.executor import require_path, warn_of_options
 from launch.failures import FailureClass
+from launch.follow import follow
 from launch.interrupt import Interrupts
 from launch.job import cancel_path, is_complete
 from launch.lease import Lease, holder
 from launch.ledger import FAILED, LAUNCH, LOST, count_lines, read_attempts
 from launch.limits import Limits, change_limits, check_limits, overspent, read_limits
-from launch.order import adopt, end_lost, pump, top_up
+from launch.order import adopt, end_lost, top_up
 from launch.past import GONE, NEVER_BEGAN, close, close_finished
 from launch.places import weight
 from launch.prepare import task_of
 from launch.retries import STOPPED, stop_study, study_stopped
 from launch.rows import EVAL, TASK, Row, check_run, cost_of, read_rows, require_data, waiting_text, waits_for
-from launch.scheduler import NoAnswer, Unsure
+from launch.scheduler import Unsure
 from launch.snapshot import make_private, take_snapshot
-from launch.status import OPEN_STATES, RUNNING, RunStatus, eta_seconds, gather, is_planned, lock_path
+from launch.status import OPEN_STATES, RUNNING, RunStatus, gather, is_planned, lock_path
 from launch.take_back import take_back
 from launch.withdrawn import count_cancels, withdrawn
 from lst.errors import LaunchError, did_you_mean
 from lst.plain import to_dict
 
 NEEDED_MIB = 64  # free space below which nothing is started
-FOLLOW_SECONDS = 5.0
 WAIT_SECONDS = 0.2
 
 
@@ -133,7 +133,7 @@ def submit(
         if isinstance(cluster, DebugCluster):
             return _debug(study, cluster, todo, display)
         if isinstance(cluster, SlurmCluster) and wait:
-            _follow(study, rows, display, interrupts, root, trainer_argv)
+            follow(study, rows, display, interrupts, root, trainer_argv)
         report.interrupted = interrupts.exit_code if interrupts.count else 0
     report.statuses = gather(study, rows)
     return report
@@ -289,7 +289,11 @@ def _waiting_text(study: Path, todo: Sequence[Row]) -> str:
         return waiting_text(study, children, "they are submitted as jobs end")
     waiting = len(set(order.waiting) - set(order.canaries))
     what = "the canaries" if order.canaries else order.note or "a free place"
-    return f"{waiting:,} wait for {what}, and are submitted as jobs end"
+    if any(s.state in OPEN_STATES for s in gather(study)):
+        return f"{waiting:,} wait for {what}, and are submitted as jobs end"
+    return (
+        f"{waiting:,} wait for {what}; no job of the study is there to submit them: keep submit --wait running, or call it again"
+    )
 
 
 def _choose(
@@ -351,45 +355,3 @@ def _check(study: Path, todo: Sequence[Row]) -> None:
             task_of(study, row)
         else:
             check_run(study, row)
-
-
-def _follow(
-    study: Path,
-    rows: Sequence[Row],
-    display: Display,
-    interrupts: Interrupts,
-    root: Path | None,
-    trainer_argv: Sequence[str] | None,
-) -> None:
-    """Show the runs until all have ended; an interrupt ends the looking, not the jobs."""
-    reported: set[str] = set()
-    costs = cost_of(list(rows))
-    root = root or take_snapshot(study / LAUNCH)
-
-    def send_more() -> None:
-        try:
-            pump(study, root, trainer_argv=trainer_argv)
-        except NoAnswer as error:
-            display.note(str(error))
-
-    while not interrupts.count:
-        statuses = gather(study, rows)
-        if not any(s.state in OPEN_STATES for s in statuses):  # unless what was lost goes on by itself
-            send_more()
-            statuses = gather(study, rows)
-        open_runs = [s for s in statuses if s.state in OPEN_STATES]
-        ended = [s for s in statuses if s.state not in OPEN_STATES]
-        for status in ended:
-            if status.run_id not in reported:
-                reported.add(status.run_id)
-                display.ended(status, len(reported), len(rows))
-        running = sum(s.state == RUNNING for s in open_runs)
-        fraction = sum(costs[s.run_id] * s.fraction for s in statuses) / sum(costs.values()) if costs else 1.0
-        display.progress(len(ended), len(rows), running, fraction, eta_seconds(rows, statuses, max(1, running)))
-        if not open_runs:
-            break
-        send_more()
-        deadline = time.monotonic() + FOLLOW_SECONDS
-        while time.monotonic() < deadline and not interrupts.count:
-            time.sleep(WAIT_SECONDS)
-    display.clear()

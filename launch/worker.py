@@ -52,6 +52,7 @@ RESTART = 75  # the trainer has saved and asks to be run again; a worker that le
 FRUITLESS_RESTARTS = 3  # restarts in a row without a new step, after which the run has failed
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 POLL_SECONDS = 0.25
+FEED_SECONDS, FEED_AGAIN_SECONDS = 180.0, 10.0  # where SLURM does not answer, how long a job at its end asks again, and how often
 
 log = logging.getLogger(__name__)
 
@@ -350,11 +351,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _feed(job: WorkerJob, trainer_argv: Sequence[str]) -> None:
     """Submit what waited for this job's place. What goes wrong is told to the job's log: the run itself has ended well or not."""
     from launch.order import pump
+    from launch.scheduler import NoAnswer
 
-    try:
-        pump(Path(job.study), Path(job.root), trainer_argv=trainer_argv or None)
-    except (LstError, OSError) as error:
-        print(f"what waits was not submitted: {error}", file=sys.stderr)
+    deadline = time.monotonic() + FEED_SECONDS
+    while True:
+        try:
+            return pump(Path(job.study), Path(job.root), trainer_argv=trainer_argv or None)
+        except (LstError, OSError) as error:
+            print(f"what waits was not submitted: {error}", file=sys.stderr, flush=True)
+            if not isinstance(error, NoAnswer) or time.monotonic() > deadline:
+                return None
+        time.sleep(FEED_AGAIN_SECONDS)
 
 
 if __name__ == "__main__":
