@@ -53,7 +53,7 @@ PATTERNS = (
         FailureClass.OOM,
         re.compile(r"OutOfMemoryError|CUDA out of memory|MemoryError|can't allocate memory|Cannot allocate memory"),
     ),
-    (FailureClass.IMPORT, re.compile(r"ModuleNotFoundError|ImportError|No module named")),
+    (FailureClass.IMPORT, re.compile(r"ModuleNotFoundError|ImportError|No module named|slurm_script: line \d+: .*No such file")),
     (FailureClass.DATA, re.compile(r"DataError")),
     (FailureClass.CONFIG, re.compile(r"ConfigError|CheckpointError")),
 )

@@ -191,5 +191,7 @@ def test_a_trainer_that_slurm_takes_away_while_it_starts_is_no_defect() -> None:
 
 
 def test_a_cause_is_the_line_that_tells_it() -> None:
+    gone = "/spool/job7/slurm_script: line 31: /venv/bin/python: No such file or directory"
+    assert judge_death(1, f"{gone}\n") == (FailureClass.IMPORT, gone)
     words = "OSError: [Errno 28] No space left on device\nsrun: launch/slurm: _step_signal: Terminating StepId=7.0\n"
     assert judge_death(1, words) == (FailureClass.DISK_FULL, "OSError: [Errno 28] No space left on device")
