@@ -201,8 +201,9 @@ def _what_stands(study: Path, cluster: Cluster, display: Display, *, lowered: bo
     if warning := warn_of_options():
         display.note(warning)
     adopt(study)
-    if lowered and (taken := take_back(study)):
-        display.note(f"{len(taken):,} queued jobs beyond limit.gpus are taken back, and wait")
+    stopped = bool(study_stopped(study))
+    if (lowered or stopped) and (taken := take_back(study, stopped=stopped)):
+        display.note(f"{len(taken):,} queued jobs{'' if stopped else ' beyond limit.gpus'} are taken back, and wait")
     again = end_lost(study)
     return read_order(study), again
 

@@ -17,14 +17,15 @@ from launch.rows import read_rows
 from launch.scheduler import PENDING, cancel_pending, slurm_queue
 
 
-def take_back(study: Path) -> list[str]:
+def take_back(study: Path, *, stopped: bool = False) -> list[str]:
     """Cancel jobs beyond limit.gpus that have not started; the run_ids, which wait again. The caller holds the study's lock.
 
+    Where the study was stopped, all that have not started: they would run with the code of before, and before the new canaries.
     That they wait is written first, for the case that this process is killed. A job that starts all the same is left alone.
     Raises LaunchError where SLURM does not answer.
     """
-    most = read_limits(study).gpus
-    if not most:
+    most = 0 if stopped else read_limits(study).gpus
+    if not (most or stopped):
         return []
     rows, queue = {row.run_id: row for row in read_rows(study)}, slurm_queue()
     attempts = {r: tries for r, tries in read_attempts(study).items() if r in rows and not is_complete(rows[r].folder(study))}
@@ -45,7 +46,8 @@ def take_back(study: Path) -> list[str]:
     for run_id in taken:
         attempt = last[run_id]
         number = attempt.attempt + (attempt.ended is not None)  # it was queued again
-        end = {"state": INTERRUPTED, "cause": f"taken back: limit.gpus={most}"}
+        why = "the study was stopped" if stopped else f"limit.gpus={most}"
+        end = {"state": INTERRUPTED, "cause": f"taken back: {why}"}
         append_event(study, ENDED, run_id, attempt=number, job_id=attempt.job_id, **end)
     write_order(study, dataclasses.replace(order, waiting=(*order.waiting, *taken)))
     return taken

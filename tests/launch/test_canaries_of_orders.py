@@ -12,7 +12,7 @@ import pytest
 from launch.asked import read_order
 from launch.ledger import append_event, read_attempts
 from launch.order import pump
-from launch.retries import study_stopped
+from launch.retries import stop_if_alike, study_stopped
 from launch.submit import Selection
 from lst.records import read_json
 from tests.launch.study import make_study, send
@@ -133,6 +133,24 @@ def test_a_failed_run_that_joins_as_its_arms_canary_is_judged_by_its_new_attempt
     pump(study, root(study))
     assert study_stopped(study) == ""
     assert len(read_attempts(study)[runs[2]]) == 2
+
+
+def test_after_a_stop_queued_jobs_are_taken_back_and_wait_behind_the_new_canary(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    make_study(study, *[{"steps": n} for n in range(7, 13)])
+    send(study, NOW)
+    by_job = {found[0]: run for run, found in jobs(study).items()}
+    for number in range(3):
+        live(study, by_job[f"4711_{number}"], "failed", "import", f"4711_{number}")
+    assert "alike" in stop_if_alike(study)
+    (slurm / "queue.txt").write_text("4711_3 RUNNING\n4711_4 PENDING\n4711_5 PENDING\n")
+    (tmp_path / "code/lst/__init__.py").write_text("# mended\n")
+    assert "2 queued jobs are taken back, and wait" in send(study, selection=Selection(failed_only=True))
+    order = read_order(study)
+    assert (slurm / "queue.txt").read_text() == "4711_3 RUNNING\n"
+    assert {by_job["4711_4"], by_job["4711_5"]} <= set(order.waiting)
+    assert (study_stopped(study), len(order.canaries)) == ("", 1)
+    assert [told[1:] for told in sent(study).values() if told[1:]] == [[(order.code, 5)]]
 
 
 def test_a_canary_that_the_plan_has_no_more_gives_its_place_to_another(tmp_path: Path, slurm: Path) -> None:

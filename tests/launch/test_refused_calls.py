@@ -13,11 +13,12 @@ from launch.cli import main
 from launch.cluster import cluster_from_dict, load_cluster
 from launch.limits import read_limits
 from launch.order import pump
-from launch.retries import study_stopped
+from launch.retries import stop_study, study_stopped
 from launch.scheduler import Refused
+from launch.submit import Selection
 from lst.errors import LaunchError
 from tests.launch.study import call, make_study, send
-from tests.launch.test_canaries_of_orders import begin, give
+from tests.launch.test_canaries_of_orders import give
 from tests.launch.test_orders import NOW, jobs, live, root, small, stopped
 
 __all__ = ["small", "stopped"]  # fixtures
@@ -54,21 +55,18 @@ def test_a_refusal_where_nothing_new_was_asked_for_keeps_what_was_sent_of_what_w
     tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = tmp_path / "study"
-    runs = make_study(study, *[{"steps": n} for n in (7, 8, 9)])
-    give(study, "gpus", 4, 4, 2)
-    (slurm / "queue.txt").write_text("4711_0 RUNNING\n")
+    runs = make_study(study, *[{"steps": n} for n in (7, 8, 9, 10)])
+    give(study, "gpus", 2, 2, 4, 4)
     send(study, NOW, limits={"gpus": 4})
     (first,) = jobs(study)
-    begin(study, first, root(study).name, "4711_0")
-    (slurm / "queue.txt").write_text("")
-    (slurm / "ended.txt").write_text("4711_0|NODE_FAIL|None\n")
+    live(study, first, "interrupted", "budget")
+    stop_study(study, "why")
     refuse_pairs(monkeypatch)
     with pytest.raises(LaunchError, match="not available"):
-        send(study, NOW, limits={"gpus": 12})
-    assert read_limits(study).gpus == 12
-    sent = {run for run, found in jobs(study).items() if "4712_0" in found or "4712_1" in found}
-    assert sent == set(runs[:2])
-    assert read_order(study).waiting == (runs[2],)
+        send(study, NOW, limits={"gpus": 0}, selection=Selection(failed_only=True))
+    (second,) = {*runs[2:]} - {first}
+    assert jobs(study) == {first: ["4711_0"], second: ["4712_0"]}
+    assert (study_stopped(study), read_limits(study).gpus, set(read_order(study).waiting)) == ("", 0, set(runs[:2]))
 
 
 def test_a_call_that_a_stop_refuses_leaves_the_limits_as_they_were(stopped: tuple[Path, list[str]]) -> None:
