@@ -226,6 +226,8 @@ def _state(study: Path, row: Row, last: Attempt | None, seen: _Seen, step: int) 
     if is_complete(folder):
         return DONE, "", "exit.json"
     held = holder(folder / LEASE)
+    if held is not None and last is not None and last.ended is not None and last.job_id == held.get("job_id"):
+        held = held if held["locked"] else None  # killed with all it had started: its last beat outlives it for a minute
     if held is not None and (held["locked"] or last is None or not queue or queue.get(last.job_id) in SLURM_RUNNING):
         return RUNNING, "", "lease" if held["locked"] else "heartbeat"
     if last is not None and queue and last.job_id in queue:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import stat
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import pytest
 from launch.cli import main
 from launch.display import Display, bar, duration, summary, table
 from launch.failures import judge_death, last_record
-from launch.ledger import append_event
+from launch.ledger import append_event, read_attempts
 from launch.rows import read_rows
 from launch.snapshot import PACKAGES, code_hash, make_private, take_snapshot
 from launch.status import RunStatus, eta_seconds, gather
@@ -208,3 +209,19 @@ def test_five_thousand_runs_take_one_call_of_squeue_and_little_time(monkeypatch:
     assert found["scheduler_calls"] <= 2
     assert found["lines"] == 1002
     assert found["processor_seconds"] < 3.0 / 5
+
+
+def test_a_run_whose_end_is_told_does_not_run_for_the_minute_that_its_last_beat_counts(tmp_path: Path, slurm: Path) -> None:
+    """Killed with all it had started on another machine: no lock is seen from here, and SLURM says that the job is cancelled."""
+    study = tmp_path / "study"
+    (run,) = make_study(study, {"steps": 2})
+    call("submit", study, "cluster=slurm", "canary_steps=0")
+    append_event(study, "started", run, attempt=1, job_id="4711_0", cluster="slurm", host="node9")
+    lease = {"beats": True, "host": "node9", "process": [1, 1], "beat": time.time(), "job_id": "4711_0", "owner": "a-1"}
+    write_json(study / "runs" / run / "lease.json", lease)
+    (slurm / "queue.txt").write_text("4711_0 RUNNING\n")
+    assert status(study)[run]["state"] == "running"
+    (slurm / "queue.txt").write_text("")
+    (slurm / "ended.txt").write_text("4711_0|CANCELLED|None\n")
+    assert "1 run submitted" in call("submit", study, "cluster=slurm", "canary_steps=0")[1]
+    assert [a.failure for a in read_attempts(study)[run]] == ["cancelled", ""]
