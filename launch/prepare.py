@@ -15,6 +15,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.cluster import SlurmCluster
 from launch.evaluations import evaluation_words
 from launch.job import ACCEPTED, JOB_FILES, SPEC
 from launch.ledger import LAUNCH, ledger_path
@@ -42,6 +43,8 @@ def split_words(words: Sequence[str]) -> tuple[int, list[str], list[str]]:
             parts = int(value)
         elif word.startswith(OURS):
             ours.append(word)
+        elif key in SlurmCluster.__dataclass_fields__:
+            raise ConfigError(f"{word} is an option of the cluster; write cluster.{word}.")
         elif key == "part":
             raise ConfigError(f"part={value} is given by the launcher; give parts=N, the number of parts.")
         else:

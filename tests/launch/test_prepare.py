@@ -258,3 +258,8 @@ def test_debug_is_refused_for_a_preparation_before_anything_is_written(
     assert main(["prepare", str(tmp_path / "jobs"), *words]) == 2
     assert capsys.readouterr().err.startswith("error: cluster=debug trains runs")
     assert not (tmp_path / "jobs").exists()
+
+
+def test_an_option_of_the_cluster_without_its_prefix_is_told_with_it() -> None:
+    with pytest.raises(ConfigError, match=r"write cluster\.partition=low"):
+        split_words(["parts=2", "out=x", "partition=low"])
