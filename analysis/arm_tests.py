@@ -28,6 +28,8 @@ from lst.errors import FitError
 
 FREE, SHARED = 10, 7
 """Parameters of two surfaces, and of two with one E, alpha and beta."""
+ROUNDING = 1e-12
+"""Residuals of log loss below which nothing is left but rounding, and no fit is better than another."""
 
 
 def exponent_test(
@@ -96,7 +98,8 @@ def _alone(frame: Frame, rows: np.ndarray) -> Problem:
 
 
 def _statistic(shared: Floats, free: Floats, n: int) -> Floats:
-    result: Floats = ((shared - free) / (FREE - SHARED)) / (np.maximum(free, 1e-300) / (n - FREE))
+    free = np.maximum(free, n * ROUNDING**2)
+    result: Floats = (np.maximum(shared - free, 0) / (FREE - SHARED)) / (free / (n - FREE))
     return result
 
 

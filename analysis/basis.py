@@ -5,6 +5,7 @@ Not here: the results themselves (`analysis.results`, `analysis.form_results`). 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.laws import Floats, floats
-from lst.errors import FitError, LstError
+from lst.errors import FitError, LstError, did_you_mean
 
 C = TypeVar("C")
 Interval = tuple[float, float]
@@ -65,6 +66,16 @@ def require_inside(name: str, values: ArrayLike, fitted: Interval, extrapolate: 
         )
 
 
+REAL = (int, float)
+KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("n", "resamples", "failed"), (int,)),
+    **dict.fromkeys(("objective", "residual_spread", "level"), REAL),
+    **{"delta": (*REAL, type(None)), "warnings": (list, tuple)},
+    **dict.fromkeys(("loss", "interval_method"), (str,)),
+}
+"""Of what a fit's JSON says of itself, which anybody may have edited."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Basis:
     """What every fit says of itself."""
@@ -89,6 +100,12 @@ class Basis:
         missing = [name for name in Basis.__dataclass_fields__ if name not in content]
         if missing:
             raise FitError(f"the JSON of a fit lacks {', '.join(missing)}; write it with to_json().")
+        for name, kinds in KINDS.items():
+            value = content[name]
+            if not isinstance(value, kinds) or isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
+                raise FitError(f"the JSON of a fit has {name}={value!r}, which no fit has; give the object that to_json() wrote.")
+        if content["loss"] not in HOW:
+            raise FitError(f"the JSON of a fit has loss={content['loss']!r}; {did_you_mean(content['loss'], HOW)}")
         return {n: tuple(content[n]) if n == "warnings" else content[n] for n in Basis.__dataclass_fields__}
 
     def _lines(self) -> list[str]:

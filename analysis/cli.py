@@ -177,10 +177,11 @@ def _choices(overrides: list[str], kind: type[Options]) -> Options:
 
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError  # type: ignore[import-untyped]
 
     try:
         values = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise FitError(
             f"the options {' '.join(overrides)} cannot be read ({str(error).splitlines()[0]}); write key=value."
         ) from error
@@ -203,19 +204,16 @@ def _choices(overrides: list[str], kind: type[Options]) -> Options:
 
 def _fit_table(path: Path, choices: FitOptions, as_json: bool) -> int:
     import numpy as np
-    import pandas as pd
 
+    from analysis.csv_tables import read_csv
     from analysis.fit import fit_loss_surface
 
     try:
-        table = pd.read_csv(path)
+        table = read_csv(path)
+        if "arm" in table.columns:  # one may be called NA
+            table["arm"] = read_csv(path, dtype=str, keep_default_na=False)["arm"]
     except FileNotFoundError as error:
         raise FitError(f"table '{path}' does not exist; give a CSV file with columns num_params, tokens, loss.") from error
-    except ValueError as error:
-        told = str(error).splitlines()[0]
-        raise FitError(
-            f"'{path}' is no readable CSV table ({told}); save it as UTF-8 text with commas between columns."
-        ) from error
     if "arm" in table.columns and (arms := table["arm"].astype(str).unique()).size > 1:
         raise FitError(
             f"'{path}' has {len(arms)} arms ({', '.join(sorted(arms))}) and L(N, D) is one arm's: give the rows of one, or make "

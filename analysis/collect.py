@@ -134,7 +134,8 @@ def attempt_rows(folder: Path, run_ids: set[str]) -> list[dict[str, Any]]:
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for event in records.iter_jsonl(folder / LEDGER):
         run_id, attempt, kind = event.get("run_id"), event.get("attempt"), event.get("event")
-        if run_id not in run_ids or not isinstance(attempt, int) or kind not in ("submitted", "started", "ended"):
+        known = isinstance(run_id, str) and run_id in run_ids
+        if not known or not isinstance(attempt, int) or kind not in ("submitted", "started", "ended"):
             continue
         if event.get("state") == "elsewhere":  # its job found another runner there, and left
             found.pop((str(run_id), attempt), None)

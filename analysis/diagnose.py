@@ -31,9 +31,11 @@ def chosen_delta(objective: str, delta: float, *, logs: bool = False) -> float:
     ln loss."""
     known = {HUBER: delta, SQUARES: np.inf, ABSOLUTE: ABSOLUTE_DELTA, LOSS_SQUARES: np.inf}
     if objective not in known:
-        raise FitError(f"loss='{objective}' is no objective; {did_you_mean(objective, known)}")
-    if not (np.isfinite(delta) and delta > 0):
+        raise FitError(f"loss='{objective}' is no objective; {did_you_mean(str(objective), known)}")
+    if not isinstance(delta, int | float | np.number) or not (np.isfinite(delta) and delta > 0):
         raise FitError(f"delta={delta} must be positive and finite; 1e-3 is the literature's, on log residuals.")
+    if objective == HUBER and delta < ABSOLUTE_DELTA:
+        raise FitError(f"delta={delta} is below {ABSOLUTE_DELTA:g}: that is absolute deviation; give loss={ABSOLUTE}.")
     if logs and objective == LOSS_SQUARES:
         raise FitError(f"loss={LOSS_SQUARES} is not for this fit; choose {HUBER}, {SQUARES} or {ABSOLUTE}.")
     return known[objective]
@@ -48,7 +50,8 @@ def unit_of(objective: str, loss_mean: float) -> float:
 def check_options(resamples: int, level: float) -> None:
     if not isinstance(level, float | np.floating) or not 0 < level < 1:
         raise FitError(f"level={level} is no coverage; give a number between 0 and 1, as 0.9.")
-    if not isinstance(resamples, int | np.integer) or not 0 <= resamples <= MOST_RESAMPLES:
+    whole = isinstance(resamples, int | np.integer) and not isinstance(resamples, bool)
+    if not whole or not 0 <= resamples <= MOST_RESAMPLES:
         raise FitError(f"resamples={resamples} is no whole number of 0 to {MOST_RESAMPLES:,}; give 0 for no intervals, or 1000.")
 
 

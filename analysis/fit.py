@@ -34,7 +34,7 @@ from analysis.laws import Floats, LossSurface, PowerLaw
 from analysis.optimum import solve
 from analysis.results import PowerLawFit, SurfaceFit
 from analysis.solver import CONSTANT, IN_D, IN_N, Problem
-from analysis.table import Frame, read_points, require_one_kind, require_points, require_spread
+from analysis.table import Frame, read_points, require_one_kind, require_points, require_spread, require_table
 from analysis.uncertainty import bootstrap
 from lst.errors import FitError
 
@@ -105,6 +105,7 @@ def fit_power_law(
     """Fit L(C) = asymptote + scale C^exponent (exponent < 0) to a table's columns, as `fit_loss_surface` fits its law."""
     delta = chosen_delta(objective, delta)
     check_options(resamples, level)
+    require_table(table)
     require_one_kind(table)
     points = read_points(table.assign(tokens=1.0), params=flops, loss=loss)
     parameters = 3 if asymptote else 2

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from analysis import exclude
+from analysis import csv_tables, exclude
 from analysis.collect import (
     ATTEMPT_COLUMNS,
     ATTEMPTS,
@@ -96,18 +96,14 @@ def import_runs(source: Path, out: Path, columns: dict[str, str], *, experiment:
     elif experiment:
         raise FitError(f"experiment={experiment} is for MLflow stores; '{source}' is a table.")
     else:
-        collected = of_table(read_csv(source), columns, notes)
+        collected = of_table(_text_table(source), columns, notes)
     _write(out, collected, {"source": source.name, "experiment": experiment, "columns": columns, "sha256": _hash(source)})
     return Imported(collected.runs, tuple(notes))
 
 
-def read_csv(path: Path) -> pd.DataFrame:
+def _text_table(path: Path) -> pd.DataFrame:
     """All cells as text. Raises FitError on what is no table, or on a W&B export of one panel."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except ValueError as error:  # pandas' parser errors and wrong encodings are ValueErrors
-        why = str(error).splitlines()[0]
-        raise FitError(f"'{path}' is no readable CSV table ({why}); save it with commas, as UTF-8.") from error
+    table = csv_tables.read_csv(path, dtype=str, keep_default_na=False)
     if len(table.columns) == 1 and re.search(r"[;\t|]", str(table.columns[0])):
         raise FitError(f"'{path}' has no commas between its columns ({table.columns[0]!r}); save it with commas, as UTF-8.")
     if any(re.search(r" - .+__(MIN|MAX)$", str(name)) for name in table.columns):
@@ -231,6 +227,10 @@ def _filled(final: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     for row in records_of(final[done & ~known]):
         key = next(name for name in NEEDED if not (row[name] > 0 and math.isfinite(row[name])))
         raise FitError(f"{key}={row[key]:g} of run '{row['run_id']}' is not positive and finite; correct it, or drop the run.")
+    for key in ("train_flops", "flops_budget"):
+        of = final[done][key] if key in final else pd.Series(dtype=float)
+        for name in of.index[of.notna() & ~((of > 0) & (of < np.inf))]:
+            raise FitError(f"{key}={of[name]:g} of run '{final['run_id'][name]}' is not positive and finite; correct it.")
     own = final["train_flops"] if "train_flops" in final else pd.Series(np.nan, final.index)
     if (lacking := own.isna() & known).any():
         told = f"{int(lacking.sum())} runs have no train_flops, so 6 x num_params x tokens stands there"

@@ -199,7 +199,8 @@ def _is_typed(row: dict[str, Any], key: tuple[str, ...]) -> bool:
 
 
 def _has_type(name: str, value: object) -> bool:
-    return name not in _TYPES or type(value) in _TYPES[name]
+    of_type = name not in _TYPES or type(value) in _TYPES[name]
+    return of_type and (type(value) is not int or is_number(value))
 
 
 def is_number(value: object) -> bool:

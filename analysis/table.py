@@ -53,15 +53,20 @@ class Points:
         return len(self) - len(np.unique(np.stack([self.num_params, self.tokens, self.loss, arm]), axis=1).T)
 
 
-def column(table: pd.DataFrame, name: str) -> Floats:
-    """A positive, finite column as float64; a FitError names the first row that is not."""
+def require_table(table: object) -> None:
+    """Raises FitError on what is no DataFrame."""
     if not isinstance(table, pd.DataFrame):
         raise FitError(f"a {type(table).__name__} is no table; give a pandas DataFrame with a row a run.")
+
+
+def column(table: pd.DataFrame, name: str) -> Floats:
+    """A positive, finite column as float64; a FitError names the first row that is not."""
+    require_table(table)
     if name not in table.columns:
         raise FitError(f"the table has no column '{name}'; {did_you_mean(name, [str(c) for c in table.columns])}")
     if list(table.columns).count(name) > 1:
         raise FitError(f"the table has two columns '{name}'; keep one.")
-    if table[name].dtype.kind in "cmM":
+    if table[name].dtype.kind in "cmM" or any(isinstance(cell, complex | np.complexfloating) for cell in table[name]):
         raise FitError(f"{name} holds {table[name].dtype} and no real numbers; convert the column, or choose another.")
     values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
     wrong = ~(np.isfinite(values) & (values > 0))
@@ -86,6 +91,7 @@ def read_points(table: pd.DataFrame, *, params: str = "num_params", tokens: str 
 
 def arm_rows(table: pd.DataFrame, arm: str) -> pd.DataFrame:
     """The rows of one arm. Raises FitError on an unknown one."""
+    require_table(table)
     if "arm" not in table.columns:
         raise FitError("the table has no column 'arm'; name each row's arm to compare them.")
     if table["arm"].isna().any():

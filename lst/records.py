@@ -198,7 +198,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # damage may open more brackets than Python follows
         return None
     return record if isinstance(record, dict) else None
 

@@ -91,6 +91,12 @@ def test_exponent_test_keeps_alike_arms_and_rejects_other_exponents() -> None:
     assert apart["free"]["lst"]["beta"] == pytest.approx(0.4, abs=0.05)
 
 
+def test_exponent_test_of_laws_that_are_equal_to_the_last_digit_rejects_nothing() -> None:
+    for efficiency in (1.3, 1.5, 2.0):
+        exact = exponent_test(arms(TRUTH, efficiency=efficiency, noise=0.0), "lst", resamples=50)
+        assert (exact["f"], exact["p"]) == (0.0, 1.0)
+
+
 def test_exponent_test_needs_runs() -> None:
     with pytest.raises(FitError, match="needs six in each arm"):
         exponent_test(arms(TRUTH, sizes=1), "lst")

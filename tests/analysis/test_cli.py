@@ -88,6 +88,31 @@ def test_table_that_is_no_table_is_refused(tmp_path: Path, capsys: pytest.Captur
     assert "no readable CSV table" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rows", [1, 30])
+def test_a_comma_too_many_shifts_no_column(tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: int) -> None:
+    isoflop_table().to_csv(tmp_path / "t.csv", index=False)
+    head, *lines = (tmp_path / "t.csv").read_text().splitlines()
+    lines = [line + "," if n < rows else line for n, line in enumerate(lines)]
+    (tmp_path / "t.csv").write_text("\n".join([head, *lines]) + "\n")
+    assert cli.main(["fit", "--table", str(tmp_path / "t.csv"), "resamples=0"]) == 2
+    assert "rows with more cells than its first line has names" in capsys.readouterr().err
+
+
+def test_arms_called_as_missing_words_are_two_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = pd.concat([isoflop_table().assign(arm=arm) for arm in ("NA", "null")])
+    both.to_csv(tmp_path / "both.csv", index=False)
+    assert cli.main(["fit", "--table", str(tmp_path / "both.csv"), "resamples=0"]) == 2
+    assert "has 2 arms (NA, null)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "said"), [("seed=[", "cannot be read"), ("delta=1e-300", "give loss=absolute")])
+def test_an_option_that_no_fit_can_have_is_one_sentence(
+    table: Path, capsys: pytest.CaptureFixture[str], option: str, said: str
+) -> None:
+    assert cli.main(["fit", "--table", str(table), "resamples=0", option]) == 2
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [[], ["--no-such-flag"], ["collect"], ["guess", "x"]])
 def test_command_line_that_cannot_be_is_exit_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:

@@ -71,3 +71,17 @@ def test_folders_that_the_plan_does_not_know_are_told(tmp_path: Path) -> None:
     (runs / "notes.txt").write_text("")
     assert collect(tmp_path).notes == (f"'{runs}' has folders that are no row of plan.csv, so they were left out: copied.",)
     assert collect_into(tmp_path)[1] == [f"'{runs}' has folders that are no row of plan.csv, so they were left out: copied."]
+
+
+def test_damage_that_python_cannot_hold_costs_the_damaged_line_alone(tmp_path: Path) -> None:
+    home = write_study(tmp_path, SMALL) / "runs" / rows(SMALL)[0][0].run_id
+    whole = collect(tmp_path).runs
+    (tmp_path / "launch").mkdir(exist_ok=True)
+    with (tmp_path / "launch" / "ledger.jsonl").open("a") as ledger:
+        ledger.write('{"run_id": [1], "event": "started", "attempt": 1}\n')
+    evaluation = json.loads((home / records.EVAL_RECORDS).read_text().splitlines()[0])
+    with (home / records.EVAL_RECORDS).open("a") as file:
+        file.write(json.dumps(evaluation | {"step": 1, "value": 10**400}) + "\n")
+    with (home / records.TRAIN_RECORDS).open("a") as file:
+        file.write("[" * 100_000 + "\n")
+    assert collect(tmp_path).runs.equals(whole)

@@ -230,3 +230,38 @@ def test_budgets_of_two_sizes_tell_nothing_of_how_curvature_changes() -> None:
     assert fit_isoflop(table, resamples=0).curvature == "shared"
     with pytest.raises(FitError, match="curvature=trend: add sizes, or choose curvature=shared"):
         fit_isoflop(table, curvature="trend", resamples=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("loss", None),
+        ("loss", "x"),
+        ("delta", "x"),
+        ("objective", "x"),
+        ("level", float("nan")),
+        ("resamples", "x"),
+        ("failed", True),
+    ],
+)
+def test_edited_json_of_a_fit_is_refused_when_it_is_read(key: str, value: object) -> None:
+    content = fit_loss_surface(grid(), resamples=0).to_json()
+    with pytest.raises(FitError, match=f"{key}="):
+        SurfaceFit.from_json(content | {key: value})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: fit_power_law(None),
+        lambda t: compute_multiplier(None, "lst"),
+        lambda t: exponent_test(None, "lst"),
+        lambda t: fit_loss_surface(t, delta="a"),
+        lambda t: fit_loss_surface(t, objective=None),
+        lambda t: fit_loss_surface(t, resamples=True),
+        lambda t: fit_loss_surface(t.assign(loss=t["loss"].astype(object) + 1j), resamples=0),
+    ],
+)
+def test_arguments_of_another_kind_are_one_sentence(call: Callable[[pd.DataFrame], Any]) -> None:
+    with pytest.raises(FitError):
+        call(grid())
