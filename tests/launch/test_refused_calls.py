@@ -109,3 +109,16 @@ def test_a_stopped_study_that_is_taken_back_from_slurm_goes_on_here(stopped: tup
     pump(study, root(study))
     assert jobs(study)[runs[0]][0] == "4712_0"
     assert not {job for found in jobs(study).values() for job in found if job.startswith("4713")}
+
+
+def test_failures_alike_that_submit_itself_finds_stop_the_study_and_send_nothing_again(tmp_path: Path, slurm: Path) -> None:
+    """Their interpreter was gone, so no worker had a word."""
+    study = tmp_path / "study"
+    make_study(study, *[{"steps": n} for n in (7, 8, 9)])
+    send(study, NOW)
+    (slurm / "queue.txt").write_text("")
+    (slurm / "ended.txt").write_text("".join(f"4711_{n}|FAILED|NonZeroExitCode\n" for n in range(3)))
+    with pytest.raises(LaunchError, match=r"the study is stopped: 3 attempts failed alike.*resubmit"):
+        send(study, NOW)
+    assert all(len(found) == 1 for found in jobs(study).values())
+    assert "3 attempts failed alike" in study_stopped(study)
