@@ -195,7 +195,7 @@ def _selection(arguments: argparse.Namespace) -> Selection:
     from launch.submit import Selection
     from lst.errors import did_you_mean
 
-    known = (*FailureClass, "lost")
+    known = tuple(FailureClass)
     for name in arguments.failure_class:
         if name not in known:
             raise ConfigError(f"--class {name} is unknown; {did_you_mean(name, known)}")

@@ -82,6 +82,7 @@ def _wants_bf16(study: Path) -> bool:
 
 def _on_slurm(study: Path, cluster: SlurmCluster, root: Path, bf16: bool) -> list[dict[str, Any]]:
     require_path(study)
+    types = node_types(cluster.partition, nodelist=cluster.nodelist, exclude=cluster.exclude)
     token = uuid.uuid4().hex[:12]
     folder = study / LAUNCH / JOB_FILES / token
     folder.mkdir(parents=True)
@@ -92,7 +93,7 @@ def _on_slurm(study: Path, cluster: SlurmCluster, root: Path, bf16: bool) -> lis
     letter = folder / f"{token}.letter"  # what this machine writes now, the node has to see
     letter.write_text(letter.name)
     try:
-        for number, (kind, node) in enumerate(node_types(cluster.partition).items()):
+        for number, (kind, node) in enumerate(types.items()):
             out, err = folder / f"{number}.json", folder / f"{number}.err"
             script = folder / f"{number}.sh"
             words = [sys.executable, "-m", PROBE, str(study), str(letter)]

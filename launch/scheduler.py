@@ -223,17 +223,23 @@ def find_by_token(token: str, *, looks: int = 1) -> str:
     return ""
 
 
-def node_types(partition: str | None) -> dict[str, str]:
+def node_types(partition: str | None, *, nodelist: str | None = None, exclude: str | None = None) -> dict[str, str]:
     """Node types, told by features, GPUs and cores, and a node of each that could run a job. Raises LaunchError."""
     chosen = ["--all", f"--partition={partition}"] if partition else []
+    chosen += [f"--nodes={nodelist}"] if nodelist else []
+    without = set(_call(["scontrol", "show", "hostnames", exclude]).split()) if exclude else set()
     states = "--states=idle,mixed,allocated,completing"
     types: dict[str, str] = {}
     for line in _call(["sinfo", "--noheader", "--Node", states, *chosen, "--format=%N|%f|%G|%c"]).splitlines():
         name, *about = line.strip().split("|")
+        if name in without:
+            continue
         features, gres, cores = ("" if word in ("(null)", "") else word for word in about)
         types.setdefault(", ".join(word for word in (features, gres, f"{cores} cores") if word), name)
     if not types:
-        raise LaunchError(f"SLURM lists no node that is up{f' in partition {partition}' if partition else ''}; look at sinfo.")
+        asked = {"partition": partition, "nodelist": nodelist, "exclude": exclude}
+        told = ", ".join(f"cluster.{name}={value}" for name, value in asked.items() if value)
+        raise LaunchError(f"SLURM lists no node that is up{f' under {told}' if told else ''}; look at sinfo.")
     return types
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from launch import scheduler
 from launch.cluster import load_cluster
 from launch.environment import ask_environment
 from launch.executor import sbatch_environment
@@ -20,6 +21,7 @@ from launch.job import WorkerJob
 from launch.ledger import append_event, read_attempts
 from launch.retries import study_stopped
 from launch.scheduler import expand_job_id, find_by_token
+from lst.errors import LaunchError
 from lst.records import read_json, read_jsonl
 from tests.launch.study import NO_CANARY, ROOT, call, lives, make_study, send, start, status, steps, wait_for
 
@@ -250,3 +252,19 @@ def test_a_node_that_is_set_down_while_runs_start_on_it_stops_no_study(tmp_path:
     (ends,) = {tuple((a.state, a.failure, a.cause) for a in read_attempts(study)[run]) for run in runs}
     assert ends == (("interrupted", "node_failure", "srun: error: Node failure on node1"),)
     assert study_stopped(study) == ""
+
+
+def test_node_types_are_those_of_nodes_that_jobs_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def answer(argv: list[str], seconds: float = 60) -> str:
+        calls.append(argv)
+        return "n1\n" if argv[0] == "scontrol" else "n1|(null)|gpu:8|64\nn2|(null)|gpu:8|64\nn3|fat|(null)|128\n"
+
+    monkeypatch.setattr(scheduler, "_call", answer)
+    assert scheduler.node_types(None) == {"gpu:8, 64 cores": "n1", "fat, 128 cores": "n3"}
+    assert scheduler.node_types(None, nodelist="n[1-3]", exclude="n1") == {"gpu:8, 64 cores": "n2", "fat, 128 cores": "n3"}
+    assert "--nodes=n[1-3]" in calls[-1]
+    monkeypatch.setattr(scheduler, "_call", lambda argv, seconds=60: "")
+    with pytest.raises(LaunchError, match=r"no node that is up under cluster\.nodelist=nope;"):
+        scheduler.node_types(None, nodelist="nope")

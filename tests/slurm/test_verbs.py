@@ -34,6 +34,16 @@ def test_preflight_looks_at_a_node_of_each_type_and_says_what_is_wrong(tmp_path:
     assert process.returncode == 1
 
 
+def test_preflight_looks_at_the_nodes_that_the_jobs_may_use(tmp_path: Path, data: Path) -> None:
+    study = make_study(tmp_path / "study", data, rows=1)
+    process = start("preflight", study.folder, "cluster=slurm", "exclude=node1", "--json")
+    out, err = process.communicate(timeout=300)
+    assert [machine["seen"]["host"] for machine in json.loads(out)] == ["node2"], err
+    process = start("preflight", study.folder, "cluster=slurm", "exclude=node[1-2]")
+    assert "no node that is up under cluster.exclude=node[1-2]" in process.communicate(timeout=300)[1]
+    assert process.returncode == 2
+
+
 def test_a_preparation_runs_its_parts_as_an_array_and_then_joins_them(tmp_path: Path, data: Path) -> None:
     options = [f"input={write_input(tmp_path)}", "speech_vocab=40", "split_by=document", f"tokenizer={data.parent / 'spm.model'}"]
     jobs, out = tmp_path / "jobs", tmp_path / "out"
