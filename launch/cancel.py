@@ -98,7 +98,7 @@ def _stop(
     if locked:
         write(forget, study, ids)
         try:
-            write(adopt, study)
+            write(adopt, study, end_cancelled=False)
         except LaunchError as error:
             unknown = str(error)
     attempts, suspected = read_attempts(study), suspects(study)

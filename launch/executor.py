@@ -24,7 +24,7 @@ from typing import Any
 
 from launch.cluster import LocalCluster, SlurmCluster, environment_names
 from launch.environment import OPTIONS, THREAD_LIMITS, job_environment, python_environment
-from launch.job import FLAG, JOB_FILES, JOB_ID, SPEC, START, STOP_FILES, WorkerJob, write_jobs
+from launch.job import CANCELS_BEFORE, FLAG, JOB_FILES, JOB_ID, SPEC, START, STOP_FILES, WorkerJob, write_jobs
 from launch.ledger import LAUNCH
 from launch.scheduler import sbatch
 from lst.errors import LaunchError
@@ -124,13 +124,15 @@ def submit_slurm(
     cluster: SlurmCluster,
     *,
     token: str,
+    cancels: int = 0,
     trainer_argv: Sequence[str] | None = None,
     holding: Sequence[int] = (),
     test: bool = False,
 ) -> str:
     """Submit `jobs` (equal resources, at most max_array_size) as one array; its id. They are its tasks 0, 1, ... in order.
 
-    `token` becomes the jobs' comment, by which they are found again if sbatch failed and SLURM took the jobs all the same.
+    `token` becomes the jobs' comment, by which they are found again if sbatch failed and SLURM took the jobs all the same;
+    `cancels` is how many calls of `cancel` their order knew: later ones are meant for them.
     `holding` are files whose locks are to outlive this process while sbatch runs. `test`: let SLURM validate it
     first. Raises LaunchError with sbatch's own sentence.
     """
@@ -138,6 +140,7 @@ def submit_slurm(
     folder = study / LAUNCH / JOB_FILES / token
     (study / LAUNCH / STOP_FILES).mkdir(exist_ok=True)
     sha256 = write_jobs(folder, [dataclasses.replace(job, token=token) for job in jobs])
+    (folder / CANCELS_BEFORE).write_text(f"{cancels}\n")
     script = folder / SCRIPT
     script.write_text(batch_script(study, jobs, cluster, token=token, sha256=sha256, trainer_argv=trainer_argv))
     environment = sbatch_environment(jobs[0], cluster)

@@ -24,6 +24,7 @@ from lst.records import EXIT, read_json, write_atomically
 JOB_FILES = "jobs"  # below launch/: a folder a submission
 SPEC = "jobs.json"
 ACCEPTED = "accepted"  # in a submission's folder: SLURM's id of it once the ledger knows it, or blank where SLURM has none
+CANCELS_BEFORE = "cancels"  # there too: how many calls of `cancel` its order knew
 STOP_FILES = "stop"
 JOB_ID, FLAG, START = "LST_JOB_ID", "LST_STOP_FLAG", "LST_JOB_START"  # variables that a job is given
 CANCELLED = ".cancelled"

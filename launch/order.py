@@ -17,7 +17,7 @@ from pathlib import Path
 from launch.asked import Order, may_start, pass_canaries, read_order, without_cancelled, write_order
 from launch.cluster import SlurmCluster, cluster_from_dict, placement
 from launch.gone import end_gone, suspects
-from launch.job import ACCEPTED, JOB_FILES, SPEC, WorkerJob, cancel_path, is_complete
+from launch.job import ACCEPTED, CANCELS_BEFORE, JOB_FILES, SPEC, WorkerJob, cancel_path, is_complete, raise_flag
 from launch.lease import Lease
 from launch.ledger import (
     FAILED,
@@ -36,9 +36,9 @@ from launch.places import fitting, has_job, open_attempts
 from launch.prepare import task_of
 from launch.retries import may_go_on, stop_if_alike, study_stopped
 from launch.rows import Row, read_rows, waits_for
-from launch.scheduler import HELD, Refused, find_by_token, slurm_queue, slurm_site
+from launch.scheduler import HELD, Refused, cancel_jobs, find_by_token, slurm_queue, slurm_site
 from launch.snapshot import SNAPSHOTS, altered
-from launch.withdrawn import count_cancels
+from launch.withdrawn import count_cancels, withdrawn
 from lst.errors import LaunchError
 from lst.records import read_json, read_jsonl
 
@@ -150,22 +150,36 @@ def pump(study: Path, root: Path, *, trainer_argv: Sequence[str] | None = None) 
         lock.release()
 
 
-def adopt(study: Path) -> None:
+def adopt(study: Path, *, end_cancelled: bool = True) -> None:
     """Put submissions into the ledger whose submitter was killed before it could: SLURM, or the jobs themselves, know them.
 
-    Raises LaunchError if SLURM does not answer.
+    Those that were called off meanwhile are ended, unless the caller does so itself. Raises LaunchError if SLURM does not answer.
     """
     started = {str(e.get("token")): str(e.get("job_id")) for e in read_jsonl(ledger_path(study)) if e.get("event") == STARTED}
     for folder in sorted((study / LAUNCH / JOB_FILES).glob("*")):
         if (folder / ACCEPTED).exists() or not (folder / "job.sh").is_file():
             continue
         array = started.get(folder.name, "").partition("_")[0] or find_by_token(folder.name)
-        specs = read_json(folder / SPEC) or {}
+        runs = [str(job["run_id"]) for job in (read_json(folder / SPEC) or {}).get("jobs", [])]
         if array:
-            _record(study, [str(job["run_id"]) for job in specs.get("jobs", [])], array, folder.name)
+            _record(study, runs, array, folder.name)
+            if end_cancelled:
+                _end_cancelled(study, runs, array, folder)
         elif time.time() - (folder / "job.sh").stat().st_mtime < LATE_SECONDS:
             continue
         (folder / ACCEPTED).write_text(f"{array}\n")
+
+
+def _end_cancelled(study: Path, run_ids: Sequence[str], array: str, folder: Path) -> None:
+    """End jobs that were called off while nobody knew whether SLURM had taken them."""
+    before = folder / CANCELS_BEFORE
+    if not before.is_file():  # a submission of the earlier version
+        return
+    off = withdrawn(study, int(before.read_text()), run_ids)
+    late = [f"{array}_{number}" for number, run_id in enumerate(run_ids) if run_id in off]
+    for job in late:
+        raise_flag(cancel_path(study, job), "cancelled")
+    cancel_jobs(late)
 
 
 def _record(study: Path, run_ids: Sequence[str], array: str, token: str) -> None:
@@ -198,7 +212,9 @@ def _submit_chunk(
             slurm_job(study, row, cluster, root, canary_steps=order.canary_steps if order.canaries else 0) for row in group[:size]
         ]
         try:
-            array = submit_slurm(study, jobs, cluster, token=token, trainer_argv=trainer_argv, holding=holding, test=test)
+            array = submit_slurm(
+                study, jobs, cluster, token=token, cancels=order.cancels, trainer_argv=trainer_argv, holding=holding, test=test
+            )
         except Refused as error:
             (study / LAUNCH / JOB_FILES / token / ACCEPTED).write_text("\n")
             if not FULL.search(str(error)):

@@ -195,6 +195,26 @@ def test_a_submission_that_slurm_lists_after_the_next_one_is_known_all_the_same(
     assert len(read_attempts(study)[run]) == 2
 
 
+def test_jobs_that_slurm_lists_after_they_were_cancelled_are_cancelled(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "study"
+    make_study(study, {"steps": 7}, {"steps": 8})
+    monkeypatch.setattr(scheduler, "LOOK_SECONDS", 0.01)
+    (slurm / "loses-answer").touch()
+    (slurm / "lists-late").touch()
+    with pytest.raises(NoAnswer):
+        send(study, *NO_CANARY)
+    assert call("cancel", study)[0] == 0
+    (slurm / "lists-late").unlink()
+    (slurm / "loses-answer").unlink()
+    (slurm / "queue.txt").write_text("4711_0 PENDING\n4711_1 PENDING\n")
+    adopt(study)
+    assert (slurm / "queue.txt").read_text() == ""
+    assert send(study, *NO_CANARY).endswith("2 submitted")  # it is asked for anew
+    assert [[a.failure for a in tries] for tries in read_attempts(study).values()] == [["cancelled", ""]] * 2
+
+
 def test_a_submitter_that_was_killed_before_the_ledger_knew_leaves_nothing_to_submit_twice(tmp_path: Path, slurm: Path) -> None:
     study = tmp_path / "study"
     make_study(study, {"steps": 1}, {"steps": 2})
