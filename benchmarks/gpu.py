@@ -5,7 +5,7 @@
 Tokens a second, MFU (FLOPs of lst/flops.py over the card's peak, lst/hardware.py) and peak memory; then the baseline over Llama
 (speed, memory), and LST's speed-up a token over what the FLOPs promise. Every row trains: forward, loss, backward, on rows that
 fill `--units` units with interleaved documents.
-A backend that cannot run here prints why. Numbers in docs/speed.md name the card; none is there yet.
+A backend that cannot run here prints why. Numbers in docs/speed.md name the card.
 """
 
 from __future__ import annotations
