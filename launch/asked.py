@@ -67,6 +67,8 @@ def _read(study: Path) -> Order:
     sound = sound and isinstance(values.get("time") or 0.0, int | float) and isinstance(values.get("code") or "", str)
     if not sound or not all(isinstance(n, int) for n in numbers) or not isinstance(values.get("cluster") or {}, dict):
         raise LaunchError(f"'{path}' is damaged; delete it and submit again.")
+    if "cancels" not in values:  # the earlier version has written it, which knew of none
+        numbers[3] = count_cancels(study)
     lines = count_lines(study) if values else 0
     since = order_since(study, values, lines)
     return Order(

@@ -17,7 +17,7 @@ from pathlib import Path
 from launch.asked import Order, may_start, pass_canaries, read_order, without_cancelled, write_order
 from launch.cluster import SlurmCluster, cluster_from_dict, placement
 from launch.gone import end_gone, suspects
-from launch.job import ACCEPTED, CANCELS_BEFORE, JOB_FILES, SPEC, WorkerJob, cancel_path, is_complete, raise_flag
+from launch.job import ACCEPTED, JOB_FILES, SPEC, WorkerJob, cancel_path, is_complete, raise_flag
 from launch.lease import Lease
 from launch.ledger import (
     FAILED,
@@ -36,9 +36,9 @@ from launch.places import fitting, has_job, open_attempts
 from launch.prepare import task_of
 from launch.retries import may_go_on, stop_if_alike, study_stopped
 from launch.rows import Row, read_rows, waits_for
-from launch.scheduler import HELD, Refused, cancel_jobs, find_by_token, slurm_queue, slurm_site
+from launch.scheduler import HELD, NoAnswer, Refused, cancel_jobs, find_by_token, slurm_queue, slurm_site
 from launch.snapshot import SNAPSHOTS, altered
-from launch.withdrawn import count_cancels, withdrawn
+from launch.withdrawn import called_off, count_cancels
 from lst.errors import LaunchError
 from lst.records import read_json, read_jsonl
 
@@ -142,7 +142,7 @@ def pump(study: Path, root: Path, *, trainer_argv: Sequence[str] | None = None) 
         return
     lock = Lease.acquire(study / LAUNCH / LOCK, wait=PUMP_SECONDS)
     if lock is None:
-        return
+        raise NoAnswer("somebody else is at this study, and what waits was not sent; submit again.")
     try:
         adopt(study)
         top_up(study, root, holding=(lock.file,), trainer_argv=trainer_argv)
@@ -164,18 +164,15 @@ def adopt(study: Path, *, end_cancelled: bool = True) -> None:
         if array:
             _record(study, runs, array, folder.name)
             if end_cancelled:
-                _end_cancelled(study, runs, array, folder)
+                _end_cancelled(study, runs, array, folder.name)
         elif time.time() - (folder / "job.sh").stat().st_mtime < LATE_SECONDS:
             continue
         (folder / ACCEPTED).write_text(f"{array}\n")
 
 
-def _end_cancelled(study: Path, run_ids: Sequence[str], array: str, folder: Path) -> None:
+def _end_cancelled(study: Path, run_ids: Sequence[str], array: str, token: str) -> None:
     """End jobs that were called off while nobody knew whether SLURM had taken them."""
-    before = folder / CANCELS_BEFORE
-    if not before.is_file():  # a submission of the earlier version
-        return
-    off = withdrawn(study, int(before.read_text()), run_ids)
+    off = called_off(study, token, run_ids)
     late = [f"{array}_{number}" for number, run_id in enumerate(run_ids) if run_id in off]
     for job in late:
         raise_flag(cancel_path(study, job), "cancelled")

@@ -108,7 +108,7 @@ def submit(
         try:
             stopped, stood = _stop_to_end(study, cluster, selection), read_limits(study)
             change_limits(study, limits or {})
-            before, again = _what_stands(study, cluster, display, selection, lowered=bool(limits))
+            before, again = _what_stands(study, cluster, display, lowered=bool(limits))
             todo, running = _choose(study, rows, selection, began, cancels, behind=isinstance(cluster, SlurmCluster))
             if isinstance(cluster, SlurmCluster) and interrupts.count:
                 return Report(interrupted=interrupts.exit_code, statuses=gather(study, rows))
@@ -190,9 +190,7 @@ def _take_lock(study: Path, display: Display, interrupts: Interrupts) -> Lease |
     return None
 
 
-def _what_stands(
-    study: Path, cluster: Cluster, display: Display, selection: Selection, *, lowered: bool
-) -> tuple[Order, list[str]]:
+def _what_stands(study: Path, cluster: Cluster, display: Display, *, lowered: bool) -> tuple[Order, list[str]]:
     """What was ordered before, as it stands now, and the runs whose jobs are gone and that go on by themselves.
 
     Raises LaunchError where those that are gone failed alike.
@@ -210,8 +208,8 @@ def _what_stands(
     if (lowered or stopped) and (taken := take_back(study, stopped=stopped)):
         display.note(f"{len(taken):,} queued jobs{'' if stopped else ' beyond limit.gpus'} are taken back, and wait")
     again = end_lost(study)
-    if not stopped:
-        _stop_to_end(study, cluster, selection)
+    if not stopped:  # nobody has seen yet why it is now: `resubmit` is refused once, too
+        _stop_to_end(study, cluster, Selection())
     return read_order(study), again
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from launch.job import CANCELS_BEFORE, JOB_FILES
 from launch.ledger import LAUNCH, append_line
 from lst.records import read_jsonl
 
@@ -34,3 +35,10 @@ def withdrawn(study: Path, since: int, run_ids: Iterable[str]) -> set[str]:
         named = line.get("runs") or run_ids
         found |= set(run_ids) & set(named)
     return found
+
+
+def called_off(study: Path, token: str, run_ids: Iterable[str]) -> set[str]:
+    """Which runs of a submission were called off after it was ordered (of the earlier version's: none, for it does not say)."""
+    before = study / LAUNCH / JOB_FILES / token / CANCELS_BEFORE
+    text = before.read_text().strip() if before.is_file() else ""
+    return withdrawn(study, int(text), run_ids) if text.isdecimal() else set()

@@ -44,6 +44,7 @@ from launch.progress import own_flops, recorded_step, saved_flops
 from launch.retries import may_go_on, stop_if_alike, study_stopped
 from launch.snapshot import altered
 from launch.watch import Stop, Watch
+from launch.withdrawn import called_off
 from lst.errors import LstError
 from lst.records import EXIT, FAILURE, LEASE, LOG, write_json
 
@@ -107,11 +108,12 @@ def _hold(job: WorkerJob, lease: Lease, signals: Signals, trainer_argv: Sequence
             return Outcome(state=FAILED, cause=attempts[-1].cause)
     since = job_start()  # the first attempt's GPU-hours count from there: Python's start is paid for too
     while True:
-        found = study_stopped(study) or overspent(study)
+        off = FailureClass.CANCELLED if called_off(study, job.token, [job.run_id]) else ""
+        found = off or study_stopped(study) or overspent(study)
         if found:
-            end = {"state": INTERRUPTED, "cause": found}
+            end = {"state": INTERRUPTED, "cause": found, "class": off}
             append_event(study, ENDED, job.run_id, attempt=next_attempt(attempts, job_id()), job_id=job_id(), **end)
-            return Outcome(state=INTERRUPTED, cause=found)
+            return Outcome(state=INTERRUPTED, cause=found, failure=off)
         number = next_attempt(attempts, job_id())
         attempt = runner(job, attempt=number, lease=lease, signals=signals, trainer_argv=trainer_argv, since=since)
         outcome, since = attempt.attempt_once(), None

@@ -17,14 +17,18 @@ from launch import order as order_module
 from launch import submit as submit_module
 from launch.asked import read_order
 from launch.cancel import cancel
+from launch.job import WorkerJob
 from launch.lease import Lease
 from launch.ledger import read_attempts
 from launch.order import pump
 from launch.scheduler import sbatch
 from launch.status import lock_path
 from launch.submit import Selection
+from launch.withdrawn import withdraw
+from launch.worker import Outcome, Runner, run_job
 from lst.errors import LaunchError
-from tests.launch.study import make_study, send, status
+from lst.records import read_json, write_json
+from tests.launch.study import ROOT, make_study, send, status
 from tests.launch.test_orders import NOW, end, jobs, live, root, small, start
 
 __all__ = ["small"]  # a fixture
@@ -192,3 +196,35 @@ def test_somebody_who_submits_on_and_on_is_told_of_and_what_runs_is_stopped(
         cancel(study)
     lock.release()
     assert (study / "launch/stop/4711_0.cancelled").exists()
+
+
+def test_a_job_that_was_called_off_before_anybody_knew_of_it_trains_nothing(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch gave no clear answer, SLURM lists nothing yet, `cancel` is called: the job, when it starts, looks itself."""
+    study = tmp_path / "study"
+    (run,) = make_study(study, {"steps": 7})
+    send(study, NOW)
+    (token,) = {a.token for a in read_attempts(study)[run]}
+    withdraw(study, [])
+    job = WorkerJob(study=str(study), run_id=run, root=str(ROOT), cluster="slurm", token=token)
+    monkeypatch.setenv("LST_JOB_ID", "4711_0")
+
+    class Never(Runner):
+        def attempt_once(self) -> Outcome:
+            raise AssertionError("it trains")
+
+    assert run_job(job, runner=Never) == Outcome(state="interrupted", cause="cancelled", failure="cancelled")
+    assert [a.failure for a in read_attempts(study)[run]] == ["cancelled"]
+
+
+def test_an_order_of_the_earlier_version_is_not_cancelled_by_calls_before_it(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    runs = make_study(study, {"steps": 7}, {"steps": 8})
+    send(study, NOW, limits={"gpus": 1})
+    assert len(read_order(study).waiting) == 1
+    withdraw(study, [])
+    order = read_json(study / "launch/order.json")
+    assert order is not None
+    write_json(study / "launch/order.json", {k: v for k, v in order.items() if k != "cancels"} | {"waiting": runs[1:]})
+    assert list(read_order(study).waiting) == runs[1:]

@@ -122,3 +122,15 @@ def test_failures_alike_that_submit_itself_finds_stop_the_study_and_send_nothing
         send(study, NOW)
     assert all(len(found) == 1 for found in jobs(study).values())
     assert "3 attempts failed alike" in study_stopped(study)
+
+
+def test_a_stop_that_resubmit_itself_finds_is_told_before_anything_is_sent_again(tmp_path: Path, slurm: Path) -> None:
+    study = tmp_path / "study"
+    make_study(study, *[{"steps": n} for n in (7, 8, 9)])
+    send(study, NOW)
+    (slurm / "queue.txt").write_text("")
+    (slurm / "ended.txt").write_text("".join(f"4711_{n}|FAILED|NonZeroExitCode\n" for n in range(3)))
+    again = Selection(failed_only=True)
+    with pytest.raises(LaunchError, match="the study is stopped: 3 attempts failed alike"):
+        send(study, NOW, selection=again)
+    assert send(study, NOW, selection=again).endswith("3 submitted")
