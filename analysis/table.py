@@ -66,7 +66,8 @@ def column(table: pd.DataFrame, name: str) -> Floats:
         raise FitError(f"the table has no column '{name}'; {did_you_mean(name, [str(c) for c in table.columns])}")
     if list(table.columns).count(name) > 1:
         raise FitError(f"the table has two columns '{name}'; keep one.")
-    if table[name].dtype.kind in "cmM" or any(isinstance(cell, complex | np.complexfloating) for cell in table[name]):
+    kind = table[name].dtype.kind
+    if kind in "cmM" or (kind == "O" and any(isinstance(cell, complex | np.complexfloating) for cell in table[name])):
         raise FitError(f"{name} holds {table[name].dtype} and no real numbers; convert the column, or choose another.")
     values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64)
     wrong = ~(np.isfinite(values) & (values > 0))

@@ -126,8 +126,7 @@ def cancel_pending(job_ids: Sequence[str]) -> None:
     The tasks of an array that wait are one record, and `scancel --state` ends all of it for one of them (seen with 22.05): a
     task gets a record of its own by being told the comment that it has.
     """
-    lines = _call([*SQUEUE, "--noheader", "--user", ME, "--format=%F|%k"]).splitlines()
-    comments = dict(line.strip().split("|", 1) for line in lines if "|" in line)
+    comments = _comments()
     arrays: dict[str, list[str]] = {}
     for job in job_ids:
         arrays.setdefault(job.partition("_")[0], []).append(job)
@@ -216,11 +215,16 @@ def find_by_token(token: str, *, looks: int = 1) -> str:
     for look in range(looks):
         if look:
             time.sleep(LOOK_SECONDS)
-        for line in _call([*SQUEUE, "--noheader", "--user", ME, "--format=%F|%k"]).splitlines():
-            identity, _, comment = line.strip().partition("|")
+        for identity, comment in _comments().items():
             if comment == token:
                 return identity
     return ""
+
+
+def _comments() -> dict[str, str]:
+    """The comment of each of this user's jobs and arrays that SLURM lists, by its number."""
+    lines = _call([*SQUEUE, "--noheader", "--user", ME, "--format=%F|%k"]).splitlines()
+    return dict(line.strip().split("|", 1) for line in lines if "|" in line)
 
 
 def node_types(partition: str | None, *, nodelist: str | None = None, exclude: str | None = None) -> dict[str, str]:

@@ -111,13 +111,18 @@ def test_a_stopped_study_that_is_taken_back_from_slurm_goes_on_here(stopped: tup
     assert not {job for found in jobs(study).values() for job in found if job.startswith("4713")}
 
 
-def test_failures_alike_that_submit_itself_finds_stop_the_study_and_send_nothing_again(tmp_path: Path, slurm: Path) -> None:
-    """Their interpreter was gone, so no worker had a word."""
+def three_died_alike(tmp_path: Path, slurm: Path) -> Path:
+    """A study whose jobs found no interpreter, so that no worker had a word."""
     study = tmp_path / "study"
     make_study(study, *[{"steps": n} for n in (7, 8, 9)])
     send(study, NOW)
     (slurm / "queue.txt").write_text("")
     (slurm / "ended.txt").write_text("".join(f"4711_{n}|FAILED|NonZeroExitCode\n" for n in range(3)))
+    return study
+
+
+def test_failures_alike_that_submit_itself_finds_stop_the_study_and_send_nothing_again(tmp_path: Path, slurm: Path) -> None:
+    study = three_died_alike(tmp_path, slurm)
     with pytest.raises(LaunchError, match=r"the study is stopped: 3 attempts failed alike.*resubmit"):
         send(study, NOW)
     assert all(len(found) == 1 for found in jobs(study).values())
@@ -125,11 +130,7 @@ def test_failures_alike_that_submit_itself_finds_stop_the_study_and_send_nothing
 
 
 def test_a_stop_that_resubmit_itself_finds_is_told_before_anything_is_sent_again(tmp_path: Path, slurm: Path) -> None:
-    study = tmp_path / "study"
-    make_study(study, *[{"steps": n} for n in (7, 8, 9)])
-    send(study, NOW)
-    (slurm / "queue.txt").write_text("")
-    (slurm / "ended.txt").write_text("".join(f"4711_{n}|FAILED|NonZeroExitCode\n" for n in range(3)))
+    study = three_died_alike(tmp_path, slurm)
     again = Selection(failed_only=True)
     with pytest.raises(LaunchError, match="the study is stopped: 3 attempts failed alike"):
         send(study, NOW, selection=again)
